@@ -1,0 +1,55 @@
+use multiversion::multiversion;
+
+use super::math::{axpy, dot, exp_sum, max};
+use crate::memory::{PageLayout, Word};
+
+/// Attention of one group's queries over a list of pages: the exact softmax over all listed tokens, summed in
+/// the order of the list.
+///
+/// `queries` and `out` are `[group, head_dim]`; each page comes with the number of its valid tokens. No token
+/// at all gives an output of zeros.
+#[multiversion(targets("x86_64+avx2+fma"))]
+pub fn attend(queries: &[f32], pages: &[(&[Word], usize)], layout: &PageLayout, out: &mut [f32]) {
+    let head_dim = layout.head_dim();
+    let group = queries.len() / head_dim;
+    let tokens: usize = pages.iter().map(|(_, tokens)| tokens).sum();
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    let mut block = vec![0.0; layout.page_tokens() * head_dim];
+    let mut weights = vec![0.0; group * tokens]; // [group, tokens]
+
+    let mut position = 0;
+    for (page, valid) in pages {
+        let keys = &mut block[..valid * head_dim];
+        layout.read_keys(page, keys);
+        for (head, query) in queries.chunks_exact(head_dim).enumerate() {
+            let row = &mut weights[head * tokens + position..][..*valid];
+            for (weight, key) in row.iter_mut().zip(keys.chunks_exact(head_dim)) {
+                *weight = dot(query, key) * scale;
+            }
+        }
+        position += valid;
+    }
+
+    let mut sums = vec![0.0; group];
+    for (row, sum) in weights.chunks_exact_mut(tokens.max(1)).zip(&mut sums) {
+        *sum = exp_sum(row, max(row));
+    }
+
+    out.fill(0.0);
+    let mut position = 0;
+    for (page, valid) in pages {
+        let values = &mut block[..valid * head_dim];
+        layout.read_values(page, values);
+        for (head, out) in out.chunks_exact_mut(head_dim).enumerate() {
+            let row = &weights[head * tokens + position..][..*valid];
+            for (weight, value) in row.iter().zip(values.chunks_exact(head_dim)) {
+                axpy(*weight, value, out);
+            }
+        }
+        position += valid;
+    }
+    for (out, sum) in out.chunks_exact_mut(head_dim).zip(&sums) {
+        let factor = if *sum > 0.0 { 1.0 / sum } else { 0.0 };
+        out.iter_mut().for_each(|element| *element *= factor);
+    }
+}

@@ -1,0 +1,235 @@
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::row::{NewTokens, Row, Rules, Tiers};
+use super::{attend, attend_prompt};
+use crate::backend::{Backend, PromptChunk, Step, StepEntry};
+use crate::memory::{HostArena, MemoryLimits, MemoryUsage, PageLayout, PagePool, RequestPlan, Word};
+use crate::pipeline::{Counters, Geometry, Method, RequestId};
+use crate::{KvShape, Result};
+
+/// The reference backend. See the [module](super).
+#[derive(Debug)]
+pub struct CpuBackend {
+    shape: KvShape,
+    rules: Rules,
+    tiers: Tiers,
+    requests: HashMap<RequestId, RequestRows>,
+}
+
+#[derive(Debug)]
+struct RequestRows {
+    plan: RequestPlan,
+    /// `[layers, kv_heads]`.
+    rows: Vec<Row>,
+}
+
+impl CpuBackend {
+    /// A backend without requests.
+    ///
+    /// # Errors
+    /// Those of [`Geometry::new`].
+    pub fn new(
+        shape: KvShape,
+        layout: PageLayout,
+        method: Arc<dyn Method>,
+        limits: MemoryLimits,
+    ) -> Result<Self> {
+        Ok(Self {
+            shape,
+            rules: Rules { geometry: Geometry::new(&layout, &*method)?, method },
+            tiers: Tiers {
+                pool: PagePool::new(layout, limits.gpu_pages),
+                arena: HostArena::new(layout, limits.host_bytes),
+                counters: Counters::default(),
+            },
+            requests: HashMap::new(),
+        })
+    }
+
+    /// The partitions that a row's last step selected, ascending; `None` for an unknown row.
+    pub fn selected(&self, request: RequestId, layer: usize, kv_head: usize) -> Option<&[u32]> {
+        self.row(request, layer, kv_head).map(Row::selected)
+    }
+
+    /// For each page of a row's cache, by page key, whether it holds the same bytes as its host page; what
+    /// stands behind "no stale page is ever read". `None` for an unknown row.
+    pub fn audit(&self, request: RequestId, layer: usize, kv_head: usize) -> Option<Vec<(u32, bool)>> {
+        let row = self.row(request, layer, kv_head)?;
+        let compare = |(key, page)| {
+            let host = row.host().lookup(key).filter(|_| (key as usize) < row.host().valid_pages());
+            (key, host.is_some_and(|host| self.tiers.arena.page(host) == self.tiers.pool.page(page)))
+        };
+        Some(row.cache().resident().map(compare).collect())
+    }
+
+    fn row(&self, request: RequestId, layer: usize, kv_head: usize) -> Option<&Row> {
+        let known = layer < self.shape.layers && kv_head < self.shape.kv_heads;
+        let rows = &self.requests.get(&request).filter(|_| known)?.rows;
+        Some(&rows[layer * self.shape.kv_heads + kv_head])
+    }
+}
+
+/// A row that takes part in a step.
+struct Part<'a> {
+    row: &'a mut Row,
+    entry: StepEntry,
+    kv_head: usize,
+    /// The entry's first token within the step's tensors.
+    first: usize,
+    /// The row's place among the step's rows, `[entries, kv_heads]`.
+    place: usize,
+}
+
+impl Part<'_> {
+    /// The row's new keys or values, out of a tensor `[tokens, kv_heads, head_dim]`.
+    fn new_tokens<'a>(&self, shape: &KvShape, tensor: &'a [f32]) -> NewTokens<'a> {
+        let (stride, head_dim) = (shape.kv_heads * shape.head_dim, shape.head_dim);
+        NewTokens { data: &tensor[self.first * stride + self.kv_head * head_dim..], stride, head_dim }
+    }
+
+    /// The group's queries of the entry's last token, out of a tensor `[tokens, query_heads, head_dim]`.
+    fn last_queries<'a>(&self, shape: &KvShape, tensor: &'a [f32]) -> &'a [f32] {
+        let width = shape.group() * shape.head_dim;
+        let last = self.first + self.entry.new - 1;
+        &tensor[(last * shape.kv_heads + self.kv_head) * width..][..width]
+    }
+}
+
+/// The rows of a step, in the order `[entries, kv_heads]`.
+fn parts<'a>(
+    requests: &'a mut HashMap<RequestId, RequestRows>,
+    shape: &KvShape,
+    step: &Step<'_>,
+) -> Vec<Part<'a>> {
+    let mut entries = HashMap::with_capacity(step.entries.len());
+    let mut first = 0;
+    for (index, entry) in step.entries.iter().enumerate() {
+        entries.insert(entry.request, (index, first, *entry));
+        first += entry.new;
+    }
+    let mut parts = Vec::with_capacity(step.entries.len() * shape.kv_heads);
+    for (request, state) in requests.iter_mut() {
+        let Some(&(index, first, entry)) = entries.get(request) else { continue };
+        let rows = &mut state.rows[step.layer * shape.kv_heads..][..shape.kv_heads];
+        for (kv_head, row) in rows.iter_mut().enumerate() {
+            parts.push(Part { row, entry, kv_head, first, place: index * shape.kv_heads + kv_head });
+        }
+    }
+    // A hash map's order must not show.
+    parts.sort_unstable_by_key(|part| part.place);
+    parts
+}
+
+impl Backend for CpuBackend {
+    type Tensor = [f32];
+
+    fn elements(tensor: &[f32]) -> usize {
+        tensor.len()
+    }
+
+    fn admit(&mut self, request: RequestId, plan: RequestPlan) -> Result<RequestPlan> {
+        let plan = plan.fit(self.tiers.pool.free_pages(), self.tiers.pool.limit())?;
+        self.tiers.arena.reserve(plan.host_slabs())?;
+        let mut pages = match self.tiers.pool.take(plan.gpu_pages()) {
+            Ok(pages) => pages.into_iter(),
+            Err(error) => {
+                self.tiers.arena.cancel(plan.host_slabs());
+                return Err(error);
+            }
+        };
+        let row = |_| Row::new(&plan.row, pages.by_ref().take(plan.row.gpu_pages()).collect());
+        let rows = (0..plan.rows).map(row).collect();
+        self.requests.insert(request, RequestRows { plan, rows });
+        Ok(plan)
+    }
+
+    fn release(&mut self, request: RequestId) {
+        let Some(RequestRows { plan, rows }) = self.requests.remove(&request) else { return };
+        for row in &rows {
+            row.host().slabs().iter().for_each(|slab| self.tiers.arena.free(*slab));
+            self.tiers.pool.give_back(row.pages());
+        }
+        self.tiers.arena.cancel(plan.host_slabs());
+    }
+
+    fn index(&mut self, step: &Step<'_>, keys: &[f32]) -> Result<()> {
+        let Self { shape, rules, tiers: Tiers { pool, .. }, requests } = self;
+        parts(requests, shape, step).into_par_iter().for_each(|part| {
+            let keys = part.new_tokens(shape, keys);
+            part.row.index(rules, pool, &part.entry, keys);
+        });
+        Ok(())
+    }
+
+    fn offload(&mut self, step: &Step<'_>, keys: &[f32], values: &[f32]) -> Result<()> {
+        let Self { shape, rules, tiers, requests } = self;
+        for part in parts(requests, shape, step) {
+            let (keys, values) = (part.new_tokens(shape, keys), part.new_tokens(shape, values));
+            part.row.offload(rules, tiers, &part.entry, keys, values)?;
+        }
+        Ok(())
+    }
+
+    fn select(&mut self, step: &Step<'_>, queries: &[f32]) -> Result<()> {
+        let Self { shape, rules, requests, .. } = self;
+        parts(requests, shape, step).into_par_iter().try_for_each(|part| {
+            let queries = part.last_queries(shape, queries);
+            part.row.select(rules, &part.entry, queries)
+        })
+    }
+
+    fn retrieve(&mut self, step: &Step<'_>) -> Result<()> {
+        let Self { shape, rules, tiers, requests } = self;
+        parts(requests, shape, step)
+            .into_iter()
+            .try_for_each(|part| part.row.retrieve(rules, tiers, &part.entry))
+    }
+
+    fn attend(&mut self, step: &Step<'_>, queries: &[f32], out: &mut [f32]) -> Result<()> {
+        let Self { shape, rules, tiers: Tiers { pool, .. }, requests } = self;
+        let width = shape.group() * shape.head_dim;
+        parts(requests, shape, step).into_par_iter().zip(out.par_chunks_mut(width)).for_each(
+            |(part, out)| {
+                let listed = part.row.listed().iter();
+                let pages: Vec<(&[Word], usize)> =
+                    listed.map(|(page, tokens)| (pool.page(*page), *tokens as usize)).collect();
+                attend(part.last_queries(shape, queries), &pages, rules.geometry.layout(), out);
+            },
+        );
+        Ok(())
+    }
+
+    fn attend_prompt(
+        &mut self,
+        chunk: &PromptChunk,
+        queries: &[f32],
+        keys: &[f32],
+        values: &[f32],
+        out: &mut [f32],
+    ) -> Result<()> {
+        attend_prompt(&self.shape, chunk, queries, keys, values, out);
+        Ok(())
+    }
+
+    fn counters(&self) -> Counters {
+        self.tiers.counters
+    }
+
+    fn usage(&self) -> MemoryUsage {
+        let page_bytes = self.rules.geometry.layout().page_bytes() as u64;
+        let mut usage = MemoryUsage {
+            gpu_pages_bytes: self.tiers.pool.used_pages() as u64 * page_bytes,
+            host_pages_bytes: self.tiers.arena.allocated() as u64 * self.tiers.arena.slab_bytes(),
+            ..MemoryUsage::default()
+        };
+        for row in self.requests.values().flat_map(|request| &request.rows) {
+            usage.gpu_tables_bytes += row.gpu_table_bytes() as u64;
+            usage.gpu_summaries_bytes += row.summary_bytes() as u64;
+            usage.host_tables_bytes += row.host().bytes() as u64;
+        }
+        usage
+    }
+}

@@ -1,0 +1,21 @@
+//! The reference backend: every stage in plain Rust on the CPU.
+//!
+//! Both tiers are ordinary memory, but the rules are those of a GPU: attention reads only pages of the GPU
+//! pool, and a page that is not there is copied from the host arena first. The work of each stage is a free
+//! function of the kernel's name, over slices: [`mean_key`], [`score`], [`top_k`], [`attend`] and
+//! [`attend_prompt`].
+
+mod attend;
+mod attend_prompt;
+mod backend;
+mod index;
+pub mod linalg;
+pub mod math;
+mod row;
+mod select;
+
+pub use attend::attend;
+pub use attend_prompt::attend_prompt;
+pub use backend::CpuBackend;
+pub use index::mean_key;
+pub use select::{score, top_k};

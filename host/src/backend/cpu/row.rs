@@ -1,0 +1,302 @@
+use std::sync::Arc;
+
+use super::index::mean_key;
+use super::select::{score, top_k};
+use crate::backend::StepEntry;
+use crate::memory::{HostArena, KvDtype, PagePool, PhysicalPage, RowPlan, Word};
+use crate::paging::{HostTable, Lru, Resolution, RowCache, SteadyPages};
+use crate::partition::SelectedPage;
+use crate::pipeline::{Budget, Candidates, Counters, Geometry, Index, Method, Select};
+use crate::{Error, Result};
+
+/// What holds for all rows.
+#[derive(Debug)]
+pub(super) struct Rules {
+    pub method: Arc<dyn Method>,
+    pub geometry: Geometry,
+}
+
+/// The memory that rows live in.
+#[derive(Debug)]
+pub(super) struct Tiers {
+    pub pool: PagePool,
+    pub arena: HostArena,
+    pub counters: Counters,
+}
+
+/// New keys or values of one row: token `i` is at `data[i * stride..][..head_dim]`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NewTokens<'a> {
+    pub data: &'a [f32],
+    pub stride: usize,
+    pub head_dim: usize,
+}
+
+impl NewTokens<'_> {
+    fn get(&self, token: usize) -> &[f32] {
+        &self.data[token * self.stride..][..self.head_dim]
+    }
+}
+
+/// One row: its tables, its summaries, and the lists that its stages hand on.
+#[derive(Debug)]
+pub(super) struct Row {
+    steady: SteadyPages,
+    cache: RowCache<Lru>,
+    host: HostTable,
+    /// `[partitions, width]`, from the first retrievable partition on.
+    summaries: Vec<f32>,
+    /// Select's result: partition ids, ascending.
+    selected: Vec<u32>,
+    /// Retrieve's result: the pages to attend to and their valid tokens, in token order.
+    listed: Vec<(PhysicalPage, u32)>,
+    pages: Vec<SelectedPage>,
+    resolution: Resolution,
+}
+
+impl Row {
+    /// A row without tokens, which may use `pages` as its plan says.
+    pub fn new(plan: &RowPlan, mut pages: Vec<PhysicalPage>) -> Self {
+        let slots = pages.split_off(plan.steady_pages);
+        Self {
+            steady: SteadyPages::new(pages),
+            cache: RowCache::new(slots),
+            host: HostTable::default(),
+            summaries: Vec::new(),
+            selected: Vec::new(),
+            listed: Vec::new(),
+            pages: Vec::new(),
+            resolution: Resolution::default(),
+        }
+    }
+
+    /// Index: summarises the partitions that become retrievable with this step.
+    pub fn index(&mut self, rules: &Rules, pool: &PagePool, entry: &StepEntry, keys: NewTokens<'_>) {
+        let width = rules.geometry.summary_width();
+        if width == 0 {
+            return;
+        }
+        let (layout, head_dim) = (rules.geometry.layout(), keys.head_dim);
+        let tokens = rules.geometry.partition_tokens();
+        let retrievable = rules.geometry.zones(entry.after()).retrievable;
+        let (indexed, wanted) = (self.summaries.len() / width, retrievable.len() / tokens);
+        self.summaries.resize(wanted * width, 0.0);
+        let mut partition_keys = vec![0.0; tokens * head_dim];
+        for (offset, summary) in self.summaries.chunks_exact_mut(width).enumerate().skip(indexed) {
+            let first = retrievable.start + offset * tokens;
+            for (token, key) in (first..).zip(partition_keys.chunks_exact_mut(head_dim)) {
+                if token < entry.before {
+                    let page = (token / layout.page_tokens()) as u32;
+                    let page = self.steady.lookup(page).expect("a token before its index is steady");
+                    layout.read_key(pool.page(page), token % layout.page_tokens(), key);
+                } else {
+                    store_rounded(layout.dtype(), keys.get(token - entry.before), key);
+                }
+            }
+            match rules.method.index() {
+                Index::Custom(operator) => operator.summarize(head_dim, &partition_keys, summary),
+                Index::MeanKey | Index::Nothing => mean_key(&partition_keys, summary),
+            }
+        }
+    }
+
+    /// Offload: stores the new tokens on both tiers and moves what left the steady zone to the cache.
+    pub fn offload(
+        &mut self,
+        rules: &Rules,
+        tiers: &mut Tiers,
+        entry: &StepEntry,
+        keys: NewTokens<'_>,
+        values: NewTokens<'_>,
+    ) -> Result<()> {
+        let Tiers { pool, arena, counters } = tiers;
+        let layout = rules.geometry.layout();
+        let page_tokens = layout.page_tokens();
+        let retrievable = rules.geometry.retrievable_pages(entry.after());
+        let mut left = false;
+        let mut token = entry.before;
+        while token < entry.after() {
+            let key = (token / page_tokens) as u32;
+            let end = ((key as usize + 1) * page_tokens).min(entry.after());
+            let complete = end == (key as usize + 1) * page_tokens;
+
+            // A page that is steady already is filled first: it may leave with this very step. Then those that
+            // leave make room, and only then new pages join.
+            let steady = self.steady.lookup(key);
+            if steady.is_none() && !left {
+                self.leave_steady(&retrievable, counters);
+                left = true;
+            }
+            let write = |page: &mut [_]| {
+                for token in token..end {
+                    let new = token - entry.before;
+                    layout.write_token(page, token % page_tokens, keys.get(new), values.get(new));
+                }
+            };
+            if steady.is_none() && retrievable.contains(&key) {
+                // The middle of a prompt never sees the GPU pool.
+                write(self.host_page(arena, key)?);
+            } else {
+                let page = steady.unwrap_or_else(|| self.steady.push(key));
+                write(pool.page_mut(page));
+                if complete {
+                    self.host_page(arena, key)?.copy_from_slice(pool.page(page));
+                }
+            }
+            if complete {
+                self.host.publish(key);
+                counters.offloaded_pages += 1;
+            }
+            token = end;
+        }
+        if !left {
+            self.leave_steady(&retrievable, counters);
+        }
+        Ok(())
+    }
+
+    /// Hands the steady pages that are now retrievable to the cache; their bytes stay where they are.
+    fn leave_steady(&mut self, retrievable: &std::ops::Range<u32>, counters: &mut Counters) {
+        while let Some((key, page)) = self.steady.leave(retrievable.clone()) {
+            assert!((key as usize) < self.host.valid_pages(), "page {key} left before the host had it");
+            let adoption = self.cache.adopt(key, page);
+            self.steady.recycle(adoption.spare);
+            counters.adopted_pages += u64::from(adoption.spare != page);
+            counters.evicted_pages += u64::from(adoption.evicted.is_some());
+        }
+    }
+
+    fn host_page<'a>(&mut self, arena: &'a mut HostArena, key: u32) -> Result<&'a mut [Word]> {
+        let page = loop {
+            match self.host.lookup(key) {
+                Some(page) => break page,
+                None => self.host.push(arena.allocate()?),
+            }
+        };
+        Ok(arena.page_mut(page))
+    }
+
+    /// Select: picks partitions for the group's queries, `[group, head_dim]`.
+    pub fn select(&mut self, rules: &Rules, entry: &StepEntry, queries: &[f32]) -> Result<()> {
+        let (head_dim, tokens) = (rules.geometry.layout().head_dim(), rules.geometry.partition_tokens());
+        let ids = rules.geometry.retrievable_partitions(entry.after());
+        let (first, count) = (ids.start, ids.len());
+        let limit = |budget: Budget| budget.partitions(entry.after(), tokens).min(count);
+        self.selected.clear();
+        match rules.method.select() {
+            Select::Nothing => {}
+            Select::Everything => self.selected.extend(ids),
+            Select::TopK { budget, .. } if limit(budget) == count => {
+                self.selected.extend(ids);
+            }
+            Select::TopK { merge, budget } => {
+                let (mut scores, mut logits) = (vec![0.0; count], vec![0.0; count]);
+                score(queries, &self.summaries, head_dim, merge, &mut scores, &mut logits);
+                top_k(&scores, limit(budget), &mut self.selected);
+                self.selected.iter_mut().for_each(|id| *id += first);
+            }
+            Select::Custom { picker, budget } => {
+                let candidates = Candidates {
+                    queries,
+                    head_dim,
+                    summaries: &self.summaries,
+                    first,
+                    count,
+                    limit: limit(budget),
+                };
+                picker.pick(&candidates, &mut self.selected);
+                check_selection(rules.method.name(), &candidates, &self.selected)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Retrieve: makes the selected pages resident and lists the pages of this step in token order.
+    pub fn retrieve(&mut self, rules: &Rules, tiers: &mut Tiers, entry: &StepEntry) -> Result<()> {
+        let Tiers { pool, arena, counters } = tiers;
+        self.pages.clear();
+        rules.geometry.map().expand(&self.selected, &mut self.pages);
+        self.cache.tick();
+        self.cache.resolve(&self.pages, &mut self.resolution)?;
+        for copy in &self.resolution.copies {
+            assert!((copy.key as usize) < self.host.valid_pages(), "page {} is not on the host", copy.key);
+            let source = self.host.lookup(copy.key).expect("valid pages have a place");
+            pool.page_mut(copy.page).copy_from_slice(arena.page(source));
+        }
+
+        let misses = self.resolution.copies.len() as u64;
+        if entry.before == 0 {
+            counters.warm_pages += misses;
+        } else {
+            counters.hits += self.resolution.hits() as u64;
+            counters.misses += misses;
+        }
+        counters.evicted_pages += self.resolution.evicted.len() as u64;
+
+        let retrievable = rules.geometry.retrievable_pages(entry.after());
+        let page_tokens = rules.geometry.layout().page_tokens();
+        let (sinks, tail) = self
+            .steady
+            .pages()
+            .split_at(self.steady.pages().partition_point(|(key, _)| *key < retrievable.start));
+        let steady = |(key, page): &(u32, PhysicalPage)| {
+            (*page, page_tokens.min(entry.after() - *key as usize * page_tokens) as u32)
+        };
+        let selected = self.resolution.pages.iter().zip(&self.pages);
+        self.listed.clear();
+        self.listed.extend(sinks.iter().map(steady));
+        self.listed.extend(selected.map(|(page, selected)| (*page, selected.tokens)));
+        self.listed.extend(tail.iter().map(steady));
+        Ok(())
+    }
+
+    /// The pages of this step and their valid tokens, in token order.
+    pub fn listed(&self) -> &[(PhysicalPage, u32)] {
+        &self.listed
+    }
+
+    /// The partitions of this step.
+    pub fn selected(&self) -> &[u32] {
+        &self.selected
+    }
+
+    /// The row's places on both tiers, to be freed.
+    pub fn pages(&self) -> impl Iterator<Item = PhysicalPage> {
+        self.steady.physical_pages().chain(self.cache.physical_pages().iter().copied())
+    }
+
+    pub fn host(&self) -> &HostTable {
+        &self.host
+    }
+
+    pub fn cache(&self) -> &RowCache<Lru> {
+        &self.cache
+    }
+
+    pub fn gpu_table_bytes(&self) -> usize {
+        self.cache.bytes() + self.steady.bytes()
+    }
+
+    pub fn summary_bytes(&self) -> usize {
+        size_of_val(self.summaries.as_slice())
+    }
+}
+
+fn store_rounded(dtype: KvDtype, from: &[f32], to: &mut [f32]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = dtype.round(*from);
+    }
+}
+
+fn check_selection(method: &str, candidates: &Candidates<'_>, ids: &[u32]) -> Result<()> {
+    let reason = if ids.len() > candidates.limit {
+        format!("{} partitions, the budget allows {}", ids.len(), candidates.limit)
+    } else if !ids.is_sorted_by(|a, b| a < b) {
+        "ids do not ascend strictly".to_owned()
+    } else if let Some(id) = ids.iter().find(|id| !candidates.ids().contains(id)) {
+        format!("partition {id} is outside {:?}", candidates.ids())
+    } else {
+        return Ok(());
+    };
+    Err(Error::InvalidSelection { method: method.to_owned(), reason })
+}

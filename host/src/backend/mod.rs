@@ -1,0 +1,147 @@
+//! Where the stages run.
+//!
+//! A [`Backend`] owns the KV of all admitted requests on both tiers, and the tables. The
+//! [`Pipeline`](crate::pipeline::Pipeline) calls its stages in order and keeps no data of its own, so a backend
+//! whose tables live on a GPU takes every decision of a step there.
+
+pub mod cpu;
+
+use crate::memory::{MemoryUsage, RequestPlan};
+use crate::pipeline::{Counters, RequestId};
+use crate::{Error, Result};
+
+/// One layer of a step, for every request that takes part.
+#[derive(Clone, Copy, Debug)]
+pub struct Step<'a> {
+    /// The layer.
+    pub layer: usize,
+    /// The requests, each at most once; tensors hold their tokens in this order.
+    pub entries: &'a [StepEntry],
+}
+
+/// One request's part in a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepEntry {
+    /// The request.
+    pub request: RequestId,
+    /// Tokens that it holds before the step.
+    pub before: usize,
+    /// Tokens that it gains.
+    pub new: usize,
+}
+
+impl StepEntry {
+    /// Tokens that it holds after the step.
+    pub fn after(&self) -> usize {
+        self.before + self.new
+    }
+}
+
+/// A run of a prompt's queries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PromptChunk {
+    /// The position of the first query.
+    pub first: usize,
+    /// Queries of the chunk.
+    pub tokens: usize,
+    /// Tokens of the whole prompt.
+    pub context: usize,
+}
+
+/// The stages of a step, and the memory that they work on.
+///
+/// The caller keeps the order index, offload, select, retrieve, attend within a layer, checks the lengths of
+/// all tensors and names only admitted requests. Layouts are those of the [crate].
+pub trait Backend {
+    /// Activations in the memory that the backend computes in: `[f32]` on the CPU.
+    type Tensor: ?Sized;
+
+    /// Elements of a tensor.
+    fn elements(tensor: &Self::Tensor) -> usize;
+
+    /// Sets a request's pages aside on both tiers and returns the plan that it got, whose buffering may be
+    /// smaller than asked for.
+    ///
+    /// # Errors
+    /// [`Error::OutOfGpuPages`], [`Error::OutOfHostMemory`], [`Error::AllocationFailed`]; nothing is then
+    /// changed.
+    fn admit(&mut self, request: RequestId, plan: RequestPlan) -> Result<RequestPlan>;
+
+    /// Frees what a request holds.
+    fn release(&mut self, request: RequestId);
+
+    /// Summarises the partitions that leave the steady zone in this step. Their keys are in steady pages or
+    /// among the new `keys`, and count as pages store them.
+    ///
+    /// # Errors
+    /// Backend failures; the step's requests are then unusable.
+    fn index(&mut self, step: &Step<'_>, keys: &Self::Tensor) -> Result<()>;
+
+    /// Stores the new keys and values: pages that fill up go to the host, pages of partitions that left the
+    /// steady zone go to the cache, the rest stay steady.
+    ///
+    /// # Errors
+    /// As for [`index`](Self::index).
+    fn offload(&mut self, step: &Step<'_>, keys: &Self::Tensor, values: &Self::Tensor) -> Result<()>;
+
+    /// Picks each row's partitions for its last query: `queries` holds as many per entry as the entry has new
+    /// tokens.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSelection`] from a method's own Select; else as for [`index`](Self::index).
+    fn select(&mut self, step: &Step<'_>, queries: &Self::Tensor) -> Result<()>;
+
+    /// Makes the selected pages resident and lists each row's pages for attention.
+    ///
+    /// # Errors
+    /// As for [`index`](Self::index).
+    fn retrieve(&mut self, step: &Step<'_>) -> Result<()>;
+
+    /// Attention of one query an entry over the pages listed by [`retrieve`](Self::retrieve), in ascending
+    /// token order.
+    ///
+    /// # Errors
+    /// As for [`index`](Self::index).
+    fn attend(&mut self, step: &Step<'_>, queries: &Self::Tensor, out: &mut Self::Tensor) -> Result<()>;
+
+    /// Dense causal attention of a run of a prompt's queries over its unrounded keys and values,
+    /// `[context, kv_heads, head_dim]`.
+    ///
+    /// # Errors
+    /// As for [`index`](Self::index).
+    fn attend_prompt(
+        &mut self,
+        chunk: &PromptChunk,
+        queries: &Self::Tensor,
+        keys: &Self::Tensor,
+        values: &Self::Tensor,
+        out: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// What happened to pages so far.
+    fn counters(&self) -> Counters;
+
+    /// Bytes in use now.
+    fn usage(&self) -> MemoryUsage;
+}
+
+/// The backends of this crate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackendKind {
+    /// The reference, on the CPU.
+    Cpu,
+}
+
+impl BackendKind {
+    /// The backend of a name, as users give it.
+    ///
+    /// # Errors
+    /// [`Error::BackendNotBuilt`] for one that this build lacks, [`Error::UnknownBackend`] for any other.
+    pub fn by_name(name: &str) -> Result<Self> {
+        match name {
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Err(Error::BackendNotBuilt { backend: name.to_owned(), built: vec!["cpu"] }),
+            _ => Err(Error::UnknownBackend { backend: name.to_owned(), known: vec!["cpu", "cuda"] }),
+        }
+    }
+}

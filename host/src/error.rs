@@ -1,0 +1,106 @@
+use crate::pipeline::RequestId;
+
+/// The result of every fallible call of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What can go wrong, with the value that was refused and the limit that it broke.
+///
+/// An error leaves every table as it was, except [`Error::InvalidSelection`], after which the requests of
+/// that batch can only be released.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs, reason = "each field is named in its variant's message")]
+pub enum Error {
+    #[error("invalid attention shape: {reason}")]
+    InvalidShape { reason: String },
+
+    #[error("invalid page layout: {reason}")]
+    InvalidLayout { reason: String },
+
+    #[error(
+        "page size {page_tokens} does not divide the partition size {partition_tokens} of method \
+         {method:?}: choose a page size that does (1 to {partition_tokens} tokens)"
+    )]
+    PageSizeDoesNotDivide { method: String, page_tokens: usize, partition_tokens: usize },
+
+    #[error("method {method:?} partitions KV into {kind}, which no backend of this build stores")]
+    UnsupportedPartition { method: String, kind: String },
+
+    #[error("method {method:?} does not fit together: {reason}")]
+    InvalidMethod { method: String, reason: String },
+
+    #[error("invalid budget {value:?}: {reason}")]
+    InvalidBudget { value: String, reason: String },
+
+    #[error(
+        "budget of {budget} tokens is below the steady zone's {steady} (sinks {sinks} + window {window}): a \
+         method that reads less than that is streaming-llm"
+    )]
+    BudgetBelowSteady { budget: usize, steady: usize, sinks: usize, window: usize },
+
+    #[error("local window of 0 tokens: the newest token is always attended to, so the window is at least 1")]
+    WindowZero,
+
+    #[error("unknown method {name:?}; known: {}{}", known.join(", "), suggest(suggestion))]
+    UnknownMethod { name: String, known: Vec<&'static str>, suggestion: Option<&'static str> },
+
+    #[error("backend {backend:?} is not built into this binary; built: {}", built.join(", "))]
+    BackendNotBuilt { backend: String, built: Vec<&'static str> },
+
+    #[error("unknown backend {backend:?}; known: {}", known.join(", "))]
+    UnknownBackend { backend: String, known: Vec<&'static str> },
+
+    #[error(
+        "out of GPU pages: a request of {max_tokens} tokens needs at least {needed} pages \
+         ({rows} rows x (steady {steady} + mandatory {mandatory})), {free} of {total} are free"
+    )]
+    OutOfGpuPages {
+        max_tokens: usize,
+        needed: usize,
+        rows: usize,
+        steady: usize,
+        mandatory: usize,
+        free: usize,
+        total: usize,
+    },
+
+    #[error("out of host memory: {needed} bytes needed for {what}, {free} of {limit} are free")]
+    OutOfHostMemory { what: String, needed: u64, free: u64, limit: u64 },
+
+    #[error("out of memory: the system refused {bytes} bytes for {what}")]
+    AllocationFailed { what: String, bytes: u64 },
+
+    #[error("request {0:?} is not admitted")]
+    UnknownRequest(RequestId),
+
+    #[error("request {0:?} appears twice in one batch")]
+    DuplicateRequest(RequestId),
+
+    #[error("request {0:?} failed in an earlier step and can only be released")]
+    RequestFailed(RequestId),
+
+    #[error("a request of 0 tokens cannot be admitted: at least 1 token is needed")]
+    EmptyRequest,
+
+    #[error("request {request:?} was given {tokens} new tokens, but holds {held} of at most {limit}")]
+    ContextFull { request: RequestId, tokens: usize, held: usize, limit: usize },
+
+    #[error("request {request:?}: layer {found} was given where layer {expected} is next")]
+    LayerOrder { request: RequestId, expected: usize, found: usize },
+
+    #[error("request {request:?} already holds {held} tokens: a prompt goes into an empty request")]
+    PrefillNotEmpty { request: RequestId, held: usize },
+
+    #[error("{what} has {found} elements where {expected} were expected")]
+    TensorLength { what: &'static str, expected: usize, found: usize },
+
+    #[error("method {method:?} returned an invalid selection: {reason}")]
+    InvalidSelection { method: String, reason: String },
+
+    #[error("a selection of {selected} pages does not fit a row's {capacity} slots")]
+    SelectionExceedsCapacity { selected: usize, capacity: usize },
+}
+
+fn suggest(suggestion: &Option<&'static str>) -> String {
+    suggestion.map(|name| format!("; did you mean {name:?}?")).unwrap_or_default()
+}

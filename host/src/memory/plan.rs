@@ -1,0 +1,114 @@
+use super::{MemoryLimits, PageLayout, SLAB_PAGES};
+use crate::pipeline::{Geometry, Method, Select};
+use crate::{Error, KvShape, Result};
+
+/// What each row of a request holds, at its longest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowPlan {
+    /// GPU pages of the steady zone.
+    pub steady_pages: usize,
+    /// GPU pages that one step's selection can need at once.
+    pub mandatory_pages: usize,
+    /// GPU pages that the cache keeps beyond those, for reuse by later steps.
+    pub buffering_pages: usize,
+    /// Host slabs of the full KV.
+    pub host_slabs: usize,
+}
+
+impl RowPlan {
+    /// Slots of the row's cache.
+    pub fn slots(&self) -> usize {
+        self.mandatory_pages + self.buffering_pages
+    }
+
+    /// GPU pages of the row.
+    pub fn gpu_pages(&self) -> usize {
+        self.steady_pages + self.slots()
+    }
+}
+
+/// What a request may hold on each tier; decided at admission, so that no step can run out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestPlan {
+    /// The longest context, prompt and generated tokens together.
+    pub max_tokens: usize,
+    /// Rows of the request.
+    pub rows: usize,
+    /// The plan of each row; all rows hold the same number of tokens.
+    pub row: RowPlan,
+}
+
+impl RequestPlan {
+    /// Plans a request of up to `max_tokens` tokens whose cache buffers `buffering` times its mandatory
+    /// pages. The cache never exceeds the pages that can be selected at all.
+    ///
+    /// # Errors
+    /// [`Error::EmptyRequest`] if `max_tokens` is 0, and those of [`Geometry::new`].
+    pub fn new(
+        shape: &KvShape,
+        layout: &PageLayout,
+        method: &dyn Method,
+        max_tokens: usize,
+        buffering: f64,
+    ) -> Result<Self> {
+        let geometry = Geometry::new(layout, method)?;
+        if max_tokens == 0 {
+            return Err(Error::EmptyRequest);
+        }
+        let selectable_pages = geometry.retrievable_pages(max_tokens).len();
+        let mandatory_pages = match method.select() {
+            Select::Nothing => 0,
+            Select::Everything => selectable_pages,
+            Select::TopK { budget, .. } | Select::Custom { budget, .. } => {
+                let partitions = budget.partitions(max_tokens, geometry.partition_tokens());
+                geometry
+                    .map()
+                    .max_pages(partitions)
+                    .map_or(selectable_pages, |pages| pages.min(selectable_pages))
+            }
+        };
+        let buffering_pages = (mandatory_pages as f64 * buffering.max(0.0)) as usize;
+        let row = RowPlan {
+            steady_pages: geometry.max_steady_pages().min(layout.pages(max_tokens)),
+            mandatory_pages,
+            buffering_pages: buffering_pages.min(selectable_pages - mandatory_pages),
+            host_slabs: (max_tokens / layout.page_tokens()).div_ceil(SLAB_PAGES),
+        };
+        Ok(Self { max_tokens, rows: shape.rows(), row })
+    }
+
+    /// The plan with as much buffering as `free` of a pool's `total` pages allow. Mandatory pages are never
+    /// cut.
+    ///
+    /// # Errors
+    /// [`Error::OutOfGpuPages`] if not even the mandatory pages fit.
+    pub fn fit(mut self, free: usize, total: usize) -> Result<Self> {
+        let RowPlan { steady_pages: steady, mandatory_pages: mandatory, .. } = self.row;
+        let needed = self.rows * (steady + mandatory);
+        if needed > free {
+            let (max_tokens, rows) = (self.max_tokens, self.rows);
+            return Err(Error::OutOfGpuPages { max_tokens, needed, rows, steady, mandatory, free, total });
+        }
+        self.row.buffering_pages = self.row.buffering_pages.min((free - needed) / self.rows);
+        Ok(self)
+    }
+
+    /// GPU pages of the request.
+    pub fn gpu_pages(&self) -> usize {
+        self.rows * self.row.gpu_pages()
+    }
+
+    /// Host slabs of the request.
+    pub fn host_slabs(&self) -> usize {
+        self.rows * self.row.host_slabs
+    }
+
+    /// The limits under which exactly this request fits.
+    pub fn limits(&self, layout: &PageLayout) -> MemoryLimits {
+        let slab_bytes = (SLAB_PAGES * layout.page_bytes()) as u64;
+        MemoryLimits {
+            gpu_pages: Some(self.gpu_pages()),
+            host_bytes: Some(self.host_slabs() as u64 * slab_bytes),
+        }
+    }
+}

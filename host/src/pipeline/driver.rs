@@ -1,0 +1,322 @@
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{Counters, Method, Stage, StageTimes};
+use crate::backend::{Backend, PromptChunk, Step, StepEntry};
+use crate::memory::{MemoryUsage, PageLayout, RequestPlan};
+use crate::{Error, KvShape, Result};
+
+/// The name of an admitted request. Never used twice by one pipeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RequestId(pub u64);
+
+/// Buffering pages for each mandatory page, unless told otherwise. The hit ratio is close to saturated from
+/// about 4 on (Spin, section on the KV manager); Spin's default is 5.
+pub const DEFAULT_BUFFERING: f64 = 5.0;
+
+/// The driver of the five stages over a backend.
+///
+/// A request is admitted, its prompt goes through [`prefill`](Self::prefill) layer by layer, then every
+/// generated token through [`decode`](Self::decode) layer by layer, and in the end it is released; releasing
+/// earlier cancels it. The driver checks what it is given before any state changes, so a refused call costs
+/// nothing.
+#[derive(Debug)]
+pub struct Pipeline<B> {
+    backend: B,
+    shape: KvShape,
+    layout: PageLayout,
+    method: Arc<dyn Method>,
+    buffering: f64,
+    requests: HashMap<RequestId, Request>,
+    next_id: u64,
+    decode_times: StageTimes,
+    prefill_times: StageTimes,
+}
+
+#[derive(Debug)]
+struct Request {
+    plan: RequestPlan,
+    /// Tokens that have passed through every layer.
+    tokens: usize,
+    next_layer: usize,
+    failed: bool,
+}
+
+impl<B: Backend> Pipeline<B> {
+    /// A pipeline of `method` over `backend`, which was made for the same shape, layout and method.
+    ///
+    /// # Errors
+    /// Those of [`RequestPlan::new`], for numbers of the method that no request could run with.
+    pub fn new(backend: B, shape: KvShape, layout: PageLayout, method: Arc<dyn Method>) -> Result<Self> {
+        RequestPlan::new(&shape, &layout, &*method, 1, DEFAULT_BUFFERING)?;
+        Ok(Self {
+            backend,
+            shape,
+            layout,
+            method,
+            buffering: DEFAULT_BUFFERING,
+            requests: HashMap::new(),
+            next_id: 0,
+            decode_times: StageTimes::default(),
+            prefill_times: StageTimes::default(),
+        })
+    }
+
+    /// Sets the buffering pages wanted for each mandatory page; holds for requests admitted from now on.
+    pub fn with_buffering(mut self, buffering: f64) -> Self {
+        self.buffering = buffering;
+        self
+    }
+
+    /// The plan of a request of up to `max_tokens` tokens in an empty machine.
+    ///
+    /// # Errors
+    /// Those of [`RequestPlan::new`].
+    pub fn plan(&self, max_tokens: usize) -> Result<RequestPlan> {
+        RequestPlan::new(&self.shape, &self.layout, &*self.method, max_tokens, self.buffering)
+    }
+
+    /// Admits a request of up to `max_tokens` tokens, prompt and generated ones together, and sets aside
+    /// what it needs on both tiers.
+    ///
+    /// # Errors
+    /// [`Error::OutOfGpuPages`], [`Error::OutOfHostMemory`] or [`Error::AllocationFailed`] if it does not
+    /// fit beside the requests that run; they lose nothing.
+    pub fn admit(&mut self, max_tokens: usize) -> Result<RequestId> {
+        let plan = self.plan(max_tokens)?;
+        let id = RequestId(self.next_id);
+        let plan = self.backend.admit(id, plan)?;
+        self.next_id += 1;
+        self.requests.insert(id, Request { plan, tokens: 0, next_layer: 0, failed: false });
+        Ok(id)
+    }
+
+    /// Ends a request, whatever its state, and frees what it held. An unknown request is ignored.
+    pub fn release(&mut self, request: RequestId) {
+        if self.requests.remove(&request).is_some() {
+            self.backend.release(request);
+        }
+    }
+
+    /// Begins one layer of a prompt of `tokens` tokens: `keys` and `values` are `[tokens, kv_heads,
+    /// head_dim]`, unrounded. The queries follow through [`PrefillLayer::attend`].
+    ///
+    /// # Errors
+    /// [`Error::PrefillNotEmpty`] after the first token, [`Error::ContextFull`] beyond the admitted length,
+    /// [`Error::LayerOrder`], [`Error::TensorLength`], [`Error::EmptyRequest`] for no tokens.
+    pub fn prefill<'a>(
+        &'a mut self,
+        request: RequestId,
+        layer: usize,
+        tokens: usize,
+        keys: &'a B::Tensor,
+        values: &'a B::Tensor,
+    ) -> Result<PrefillLayer<'a, B>> {
+        if tokens == 0 {
+            return Err(Error::EmptyRequest);
+        }
+        let held = self.check(request, layer, tokens)?;
+        if held > 0 {
+            return Err(Error::PrefillNotEmpty { request, held });
+        }
+        self.check_length("keys", keys, tokens * self.shape.kv_heads)?;
+        self.check_length("values", values, tokens * self.shape.kv_heads)?;
+        Ok(PrefillLayer { pipeline: self, request, layer, tokens, keys, values, attended: 0 })
+    }
+
+    /// One layer of a decode step for a batch of distinct requests, one new token each: `queries` and `out`
+    /// are `[batch, query_heads, head_dim]`, `keys` and `values` `[batch, kv_heads, head_dim]`.
+    ///
+    /// # Errors
+    /// [`Error::UnknownRequest`], [`Error::DuplicateRequest`], [`Error::RequestFailed`],
+    /// [`Error::ContextFull`], [`Error::LayerOrder`] and [`Error::TensorLength`] before anything changed. An
+    /// error out of a stage ([`Error::InvalidSelection`], [`Error::AllocationFailed`]) fails the batch's
+    /// requests: they can only be released.
+    pub fn decode(
+        &mut self,
+        layer: usize,
+        batch: &[RequestId],
+        queries: &B::Tensor,
+        keys: &B::Tensor,
+        values: &B::Tensor,
+        out: &mut B::Tensor,
+    ) -> Result<()> {
+        let mut entries = Vec::with_capacity(batch.len());
+        for (index, request) in batch.iter().enumerate() {
+            if batch[..index].contains(request) {
+                return Err(Error::DuplicateRequest(*request));
+            }
+            let before = self.check(*request, layer, 1)?;
+            entries.push(StepEntry { request: *request, before, new: 1 });
+        }
+        self.check_length("queries", queries, batch.len() * self.shape.query_heads)?;
+        self.check_length("keys", keys, batch.len() * self.shape.kv_heads)?;
+        self.check_length("values", values, batch.len() * self.shape.kv_heads)?;
+        self.check_length("outputs", out, batch.len() * self.shape.query_heads)?;
+
+        let step = Step { layer, entries: &entries };
+        let stages = (|| {
+            let (backend, times) = (&mut self.backend, &mut self.decode_times);
+            timed(times, Stage::Index, || backend.index(&step, keys))?;
+            timed(times, Stage::Offload, || backend.offload(&step, keys, values))?;
+            timed(times, Stage::Select, || backend.select(&step, queries))?;
+            timed(times, Stage::Retrieve, || backend.retrieve(&step))?;
+            timed(times, Stage::Attention, || backend.attend(&step, queries, out))
+        })();
+        self.finish_layer(&entries, stages)
+    }
+
+    /// Tokens that a request holds in every layer.
+    ///
+    /// # Errors
+    /// [`Error::UnknownRequest`].
+    pub fn tokens(&self, request: RequestId) -> Result<usize> {
+        self.requests.get(&request).map(|state| state.tokens).ok_or(Error::UnknownRequest(request))
+    }
+
+    /// What an admitted request may hold; its buffering may be less than was wanted.
+    ///
+    /// # Errors
+    /// [`Error::UnknownRequest`].
+    pub fn admitted(&self, request: RequestId) -> Result<&RequestPlan> {
+        self.requests.get(&request).map(|state| &state.plan).ok_or(Error::UnknownRequest(request))
+    }
+
+    /// The method.
+    pub fn method(&self) -> &dyn Method {
+        &*self.method
+    }
+
+    /// The attention shape.
+    pub fn shape(&self) -> &KvShape {
+        &self.shape
+    }
+
+    /// The page layout.
+    pub fn layout(&self) -> &PageLayout {
+        &self.layout
+    }
+
+    /// The backend.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// What happened to pages so far.
+    pub fn counters(&self) -> Counters {
+        self.backend.counters()
+    }
+
+    /// Bytes in use now.
+    pub fn usage(&self) -> MemoryUsage {
+        self.backend.usage()
+    }
+
+    /// Time in the stages of decode steps.
+    pub fn decode_times(&self) -> &StageTimes {
+        &self.decode_times
+    }
+
+    /// Time in the stages of prompts.
+    pub fn prefill_times(&self) -> &StageTimes {
+        &self.prefill_times
+    }
+
+    /// Checks that `request` can take `new` tokens through `layer`, and returns the tokens that it holds.
+    fn check(&self, request: RequestId, layer: usize, new: usize) -> Result<usize> {
+        let state = self.requests.get(&request).ok_or(Error::UnknownRequest(request))?;
+        if state.failed {
+            return Err(Error::RequestFailed(request));
+        }
+        if layer != state.next_layer {
+            return Err(Error::LayerOrder { request, expected: state.next_layer, found: layer });
+        }
+        let limit = state.plan.max_tokens;
+        if state.tokens + new > limit {
+            return Err(Error::ContextFull { request, tokens: new, held: state.tokens, limit });
+        }
+        Ok(state.tokens)
+    }
+
+    fn check_length(&self, what: &'static str, tensor: &B::Tensor, vectors: usize) -> Result<()> {
+        let (expected, found) = (vectors * self.shape.head_dim, B::elements(tensor));
+        if expected == found { Ok(()) } else { Err(Error::TensorLength { what, expected, found }) }
+    }
+
+    /// Moves the requests on to the next layer or, after the last one, to the next token; or marks them as
+    /// failed if a stage was.
+    fn finish_layer(&mut self, entries: &[StepEntry], stages: Result<()>) -> Result<()> {
+        for entry in entries {
+            let state = self.requests.get_mut(&entry.request).expect("checked above");
+            if stages.is_err() {
+                state.failed = true;
+            } else if state.next_layer + 1 == self.shape.layers {
+                state.next_layer = 0;
+                state.tokens += entry.new;
+            } else {
+                state.next_layer += 1;
+            }
+        }
+        stages
+    }
+}
+
+/// One layer of a prompt, between its keys and its last query. Dropping it earlier leaves the request as it
+/// was.
+#[derive(Debug)]
+pub struct PrefillLayer<'a, B: Backend> {
+    pipeline: &'a mut Pipeline<B>,
+    request: RequestId,
+    layer: usize,
+    tokens: usize,
+    keys: &'a B::Tensor,
+    values: &'a B::Tensor,
+    attended: usize,
+}
+
+impl<B: Backend> PrefillLayer<'_, B> {
+    /// Dense causal attention of the next `tokens` queries, `[tokens, query_heads, head_dim]`, over the
+    /// unrounded keys and values up to each one's own.
+    ///
+    /// With the prompt's last query the layer is complete: its partitions are indexed, its pages go to the
+    /// host, and the cache is warmed by what that query selects.
+    ///
+    /// # Errors
+    /// [`Error::TensorLength`], also if the prompt has fewer queries left. An error out of a stage fails the
+    /// request.
+    pub fn attend(&mut self, tokens: usize, queries: &B::Tensor, out: &mut B::Tensor) -> Result<()> {
+        let Self { pipeline, request, layer, keys, values, .. } = self;
+        let left = self.tokens - self.attended;
+        if tokens > left {
+            return Err(Error::TensorLength { what: "the prompt's queries", expected: left, found: tokens });
+        }
+        pipeline.check_length("queries", queries, tokens * pipeline.shape.query_heads)?;
+        pipeline.check_length("outputs", out, tokens * pipeline.shape.query_heads)?;
+
+        let chunk = PromptChunk { first: self.attended, tokens, context: self.tokens };
+        let (backend, times) = (&mut pipeline.backend, &mut pipeline.prefill_times);
+        timed(times, Stage::Attention, || backend.attend_prompt(&chunk, queries, keys, values, out))?;
+        self.attended += tokens;
+        if tokens == 0 || self.attended < self.tokens {
+            return Ok(());
+        }
+
+        let entries = [StepEntry { request: *request, before: 0, new: self.tokens }];
+        let step = Step { layer: *layer, entries: &entries };
+        let stages = (|| {
+            timed(times, Stage::Index, || backend.index(&step, keys))?;
+            timed(times, Stage::Offload, || backend.offload(&step, keys, values))?;
+            timed(times, Stage::Select, || backend.select(&step, queries))?;
+            timed(times, Stage::Retrieve, || backend.retrieve(&step))
+        })();
+        pipeline.finish_layer(&entries, stages)
+    }
+}
+
+fn timed<T>(times: &mut StageTimes, stage: Stage, run: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
+    let value = run();
+    times.add(stage, start.elapsed());
+    value
+}

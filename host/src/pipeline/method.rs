@@ -1,0 +1,148 @@
+use std::fmt;
+
+use super::{Budget, SteadyZone};
+use crate::partition::PartitionKind;
+
+/// A sparse-attention method: its Index and its Select. Offload, Retrieve and Attention are shared by all.
+///
+/// Most methods only name operators that the backends have, and then run on each of them:
+///
+/// ```
+/// use spinkv::partition::PartitionKind;
+/// use spinkv::pipeline::{Budget, GroupMerge, Index, Method, Select};
+///
+/// /// Mean keys of 16 tokens, scored by the sum over the query heads.
+/// #[derive(Debug)]
+/// struct Means;
+///
+/// impl Method for Means {
+///     fn name(&self) -> &str {
+///         "means"
+///     }
+///     fn partition(&self) -> PartitionKind {
+///         PartitionKind::Chunk { tokens: 16 }
+///     }
+///     fn index(&self) -> Index<'_> {
+///         Index::MeanKey
+///     }
+///     fn select(&self) -> Select<'_> {
+///         Select::TopK { merge: GroupMerge::Sum, budget: Budget::Tokens(512) }
+///     }
+/// }
+/// ```
+///
+/// A method that needs something else brings it as [`Index::Custom`] or [`Select::Custom`].
+pub trait Method: fmt::Debug + Send + Sync {
+    /// The name that users choose it by.
+    fn name(&self) -> &str;
+
+    /// How it cuts the context.
+    fn partition(&self) -> PartitionKind;
+
+    /// What a partition becomes when it leaves the steady zone.
+    fn index(&self) -> Index<'_>;
+
+    /// Which partitions a query reads.
+    fn select(&self) -> Select<'_>;
+
+    /// The tokens that every query reads.
+    fn steady(&self) -> SteadyZone {
+        SteadyZone::default()
+    }
+}
+
+/// How a partition's keys become its summary.
+#[derive(Clone, Copy, Debug)]
+pub enum Index<'a> {
+    /// No summaries.
+    Nothing,
+    /// The mean of the partition's rotated keys, `head_dim` wide (ShadowKV's landmark).
+    MeanKey,
+    /// The method's own operator.
+    Custom(&'a dyn Summarize),
+}
+
+/// A method's own Index.
+pub trait Summarize: fmt::Debug + Send + Sync {
+    /// Elements of a summary.
+    fn width(&self, head_dim: usize) -> usize;
+
+    /// Writes the summary of a partition whose rotated keys are `keys`, `[tokens, head_dim]`, as pages store
+    /// them.
+    fn summarize(&self, head_dim: usize, keys: &[f32], summary: &mut [f32]);
+}
+
+/// How a query picks partitions.
+#[derive(Clone, Copy, Debug)]
+pub enum Select<'a> {
+    /// None: only the steady zone is read.
+    Nothing,
+    /// All of them.
+    Everything,
+    /// The best ones by summary: each query head's scaled dot products with the summaries go through a
+    /// softmax over the row's partitions, the heads of a GQA group are merged, and the largest values win, ties
+    /// to the lower id.
+    TopK {
+        /// How the group's heads become one score.
+        merge: GroupMerge,
+        /// How many tokens are selected.
+        budget: Budget,
+    },
+    /// The method's own operator.
+    Custom {
+        /// Picks the partitions.
+        picker: &'a dyn Pick,
+        /// The most tokens that it picks.
+        budget: Budget,
+    },
+}
+
+impl Select<'_> {
+    /// The budget, where there is one.
+    pub fn budget(&self) -> Option<Budget> {
+        match self {
+            Self::TopK { budget, .. } | Self::Custom { budget, .. } => Some(*budget),
+            Self::Nothing | Self::Everything => None,
+        }
+    }
+}
+
+/// How the softmaxed scores of the query heads that share a KV head become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GroupMerge {
+    /// The largest (ShadowKV).
+    Max,
+    /// The sum (RetroInfer).
+    Sum,
+}
+
+/// A method's own Select.
+pub trait Pick: fmt::Debug + Send + Sync {
+    /// Appends to `ids` the partitions to read: ascending, each once, within `candidates.ids()`, and at most
+    /// `candidates.limit` of them.
+    fn pick(&self, candidates: &Candidates<'_>, ids: &mut Vec<u32>);
+}
+
+/// What a [`Pick`] chooses from: one row and the queries that read it.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidates<'a> {
+    /// Rotated queries of the group, `[group, head_dim]`.
+    pub queries: &'a [f32],
+    /// Elements of one query.
+    pub head_dim: usize,
+    /// Summaries, `[partitions, width]`; empty without an Index.
+    pub summaries: &'a [f32],
+    /// The id of the first partition; the others follow it.
+    pub first: u32,
+    /// Partitions to choose from.
+    pub count: usize,
+    /// The most that may be chosen.
+    pub limit: usize,
+}
+
+impl Candidates<'_> {
+    /// The ids that may be chosen.
+    pub fn ids(&self) -> std::ops::Range<u32> {
+        self.first..self.first + self.count as u32
+    }
+}

@@ -1,0 +1,15 @@
+//! The five stages of a step — Index, Offload, Select, Retrieve, Attention — and what a method plugs in.
+
+mod budget;
+mod driver;
+mod geometry;
+mod method;
+mod stats;
+mod zones;
+
+pub use budget::Budget;
+pub use driver::{DEFAULT_BUFFERING, Pipeline, PrefillLayer, RequestId};
+pub use geometry::Geometry;
+pub use method::{Candidates, GroupMerge, Index, Method, Pick, Select, Summarize};
+pub use stats::{Counters, Stage, StageTimes};
+pub use zones::{SteadyZone, Zones};

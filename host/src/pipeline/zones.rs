@@ -1,0 +1,90 @@
+use std::ops::Range;
+
+use crate::{Error, Result};
+
+/// The tokens that every step attends to, whatever a method selects: the first ones (attention sinks) and
+/// the last ones (the local window). They stay on the GPU and do not count in the budget.
+///
+/// The zone is rounded outwards to whole partitions and pages, so at least these tokens are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SteadyZone {
+    /// Tokens at the start of the sequence.
+    pub sinks: usize,
+    /// Tokens at its end, the newest included; at least 1.
+    pub window: usize,
+}
+
+impl Default for SteadyZone {
+    /// 4 sinks and a window of 64 tokens, as RetroInfer has them.
+    fn default() -> Self {
+        Self { sinks: 4, window: 64 }
+    }
+}
+
+impl SteadyZone {
+    /// Tokens asked for, before rounding.
+    pub fn tokens(&self) -> usize {
+        self.sinks + self.window
+    }
+
+    /// Checks the numbers.
+    ///
+    /// # Errors
+    /// [`Error::WindowZero`] if the newest token would not be attended to.
+    pub fn check(&self) -> Result<()> {
+        if self.window == 0 { Err(Error::WindowZero) } else { Ok(()) }
+    }
+
+    /// The most pages that the zone holds at any length, where context leaves it `unit` tokens at a time
+    /// and `unit` is a multiple of `page_tokens`.
+    ///
+    /// Sinks fill whole units; the tail starts on a unit's border and is shorter than `window + unit`.
+    pub fn max_pages(&self, unit: usize, page_tokens: usize) -> usize {
+        self.sinks.next_multiple_of(unit) / page_tokens + (self.window + unit - 1).div_ceil(page_tokens)
+    }
+}
+
+/// The zones of a row that holds a number of tokens. They are disjoint and cover the sequence; the tokens
+/// `0..retrievable.start` and `retrievable.end..tokens` are steady.
+///
+/// A pure function of the length, so that a host and a device that count tokens agree on every zone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Zones {
+    /// Tokens of the row.
+    pub tokens: usize,
+    /// The tokens that can be selected, and leave the GPU. Its ends are multiples of the unit, so partitions
+    /// and pages lie wholly within or without.
+    pub retrievable: Range<usize>,
+}
+
+impl Zones {
+    /// The zones at a length of `tokens`, where context leaves the steady zone `unit` tokens at a time.
+    pub fn at(tokens: usize, steady: &SteadyZone, unit: usize) -> Self {
+        let start = steady.sinks.next_multiple_of(unit).min(tokens);
+        let end = tokens.saturating_sub(steady.window) / unit * unit;
+        Self { tokens, retrievable: start..end.max(start) }
+    }
+
+    /// Whether `token` is attended to in every step.
+    pub fn is_steady(&self, token: usize) -> bool {
+        token < self.tokens && !self.retrievable.contains(&token)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prompt_shorter_than_sinks_and_window_is_all_steady() {
+        for tokens in 0..=72 {
+            let zones = Zones::at(tokens, &SteadyZone::default(), 8);
+            assert!(zones.retrievable.is_empty(), "{zones:?}");
+        }
+        // The second chunk leaves when the window no longer reaches it: 16 + 64 tokens.
+        assert_eq!(Zones::at(79, &SteadyZone::default(), 8).retrievable, 8..8);
+        assert_eq!(Zones::at(80, &SteadyZone::default(), 8).retrievable, 8..16);
+        assert_eq!(Zones::at(87, &SteadyZone::default(), 8).retrievable, 8..16);
+        assert_eq!(Zones::at(88, &SteadyZone::default(), 8).retrievable, 8..24);
+    }
+}
