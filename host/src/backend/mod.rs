@@ -28,6 +28,8 @@ pub struct StepEntry {
     pub before: usize,
     /// Tokens that it gains.
     pub new: usize,
+    /// Queries that it has in the step's query tensor: those of its last `queries` new tokens, at least 1.
+    pub queries: usize,
 }
 
 impl StepEntry {
@@ -84,8 +86,7 @@ pub trait Backend {
     /// As for [`index`](Self::index).
     fn offload(&mut self, step: &Step<'_>, keys: &Self::Tensor, values: &Self::Tensor) -> Result<()>;
 
-    /// Picks each row's partitions for its last query: `queries` holds as many per entry as the entry has new
-    /// tokens.
+    /// Picks each row's partitions for the entry's last query.
     ///
     /// # Errors
     /// [`Error::InvalidSelection`] from a method's own Select; else as for [`index`](Self::index).
@@ -97,7 +98,7 @@ pub trait Backend {
     /// As for [`index`](Self::index).
     fn retrieve(&mut self, step: &Step<'_>) -> Result<()>;
 
-    /// Attention of one query an entry over the pages listed by [`retrieve`](Self::retrieve), in ascending
+    /// Attention of the entries' queries, one each, over the pages listed by [`retrieve`](Self::retrieve), in ascending
     /// token order.
     ///
     /// # Errors

@@ -148,7 +148,7 @@ impl<B: Backend> Pipeline<B> {
                 return Err(Error::DuplicateRequest(*request));
             }
             let before = self.check(*request, layer, 1)?;
-            entries.push(StepEntry { request: *request, before, new: 1 });
+            entries.push(StepEntry { request: *request, before, new: 1, queries: 1 });
         }
         self.check_length("queries", queries, batch.len() * self.shape.query_heads)?;
         self.check_length("keys", keys, batch.len() * self.shape.kv_heads)?;
@@ -302,7 +302,7 @@ impl<B: Backend> PrefillLayer<'_, B> {
             return Ok(());
         }
 
-        let entries = [StepEntry { request: *request, before: 0, new: self.tokens }];
+        let entries = [StepEntry { request: *request, before: 0, new: self.tokens, queries: tokens }];
         let step = Step { layer: *layer, entries: &entries };
         let stages = (|| {
             timed(times, Stage::Index, || backend.index(&step, keys))?;

@@ -11,6 +11,13 @@ const TILE_QUERIES: usize = 64;
 /// Keys of a tile: 64 queries x 4 heads x 256 keys of scores are 256 KiB, within a core's second-level cache.
 const TILE_KEYS: usize = 256;
 
+/// Bytes that each thread of [`attend_prompt`] works in.
+pub fn attend_prompt_scratch(shape: &KvShape) -> usize {
+    let tile = TILE_QUERIES * shape.group() * (2 * shape.head_dim + TILE_KEYS);
+    let collected = TILE_QUERIES * shape.query_heads * shape.head_dim;
+    (tile + collected) * size_of::<f32>()
+}
+
 /// Dense causal attention of a run of a prompt's queries, by tiles with an online softmax.
 ///
 /// `queries` and `out` are `[chunk.tokens, query_heads, head_dim]`, `keys` and `values` `[chunk.context,

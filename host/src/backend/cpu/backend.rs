@@ -77,8 +77,10 @@ struct Part<'a> {
     row: &'a mut Row,
     entry: StepEntry,
     kv_head: usize,
-    /// The entry's first token within the step's tensors.
-    first: usize,
+    /// The entry's first token within the step's keys and values.
+    first_token: usize,
+    /// The entry's last query within the step's queries.
+    last_query: usize,
     /// The row's place among the step's rows, `[entries, kv_heads]`.
     place: usize,
 }
@@ -87,14 +89,13 @@ impl Part<'_> {
     /// The row's new keys or values, out of a tensor `[tokens, kv_heads, head_dim]`.
     fn new_tokens<'a>(&self, shape: &KvShape, tensor: &'a [f32]) -> NewTokens<'a> {
         let (stride, head_dim) = (shape.kv_heads * shape.head_dim, shape.head_dim);
-        NewTokens { data: &tensor[self.first * stride + self.kv_head * head_dim..], stride, head_dim }
+        NewTokens { data: &tensor[self.first_token * stride + self.kv_head * head_dim..], stride, head_dim }
     }
 
-    /// The group's queries of the entry's last token, out of a tensor `[tokens, query_heads, head_dim]`.
+    /// The group's part of the entry's last query, out of a tensor `[queries, query_heads, head_dim]`.
     fn last_queries<'a>(&self, shape: &KvShape, tensor: &'a [f32]) -> &'a [f32] {
         let width = shape.group() * shape.head_dim;
-        let last = self.first + self.entry.new - 1;
-        &tensor[(last * shape.kv_heads + self.kv_head) * width..][..width]
+        &tensor[(self.last_query * shape.kv_heads + self.kv_head) * width..][..width]
     }
 }
 
@@ -105,17 +106,19 @@ fn parts<'a>(
     step: &Step<'_>,
 ) -> Vec<Part<'a>> {
     let mut entries = HashMap::with_capacity(step.entries.len());
-    let mut first = 0;
+    let (mut first_token, mut queries) = (0, 0);
     for (index, entry) in step.entries.iter().enumerate() {
-        entries.insert(entry.request, (index, first, *entry));
-        first += entry.new;
+        queries += entry.queries;
+        entries.insert(entry.request, (index, *entry, first_token, queries - 1));
+        first_token += entry.new;
     }
     let mut parts = Vec::with_capacity(step.entries.len() * shape.kv_heads);
     for (request, state) in requests.iter_mut() {
-        let Some(&(index, first, entry)) = entries.get(request) else { continue };
+        let Some(&(index, entry, first_token, last_query)) = entries.get(request) else { continue };
         let rows = &mut state.rows[step.layer * shape.kv_heads..][..shape.kv_heads];
         for (kv_head, row) in rows.iter_mut().enumerate() {
-            parts.push(Part { row, entry, kv_head, first, place: index * shape.kv_heads + kv_head });
+            let place = index * shape.kv_heads + kv_head;
+            parts.push(Part { row, entry, kv_head, first_token, last_query, place });
         }
     }
     // A hash map's order must not show.

@@ -15,7 +15,7 @@ mod row;
 mod select;
 
 pub use attend::attend;
-pub use attend_prompt::attend_prompt;
+pub use attend_prompt::{attend_prompt, attend_prompt_scratch};
 pub use backend::CpuBackend;
 pub use index::mean_key;
 pub use select::{score, top_k};

@@ -1,0 +1,138 @@
+//! The CPU stages one by one, on one row of a Qwen3-14B shape (head width 128, 5 query heads a KV head), and a
+//! whole layer step.
+
+use std::hint::black_box;
+use std::sync::Arc;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use spinkv::KvShape;
+use spinkv::algorithms::ShadowKv;
+use spinkv::backend::PromptChunk;
+use spinkv::backend::cpu::{CpuBackend, attend, attend_prompt, mean_key, score, top_k};
+use spinkv::memory::{KvDtype, MemoryLimits, PageLayout, PhysicalPage, Word};
+use spinkv::paging::{Lru, Resolution, RowCache};
+use spinkv::partition::SelectedPage;
+use spinkv::pipeline::{Budget, GroupMerge, Pipeline, SteadyZone};
+use spinkv_benches::{drifting_selections, random};
+
+const HEAD_DIM: usize = 128;
+const GROUP: usize = 5;
+const CHUNK: usize = 8;
+
+fn index(c: &mut Criterion) {
+    let mut group = c.benchmark_group("index");
+    let keys = random(CHUNK * HEAD_DIM, 1);
+    let mut summary = vec![0.0; HEAD_DIM];
+    group.throughput(Throughput::Bytes(size_of_val(keys.as_slice()) as u64));
+    group.bench_function("mean_key/8_tokens", |b| b.iter(|| mean_key(black_box(&keys), &mut summary)));
+    group.finish();
+}
+
+fn select(c: &mut Criterion) {
+    let mut group = c.benchmark_group("select");
+    let queries = random(GROUP * HEAD_DIM, 2);
+    for context in [16_384, 131_072] {
+        let partitions = context / CHUNK;
+        let summaries = random(partitions * HEAD_DIM, 3);
+        let (mut scores, mut logits) = (vec![0.0; partitions], vec![0.0; partitions]);
+        group.throughput(Throughput::Bytes(size_of_val(summaries.as_slice()) as u64));
+        group.bench_function(BenchmarkId::new("score", context), |b| {
+            b.iter(|| {
+                score(&queries, black_box(&summaries), HEAD_DIM, GroupMerge::Max, &mut scores, &mut logits)
+            });
+        });
+        let mut ids = Vec::new();
+        group.throughput(Throughput::Elements(partitions as u64));
+        group.bench_function(BenchmarkId::new("top_256", context), |b| {
+            b.iter(|| {
+                ids.clear();
+                top_k(black_box(&scores), 256, &mut ids);
+            });
+        });
+    }
+    group.finish();
+}
+
+fn retrieve(c: &mut Criterion) {
+    let mut group = c.benchmark_group("retrieve");
+    let selections: Vec<Vec<SelectedPage>> = drifting_selections(16_384, 256, 0.9, 64, 4)
+        .into_iter()
+        .map(|keys| keys.into_iter().map(|key| SelectedPage { key, tokens: CHUNK as u32 }).collect())
+        .collect();
+    let mut cache: RowCache<Lru> = RowCache::new((0..1536).map(PhysicalPage).collect());
+    let mut resolution = Resolution::default();
+    group.throughput(Throughput::Elements(256));
+    let mut step = 0;
+    group.bench_function("resolve/256_of_1536_slots", |b| {
+        b.iter(|| {
+            cache.tick();
+            cache.resolve(&selections[step % selections.len()], &mut resolution).unwrap();
+            step += 1;
+            resolution.copies.len()
+        });
+    });
+    group.finish();
+}
+
+fn attention(c: &mut Criterion) {
+    let mut group = c.benchmark_group("attention");
+    let layout = PageLayout::new(CHUNK, HEAD_DIM, KvDtype::Bf16).unwrap();
+    let data = random(CHUNK * HEAD_DIM, 5);
+    let pages: Vec<Vec<Word>> = (0..2048 / CHUNK)
+        .map(|_| {
+            let mut page = vec![0; layout.page_words()];
+            for (token, key) in data.chunks_exact(HEAD_DIM).enumerate() {
+                layout.write_token(&mut page, token, key, key);
+            }
+            page
+        })
+        .collect();
+    let listed: Vec<(&[Word], usize)> = pages.iter().map(|page| (page.as_slice(), CHUNK)).collect();
+    let queries = random(GROUP * HEAD_DIM, 6);
+    let mut out = vec![0.0; GROUP * HEAD_DIM];
+    group.throughput(Throughput::Bytes((pages.len() * layout.page_bytes()) as u64));
+    group.bench_function("sparse/2048_tokens", |b| {
+        b.iter(|| attend(&queries, black_box(&listed), &layout, &mut out));
+    });
+
+    let shape = KvShape::new(1, GROUP, 1, HEAD_DIM).unwrap();
+    let chunk = PromptChunk { first: 3584, tokens: 512, context: 4096 };
+    let (keys, values) = (random(chunk.context * HEAD_DIM, 7), random(chunk.context * HEAD_DIM, 8));
+    let queries = random(chunk.tokens * GROUP * HEAD_DIM, 9);
+    let mut out = vec![0.0; queries.len()];
+    // Two products of 2 operations for each visible (query head, key) pair.
+    let pairs = (0..chunk.tokens).map(|query| chunk.first + query + 1).sum::<usize>() * GROUP;
+    group.throughput(Throughput::Elements((4 * pairs * HEAD_DIM) as u64));
+    group.bench_function("prompt/512_queries_of_4096", |b| {
+        b.iter(|| attend_prompt(&shape, &chunk, black_box(&queries), &keys, &values, &mut out));
+    });
+    group.finish();
+}
+
+fn layer_step(c: &mut Criterion) {
+    let shape = KvShape::new(1, 2 * GROUP, 2, HEAD_DIM).unwrap();
+    let layout = PageLayout::new(CHUNK, HEAD_DIM, KvDtype::Bf16).unwrap();
+    let method = Arc::new(ShadowKv { budget: Budget::Tokens(2048), steady: SteadyZone::default() });
+    let backend = CpuBackend::new(shape, layout, method.clone(), MemoryLimits::default()).unwrap();
+    let mut pipeline = Pipeline::new(backend, shape, layout, method).unwrap();
+    let context = 16_384;
+    let request = pipeline.admit(1 << 20).unwrap();
+    let keys = random(context * 2 * HEAD_DIM, 10);
+    let queries = random(context * 2 * GROUP * HEAD_DIM, 11);
+    let mut out = vec![0.0; queries.len()];
+    pipeline.prefill(request, 0, context, &keys, &keys).unwrap().attend(context, &queries, &mut out).unwrap();
+    let mut step = 0;
+    c.bench_function("layer_step/shadowkv_2048_of_16384_2_kv_heads", |b| {
+        b.iter(|| {
+            let at = step % 1000;
+            let query = &queries[at * 2 * GROUP * HEAD_DIM..][..2 * GROUP * HEAD_DIM];
+            let key = &keys[at * 2 * HEAD_DIM..][..2 * HEAD_DIM];
+            step += 1;
+            let out = &mut out[..2 * GROUP * HEAD_DIM];
+            pipeline.decode(0, &[request], query, key, key, out).unwrap();
+        });
+    });
+}
+
+criterion_group!(benches, index, select, retrieve, attention, layer_step);
+criterion_main!(benches);

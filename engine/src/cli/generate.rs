@@ -1,0 +1,269 @@
+use std::io::{IsTerminal, Read, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use spinkv::algorithms::MethodOptions;
+use spinkv::backend::BackendKind;
+use spinkv::memory::{KvDtype, MemoryLimits};
+use spinkv::pipeline::{Budget, SteadyZone};
+use spinkv_engine::generate::{Event, GenerateOptions, generate};
+use spinkv_engine::model::Model;
+use spinkv_engine::sampling::SamplingParams;
+use spinkv_engine::tokenizer::Tokenizer;
+use spinkv_engine::{Error, Result};
+
+use super::{demo, report};
+
+/// Answer one prompt, and say what it took.
+///
+/// Without a model it runs the bundled one, needle-tiny, and without a prompt as well it asks it for a fact that is
+/// hidden in 4,000 tokens of documentation. The text goes to standard output, everything else to standard error;
+/// with --json one object with both goes to standard output.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  spinkv generate
+  spinkv generate --method streaming-llm          # the same question, without the middle: a wrong answer
+  spinkv generate --budget 256 --gpu-pages 600    # a small budget and a small cache
+  spinkv generate --model DIR --prompt 'Once upon a time' --method dense
+  spinkv generate --prompt-file long.txt --json | jq .pages
+  cat long.txt | spinkv generate --model DIR -")]
+pub(crate) struct GenerateArguments {
+    /// Directory of a Qwen3 or Llama checkpoint: config.json, tokenizer.json, safetensors [default: the bundled
+    /// models/needle-tiny]
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+
+    /// The prompt
+    #[arg(long, value_name = "TEXT", group = "source")]
+    prompt: Option<String>,
+
+    /// A file that holds the prompt, as UTF-8
+    #[arg(long, value_name = "FILE", group = "source")]
+    prompt_file: Option<PathBuf>,
+
+    /// Read the prompt from standard input
+    #[arg(value_name = "-", value_parser = ["-"], group = "source", hide_possible_values = true)]
+    stdin: Option<String>,
+
+    /// Sparse-attention method: dense, streaming-llm or shadowkv
+    #[arg(long, default_value = "shadowkv", value_name = "NAME", help_heading = "Attention")]
+    method: String,
+
+    /// Tokens that a step may select for each KV head beyond sinks and window: a number (1024), a percentage of the
+    /// context (1.56%) or a fraction (0.0156)
+    #[arg(
+        long,
+        default_value = "1024",
+        value_name = "BUDGET",
+        allow_hyphen_values = true,
+        help_heading = "Attention"
+    )]
+    budget: String,
+
+    /// First tokens of the sequence that are always read
+    #[arg(long, default_value_t = 4, value_name = "TOKENS", help_heading = "Attention")]
+    sinks: usize,
+
+    /// Newest tokens that are always read, at least 1
+    #[arg(long, default_value_t = 64, value_name = "TOKENS", help_heading = "Attention")]
+    window: usize,
+
+    /// Tokens of a KV page; divides the method's partition (8 for shadowkv)
+    #[arg(long, default_value_t = 8, value_name = "TOKENS", help_heading = "Memory")]
+    page_tokens: usize,
+
+    /// GPU pages for all rows (layers x KV heads) together [default: as many as the request wants]
+    #[arg(long, value_name = "PAGES", help_heading = "Memory")]
+    gpu_pages: Option<usize>,
+
+    /// Cache pages beyond those that one step needs, as a multiple of them
+    #[arg(long, default_value_t = spinkv::pipeline::DEFAULT_BUFFERING, value_name = "RATIO", help_heading = "Memory")]
+    buffering: f64,
+
+    /// Host memory for the full KV, in MiB [default: no limit]
+    #[arg(long, value_name = "MIB", help_heading = "Memory")]
+    host_mib: Option<u64>,
+
+    /// How KV pages store their elements
+    #[arg(long, default_value = "bf16", value_parser = ["bf16", "f32"], help_heading = "Memory")]
+    kv_dtype: String,
+
+    /// Where the pipeline runs: cpu or cuda
+    #[arg(long, default_value = "cpu", value_name = "NAME", help_heading = "Memory")]
+    backend: String,
+
+    /// The most tokens to generate
+    #[arg(long, default_value_t = 64, value_name = "TOKENS", help_heading = "Sampling")]
+    max_tokens: usize,
+
+    /// 0 takes the likeliest token; higher values draw more freely
+    #[arg(
+        long,
+        default_value_t = 0.0,
+        value_name = "T",
+        allow_hyphen_values = true,
+        help_heading = "Sampling"
+    )]
+    temperature: f32,
+
+    /// Draw from the K likeliest tokens
+    #[arg(long, value_name = "K", help_heading = "Sampling")]
+    top_k: Option<usize>,
+
+    /// Draw from the likeliest tokens that together reach probability P
+    #[arg(
+        long,
+        default_value_t = 1.0,
+        value_name = "P",
+        allow_hyphen_values = true,
+        help_heading = "Sampling"
+    )]
+    top_p: f32,
+
+    /// Draw from the tokens that are at least P times as likely as the likeliest
+    #[arg(
+        long,
+        default_value_t = 0.0,
+        value_name = "P",
+        allow_hyphen_values = true,
+        help_heading = "Sampling"
+    )]
+    min_p: f32,
+
+    /// Seed of the draws: the same seed gives the same text
+    #[arg(long, default_value_t = 0, value_name = "SEED", help_heading = "Sampling")]
+    seed: u64,
+
+    /// Go on past the model's end token
+    #[arg(long, help_heading = "Sampling")]
+    ignore_eos: bool,
+
+    /// Print one JSON object instead of text and table
+    #[arg(long)]
+    json: bool,
+}
+
+/// The prompt and, for the bundled question, what is known of it.
+struct Prompt {
+    text: String,
+    question: Option<demo::Question>,
+}
+
+/// Runs `spinkv generate`.
+pub(crate) fn run(arguments: &GenerateArguments) -> Result<()> {
+    BackendKind::by_name(&arguments.backend)?;
+    let options = arguments.options()?;
+    // Refuse a misspelt method before anything is loaded.
+    spinkv::algorithms::by_name(&options.method, &options.method_options)?;
+    let directory = arguments.model.clone().unwrap_or_else(demo::model);
+    let prompt = arguments.read_prompt(&directory)?;
+
+    let bar = progress_bar(arguments.json);
+    let model = Model::open(&directory, |done, total| show(&bar, "loading", done, total))?;
+    let tokenizer = Tokenizer::open(&directory)?;
+    bar.set_length(0);
+    if let (Some(question), false) = (&prompt.question, arguments.json) {
+        bar.suspend(|| report::introduce(&directory, question));
+    }
+
+    let mut stdout = std::io::stdout();
+    let generation = generate(&model, &tokenizer, &prompt.text, &options, |event| {
+        match event {
+            Event::Prefill { done, total } => show(&bar, "reading", done, total),
+            Event::Text(_) if arguments.json => {}
+            Event::Text(text) => {
+                bar.finish_and_clear();
+                // A closed pipe is the reader's way to say that it has enough.
+                if stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).is_err() {
+                    return ControlFlow::Break(());
+                }
+            }
+        }
+        ControlFlow::Continue(())
+    });
+    bar.finish_and_clear();
+    let report = report::Report::new(&directory, &options, &generation?, prompt.question.as_ref());
+    if arguments.json {
+        let _ = writeln!(stdout, "{}", report.json());
+    } else {
+        let _ = writeln!(stdout);
+        eprint!("{report}");
+    }
+    Ok(())
+}
+
+impl GenerateArguments {
+    fn options(&self) -> Result<GenerateOptions> {
+        let budget: Budget = self.budget.parse()?;
+        let steady = SteadyZone { sinks: self.sinks, window: self.window };
+        Ok(GenerateOptions {
+            method: self.method.clone(),
+            method_options: MethodOptions { budget, steady },
+            page_tokens: self.page_tokens,
+            kv_dtype: if self.kv_dtype == "f32" { KvDtype::F32 } else { KvDtype::Bf16 },
+            limits: MemoryLimits {
+                gpu_pages: self.gpu_pages,
+                host_bytes: self.host_mib.map(|mib| mib.saturating_mul(1 << 20)),
+            },
+            buffering: self.buffering,
+            max_tokens: self.max_tokens,
+            sampling: SamplingParams {
+                temperature: self.temperature,
+                top_k: self.top_k,
+                top_p: self.top_p,
+                min_p: self.min_p,
+                seed: self.seed,
+            },
+            ignore_eos: self.ignore_eos,
+        })
+    }
+
+    fn read_prompt(&self, model: &Path) -> Result<Prompt> {
+        let plain = |text| Ok(Prompt { text, question: None });
+        if let Some(text) = &self.prompt {
+            return plain(text.clone());
+        }
+        if let Some(path) = &self.prompt_file {
+            let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.clone(), source })?;
+            return plain(utf8(bytes, path.display().to_string())?);
+        }
+        if self.stdin.is_some() {
+            let mut bytes = Vec::new();
+            let name = "standard input";
+            let read = std::io::stdin().read_to_end(&mut bytes);
+            read.map_err(|source| Error::Io { path: name.into(), source })?;
+            return plain(utf8(bytes, name.to_owned())?);
+        }
+        if self.model.is_some() {
+            return Err(Error::NoPrompt { model: model.to_owned() });
+        }
+        let question = demo::question(model)?;
+        Ok(Prompt { text: question.text.clone(), question: Some(question) })
+    }
+}
+
+fn utf8(bytes: Vec<u8>, source_name: String) -> Result<String> {
+    String::from_utf8(bytes)
+        .map_err(|error| Error::PromptNotUtf8 { source_name, offset: error.utf8_error().valid_up_to() })
+}
+
+/// A bar on standard error, if that is a terminal.
+fn progress_bar(json: bool) -> ProgressBar {
+    let hidden = json || !std::io::stderr().is_terminal();
+    let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+    let style = ProgressStyle::with_template("{msg} [{bar:40}] {percent}% {elapsed} (left: {eta})")
+        .expect("the template is valid")
+        .progress_chars("=> ");
+    let bar = ProgressBar::with_draw_target(Some(0), target).with_style(style);
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+fn show(bar: &ProgressBar, message: &'static str, done: usize, total: usize) {
+    bar.set_message(message);
+    bar.set_length(total as u64);
+    bar.set_position(done as u64);
+}

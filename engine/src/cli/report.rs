@@ -1,0 +1,267 @@
+use std::fmt;
+use std::path::Path;
+
+use indicatif::{HumanBytes, HumanCount};
+use serde::Serialize;
+use spinkv::pipeline::Stage;
+use spinkv_engine::generate::{Finish, GenerateOptions, Generation};
+use spinkv_engine::memory::{PeakBound, peak_resident_bytes};
+
+use super::demo::Question;
+
+/// What a generation did and what it took. Bytes, unless a name says otherwise.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    model: String,
+    method: String,
+    /// Only for methods that select.
+    budget: Option<String>,
+    text: String,
+    tokens: Vec<u32>,
+    finish: Finish,
+    /// The answer that the bundled question expects.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expected: Option<String>,
+    prompt_tokens: usize,
+    generated_tokens: usize,
+    prefill_seconds: f64,
+    decode_seconds: f64,
+    prefill_tokens_per_second: f64,
+    /// Of the tokens after the first; `None` if there were none.
+    decode_tokens_per_second: Option<f64>,
+    decode_stage_ms: DecodeStages,
+    cache: Cache,
+    pages: Pages,
+    memory: Memory,
+}
+
+/// Milliseconds of all decode steps together.
+#[derive(Debug, Serialize)]
+struct DecodeStages {
+    index: f64,
+    offload: f64,
+    select: f64,
+    retrieve: f64,
+    attention: f64,
+}
+
+/// The GPU cache, per row (layer x KV head).
+#[derive(Debug, Serialize)]
+struct Cache {
+    rows: usize,
+    page_tokens: usize,
+    page_bytes: u64,
+    mandatory_pages_per_row: usize,
+    buffering_pages_per_row: usize,
+    steady_pages_per_row: usize,
+    hits: u64,
+    misses: u64,
+    hit_ratio: Option<f64>,
+}
+
+/// Pages that moved, in pages and bytes.
+#[derive(Debug, Serialize)]
+struct Pages {
+    fetched: Moved,
+    warm_start: Moved,
+    evicted: Moved,
+    adopted: Moved,
+    offloaded: Moved,
+}
+
+#[derive(Debug, Serialize)]
+struct Moved {
+    pages: u64,
+    bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Memory {
+    gpu_pages: u64,
+    gpu_tables: u64,
+    gpu_summaries: u64,
+    host_pages: u64,
+    host_tables: u64,
+    /// `None` where the system does not tell.
+    peak_resident: Option<u64>,
+    peak_bound: u64,
+    peak_bound_parts: PeakBound,
+}
+
+impl Report {
+    pub fn new(
+        model: &Path,
+        options: &GenerateOptions,
+        generation: &Generation,
+        question: Option<&Question>,
+    ) -> Self {
+        let Generation { plan, layout, counters, usage, decode_stages, .. } = generation;
+        let page_bytes = layout.page_bytes() as u64;
+        let moved = |pages| Moved { pages, bytes: pages * page_bytes };
+        let ms = |stage| decode_stages.get(stage).as_secs_f64() * 1e3;
+        let (prefill, decode) = (generation.prefill_time.as_secs_f64(), generation.decode_time.as_secs_f64());
+        let later_tokens = generation.tokens.len().saturating_sub(1);
+        Self {
+            model: model.display().to_string(),
+            method: options.method.clone(),
+            budget: (options.method == "shadowkv").then(|| options.method_options.budget.to_string()),
+            text: generation.text.clone(),
+            tokens: generation.tokens.clone(),
+            finish: generation.finish,
+            expected: question.map(|question| question.answer.clone()),
+            prompt_tokens: generation.prompt_tokens,
+            generated_tokens: generation.tokens.len(),
+            prefill_seconds: prefill,
+            decode_seconds: decode,
+            prefill_tokens_per_second: generation.prompt_tokens as f64 / prefill,
+            decode_tokens_per_second: (later_tokens > 0).then(|| later_tokens as f64 / decode),
+            decode_stage_ms: DecodeStages {
+                index: ms(Stage::Index),
+                offload: ms(Stage::Offload),
+                select: ms(Stage::Select),
+                retrieve: ms(Stage::Retrieve),
+                attention: ms(Stage::Attention),
+            },
+            cache: Cache {
+                rows: plan.rows,
+                page_tokens: layout.page_tokens(),
+                page_bytes,
+                mandatory_pages_per_row: plan.row.mandatory_pages,
+                buffering_pages_per_row: plan.row.buffering_pages,
+                steady_pages_per_row: plan.row.steady_pages,
+                hits: counters.hits,
+                misses: counters.misses,
+                hit_ratio: counters.hit_ratio(),
+            },
+            pages: Pages {
+                fetched: moved(counters.misses),
+                warm_start: moved(counters.warm_pages),
+                evicted: moved(counters.evicted_pages),
+                adopted: moved(counters.adopted_pages),
+                offloaded: moved(counters.offloaded_pages),
+            },
+            memory: Memory {
+                gpu_pages: usage.gpu_pages_bytes,
+                gpu_tables: usage.gpu_tables_bytes,
+                gpu_summaries: usage.gpu_summaries_bytes,
+                host_pages: usage.host_pages_bytes,
+                host_tables: usage.host_tables_bytes,
+                peak_resident: peak_resident_bytes(),
+                peak_bound: generation.peak_bound.total(),
+                peak_bound_parts: generation.peak_bound,
+            },
+        }
+    }
+
+    pub fn json(&self) -> String {
+        serde_json::to_string_pretty(self).expect("a report is plain data")
+    }
+}
+
+/// Says what the bundled question is, before it is asked.
+pub(super) fn introduce(model: &Path, question: &Question) {
+    eprintln!(
+        "{}: {} characters of documentation with {} secret codes in them, then\n\
+         \"what is the secret code for {}?\" (answer: {})\n",
+        model.display(),
+        HumanCount(question.text.len() as u64),
+        question.n_needles,
+        question.key,
+        question.answer,
+    );
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut line = |name: &str, text: String| writeln!(f, "  {name:<11} {text}");
+        let budget = self.budget.as_ref().map(|budget| format!(", budget {budget}")).unwrap_or_default();
+        line("method", format!("{}{budget}", self.method))?;
+        if let Some(expected) = &self.expected {
+            let verdict = if self.text.contains(expected.as_str()) { "found" } else { "missed" };
+            line("answer", format!("{expected}, {verdict}"))?;
+        }
+        line(
+            "prompt",
+            format!(
+                "{} tokens in {:.2} s, {:.0} tokens/s",
+                HumanCount(self.prompt_tokens as u64),
+                self.prefill_seconds,
+                self.prefill_tokens_per_second
+            ),
+        )?;
+        let speed = self.decode_tokens_per_second;
+        line(
+            "generated",
+            format!(
+                "{} tokens in {:.2} s, {} ({})",
+                self.generated_tokens,
+                self.decode_seconds,
+                speed.map_or("-".to_owned(), |speed| format!("{speed:.0} tokens/s")),
+                self.finish
+            ),
+        )?;
+        let stages = &self.decode_stage_ms;
+        line(
+            "stages",
+            format!(
+                "index {:.1}, offload {:.1}, select {:.1}, retrieve {:.1}, attention {:.1} ms in all decode steps",
+                stages.index, stages.offload, stages.select, stages.retrieve, stages.attention
+            ),
+        )?;
+        let cache = &self.cache;
+        line(
+            "cache",
+            format!(
+                "hit ratio {}: {} hits, {} misses; {} rows x (mandatory {} + buffering {} + steady {} pages)",
+                cache.hit_ratio.map_or("-".to_owned(), |ratio| format!("{:.1}%", ratio * 100.0)),
+                HumanCount(cache.hits),
+                HumanCount(cache.misses),
+                cache.rows,
+                cache.mandatory_pages_per_row,
+                cache.buffering_pages_per_row,
+                cache.steady_pages_per_row,
+            ),
+        )?;
+        let moved = |moved: &Moved| format!("{} ({})", HumanCount(moved.pages), HumanBytes(moved.bytes));
+        line(
+            "pages",
+            format!(
+                "of {}: fetched {}, before that to warm the cache {}, evicted {}",
+                HumanBytes(cache.page_bytes),
+                moved(&self.pages.fetched),
+                moved(&self.pages.warm_start),
+                moved(&self.pages.evicted),
+            ),
+        )?;
+        line(
+            "",
+            format!(
+                "written to the host {}, taken over from the window {}",
+                moved(&self.pages.offloaded),
+                moved(&self.pages.adopted),
+            ),
+        )?;
+        let memory = &self.memory;
+        line(
+            "gpu",
+            format!(
+                "pages {}, tables {}, summaries {}",
+                HumanBytes(memory.gpu_pages),
+                HumanBytes(memory.gpu_tables),
+                HumanBytes(memory.gpu_summaries)
+            ),
+        )?;
+        line(
+            "host",
+            format!("pages {}, tables {}", HumanBytes(memory.host_pages), HumanBytes(memory.host_tables)),
+        )?;
+        line(
+            "memory",
+            format!(
+                "peak {}, bound {}",
+                memory.peak_resident.map_or("-".to_owned(), |peak| HumanBytes(peak).to_string()),
+                HumanBytes(memory.peak_bound)
+            ),
+        )
+    }
+}

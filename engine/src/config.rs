@@ -1,0 +1,399 @@
+//! A checkpoint's `config.json`, checked: what passes here, the engine can run.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+
+/// Largest width or count that a configuration may name. Far above any real model, and low enough that
+/// products of two of them fit in a `usize`.
+const MAX_SIZE: usize = 1 << 24;
+
+/// A family of models that the engine implements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Architecture {
+    /// `Qwen3ForCausalLM`: RMS norm on each query and key head before RoPE.
+    Qwen3,
+    /// `LlamaForCausalLM`: Llama 2, 3 and 3.1.
+    Llama,
+}
+
+impl Architecture {
+    const ALL: [Self; 2] = [Self::Qwen3, Self::Llama];
+
+    /// The name in `config.json`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Qwen3 => "Qwen3ForCausalLM",
+            Self::Llama => "LlamaForCausalLM",
+        }
+    }
+}
+
+/// How RoPE frequencies are stretched for contexts longer than the first training ("llama3" scaling).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Llama3Scaling {
+    /// Divisor of the low frequencies; at least 1.
+    pub factor: f64,
+    /// Wavelengths above `original_max_position_embeddings / low_freq_factor` are divided.
+    pub low_freq_factor: f64,
+    /// Wavelengths below `original_max_position_embeddings / high_freq_factor` stay; greater than
+    /// `low_freq_factor`.
+    pub high_freq_factor: f64,
+    /// Context length, in tokens, of the first training.
+    pub original_max_position_embeddings: usize,
+}
+
+/// Rotary position embedding.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RopeConfig {
+    /// Base of the frequencies `theta^(-2i / head_dim)`.
+    pub theta: f64,
+    /// Scaling for long contexts; `None` leaves the frequencies as they are.
+    pub scaling: Option<Llama3Scaling>,
+}
+
+/// A model's dimensions and constants.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    /// The model family.
+    pub architecture: Architecture,
+    /// Rows of the embedding and of the output head. Can exceed the tokenizer's vocabulary.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Number of layers.
+    pub layers: usize,
+    /// Query heads per layer; a multiple of `kv_heads`.
+    pub query_heads: usize,
+    /// Key and value heads per layer.
+    pub kv_heads: usize,
+    /// Width of one head; even. `query_heads * head_dim` need not be `hidden_size`.
+    pub head_dim: usize,
+    /// Width of the gated MLP.
+    pub intermediate_size: usize,
+    /// Added to the mean square in each RMS norm.
+    pub rms_norm_eps: f64,
+    /// Position embedding.
+    pub rope: RopeConfig,
+    /// Longest context, in tokens, that the model is meant for.
+    pub max_position_embeddings: usize,
+    /// Whether the output head is the embedding.
+    pub tie_word_embeddings: bool,
+    /// Tokens that end a generation: those of `generation_config.json` where it names some, else those of
+    /// `config.json`. Can be empty.
+    pub eos_token_ids: Vec<u32>,
+    /// The token that begins a text, where the model has one.
+    pub bos_token_id: Option<u32>,
+}
+
+impl ModelConfig {
+    /// Reads and checks `config.json` in `dir`, and `generation_config.json` where there is one.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a file cannot be read or parsed, and if it asks for anything the engine would not compute
+    /// faithfully: another architecture, activation, RoPE scaling, biases, a sliding window, quantised
+    /// weights.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+        let dir = dir.as_ref();
+        let path = dir.join("config.json");
+        let raw: RawConfig = read_json(&path)?;
+        let generation_path = dir.join("generation_config.json");
+        let generation: RawGeneration =
+            if generation_path.exists() { read_json(&generation_path)? } else { RawGeneration::default() };
+        Check { path }.config(raw, generation)
+    }
+
+    /// Whether each query and key head passes an RMS norm of its own (`q_norm`, `k_norm`) before RoPE.
+    pub fn has_qk_norm(&self) -> bool {
+        self.architecture == Architecture::Qwen3
+    }
+
+    /// Query heads that share one KV head.
+    pub fn group_size(&self) -> usize {
+        self.query_heads / self.kv_heads
+    }
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = fs::read(path).map_err(Error::io(path))?;
+    serde_json::from_slice(&text).map_err(Error::json(path))
+}
+
+#[derive(Deserialize)]
+struct RawConfig {
+    #[serde(default)]
+    architectures: Option<Vec<String>>,
+    vocab_size: usize,
+    hidden_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: Option<usize>,
+    head_dim: Option<usize>,
+    intermediate_size: usize,
+    hidden_act: Option<String>,
+    rms_norm_eps: f64,
+    rope_theta: Option<f64>,
+    rope_scaling: Option<RawRope>,
+    rope_parameters: Option<RawRope>,
+    partial_rotary_factor: Option<f64>,
+    max_position_embeddings: usize,
+    tie_word_embeddings: Option<bool>,
+    attention_bias: Option<bool>,
+    mlp_bias: Option<bool>,
+    use_sliding_window: Option<bool>,
+    layer_types: Option<Vec<String>>,
+    quantization_config: Option<Value>,
+    eos_token_id: Option<OneOrMany>,
+    bos_token_id: Option<u32>,
+}
+
+#[derive(Deserialize)]
+struct RawRope {
+    rope_type: Option<String>,
+    /// The older spelling of `rope_type`.
+    r#type: Option<String>,
+    rope_theta: Option<f64>,
+    factor: Option<f64>,
+    low_freq_factor: Option<f64>,
+    high_freq_factor: Option<f64>,
+    original_max_position_embeddings: Option<usize>,
+    partial_rotary_factor: Option<f64>,
+}
+
+#[derive(Default, Deserialize)]
+struct RawGeneration {
+    eos_token_id: Option<OneOrMany>,
+    bos_token_id: Option<u32>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(u32),
+    Many(Vec<u32>),
+}
+
+/// The checks; `path` is the file that their errors name.
+struct Check {
+    path: PathBuf,
+}
+
+impl Check {
+    fn config(&self, raw: RawConfig, generation: RawGeneration) -> Result<ModelConfig> {
+        let architecture = self.architecture(raw.architectures.as_deref().unwrap_or_default())?;
+        self.features(&raw)?;
+        let rope = self.rope(&raw)?;
+
+        let query_heads = raw.num_attention_heads;
+        let kv_heads = raw.num_key_value_heads.unwrap_or(query_heads);
+        for (field, value) in [
+            ("vocab_size", raw.vocab_size),
+            ("hidden_size", raw.hidden_size),
+            ("num_hidden_layers", raw.num_hidden_layers),
+            ("num_attention_heads", query_heads),
+            ("num_key_value_heads", kv_heads),
+            ("intermediate_size", raw.intermediate_size),
+            ("max_position_embeddings", raw.max_position_embeddings),
+        ] {
+            self.size(field, value)?;
+        }
+        if !query_heads.is_multiple_of(kv_heads) {
+            return Err(self.inconsistent(format!(
+                "num_attention_heads is {query_heads}; must be a multiple of num_key_value_heads, {kv_heads}"
+            )));
+        }
+        let head_dim = match raw.head_dim {
+            Some(head_dim) => head_dim,
+            None if raw.hidden_size.is_multiple_of(query_heads) => raw.hidden_size / query_heads,
+            None => {
+                return Err(self.inconsistent(format!(
+                    "hidden_size is {}; without head_dim it must be a multiple of num_attention_heads, \
+                     {query_heads}",
+                    raw.hidden_size
+                )));
+            }
+        };
+        self.size("head_dim", head_dim)?;
+        if !head_dim.is_multiple_of(2) {
+            return Err(self.unsupported("head_dim", head_dim, "even numbers (RoPE turns pairs)"));
+        }
+        self.positive("rms_norm_eps", raw.rms_norm_eps)?;
+
+        let eos_token_ids =
+            generation.eos_token_id.or(raw.eos_token_id).map_or_else(Vec::new, |ids| match ids {
+                OneOrMany::One(id) => vec![id],
+                OneOrMany::Many(ids) => ids,
+            });
+        let bos_token_id = raw.bos_token_id.or(generation.bos_token_id);
+        for id in eos_token_ids.iter().chain(&bos_token_id) {
+            if *id as usize >= raw.vocab_size {
+                return Err(self.inconsistent(format!(
+                    "eos_token_id or bos_token_id is {id}; must be less than vocab_size, {}",
+                    raw.vocab_size
+                )));
+            }
+        }
+
+        Ok(ModelConfig {
+            architecture,
+            vocab_size: raw.vocab_size,
+            hidden_size: raw.hidden_size,
+            layers: raw.num_hidden_layers,
+            query_heads,
+            kv_heads,
+            head_dim,
+            intermediate_size: raw.intermediate_size,
+            rms_norm_eps: raw.rms_norm_eps,
+            rope,
+            max_position_embeddings: raw.max_position_embeddings,
+            tie_word_embeddings: raw.tie_word_embeddings.unwrap_or(false),
+            eos_token_ids,
+            bos_token_id,
+        })
+    }
+
+    fn architecture(&self, names: &[String]) -> Result<Architecture> {
+        let found = names.first().map_or("", String::as_str);
+        Architecture::ALL.into_iter().find(|architecture| architecture.name() == found).ok_or_else(|| {
+            Error::UnknownArchitecture {
+                path: self.path.clone(),
+                found: found.to_owned(),
+                suggestion: Architecture::ALL
+                    .into_iter()
+                    .map(Architecture::name)
+                    .find(|name| near(name, found)),
+            }
+        })
+    }
+
+    /// Refuses what would otherwise be ignored and so computed wrongly.
+    fn features(&self, raw: &RawConfig) -> Result<()> {
+        match raw.hidden_act.as_deref() {
+            None | Some("silu") => {}
+            Some(other) => return Err(self.unsupported("hidden_act", Value::from(other), "silu")),
+        }
+        for (field, value) in [
+            ("attention_bias", raw.attention_bias),
+            ("mlp_bias", raw.mlp_bias),
+            ("use_sliding_window", raw.use_sliding_window),
+        ] {
+            if value == Some(true) {
+                return Err(self.unsupported(field, true, "false"));
+            }
+        }
+        for layer_type in raw.layer_types.iter().flatten() {
+            if layer_type != "full_attention" {
+                let value = format!("{layer_type:?} for a layer");
+                return Err(self.unsupported("layer_types", value, "full_attention for every layer"));
+            }
+        }
+        if let Some(value) = raw.quantization_config.as_ref().filter(|value| !value.is_null()) {
+            return Err(self.unsupported("quantization_config", value, "null (weights in bf16, f16 or f32)"));
+        }
+        Ok(())
+    }
+
+    /// RoPE from either spelling: `rope_theta` with `rope_scaling`, or transformers 5's `rope_parameters`.
+    /// Where a file has both, `rope_scaling` decides the scaling, as in transformers.
+    fn rope(&self, raw: &RawConfig) -> Result<RopeConfig> {
+        let (field, dict) = match (&raw.rope_scaling, &raw.rope_parameters) {
+            (Some(dict), _) => ("rope_scaling", Some(dict)),
+            (None, dict) => ("rope_parameters", dict.as_ref()),
+        };
+        let theta = [&raw.rope_scaling, &raw.rope_parameters]
+            .into_iter()
+            .find_map(|dict| dict.as_ref()?.rope_theta)
+            .or(raw.rope_theta)
+            // What transformers takes for both architectures; Llama 2's files leave it out.
+            .unwrap_or(10_000.0);
+        self.positive("rope_theta", theta)?;
+        let partial = dict.and_then(|dict| dict.partial_rotary_factor).or(raw.partial_rotary_factor);
+        if let Some(partial) = partial.filter(|&partial| partial != 1.0) {
+            return Err(self.unsupported("partial_rotary_factor", partial, "1"));
+        }
+        let scaling = match dict {
+            Some(dict) => self.rope_scaling(field, dict)?,
+            None => None,
+        };
+        Ok(RopeConfig { theta, scaling })
+    }
+
+    fn rope_scaling(&self, field: &'static str, dict: &RawRope) -> Result<Option<Llama3Scaling>> {
+        match dict.rope_type.as_deref().or(dict.r#type.as_deref()) {
+            Some("llama3") => {}
+            Some("default") => return Ok(None),
+            None if dict.factor.is_none() => return Ok(None),
+            None => return Err(self.inconsistent(format!("{field} has a factor but no rope_type"))),
+            Some(other) => {
+                return Err(self.unsupported("rope_type", Value::from(other), "default, llama3"));
+            }
+        }
+        let need = |name: &'static str, value: Option<f64>| -> Result<f64> {
+            let value = value.ok_or_else(|| {
+                self.inconsistent(format!("{field} has rope_type \"llama3\" but no {name}"))
+            })?;
+            self.positive(name, value)?;
+            Ok(value)
+        };
+        const ORIGINAL: &str = "original_max_position_embeddings";
+        // Positions as f64 only to share the check; the value itself stays an integer.
+        need(ORIGINAL, dict.original_max_position_embeddings.map(|tokens| tokens as f64))?;
+        let scaling = Llama3Scaling {
+            factor: need("factor", dict.factor)?,
+            low_freq_factor: need("low_freq_factor", dict.low_freq_factor)?,
+            high_freq_factor: need("high_freq_factor", dict.high_freq_factor)?,
+            original_max_position_embeddings: dict.original_max_position_embeddings.unwrap_or_default(),
+        };
+        self.size(ORIGINAL, scaling.original_max_position_embeddings)?;
+        if scaling.factor < 1.0 {
+            return Err(self.unsupported("factor", scaling.factor, "1 or more"));
+        }
+        if scaling.low_freq_factor >= scaling.high_freq_factor {
+            return Err(self.inconsistent(format!(
+                "low_freq_factor is {}; must be less than high_freq_factor, {}",
+                scaling.low_freq_factor, scaling.high_freq_factor
+            )));
+        }
+        Ok(Some(scaling))
+    }
+
+    fn size(&self, field: &'static str, value: usize) -> Result<()> {
+        if (1..=MAX_SIZE).contains(&value) {
+            return Ok(());
+        }
+        Err(self.unsupported(field, value, &format!("1 to {MAX_SIZE}")))
+    }
+
+    fn positive(&self, field: &'static str, value: f64) -> Result<()> {
+        if value.is_finite() && value > 0.0 {
+            return Ok(());
+        }
+        Err(self.unsupported(field, value, "finite numbers greater than 0"))
+    }
+
+    fn unsupported(&self, field: &'static str, value: impl ToString, supported: &str) -> Error {
+        let (path, value, supported) = (self.path.clone(), value.to_string(), supported.to_owned());
+        Error::UnsupportedConfig { path, field, value, supported }
+    }
+
+    fn inconsistent(&self, reason: String) -> Error {
+        Error::InconsistentConfig { path: self.path.clone(), reason }
+    }
+}
+
+/// Whether `found` looks like a misspelling of `name`. A different digit is a different model (Qwen2 is not a
+/// misspelt Qwen3), so digits must agree.
+fn near(name: &str, found: &str) -> bool {
+    let digits = |text: &str| text.chars().filter(char::is_ascii_digit).collect::<String>();
+    digits(name) == digits(found)
+        && strsim::damerau_levenshtein(&name.to_lowercase(), &found.to_lowercase()) <= 2
+}
+
+#[cfg(test)]
+mod tests;

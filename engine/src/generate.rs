@@ -1,0 +1,221 @@
+//! One prompt in, one text out.
+
+use std::fmt;
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use spinkv::algorithms::{self, MethodOptions};
+use spinkv::backend::cpu::CpuBackend;
+use spinkv::memory::{KvDtype, MemoryLimits, MemoryUsage, PageLayout, RequestPlan};
+use spinkv::pipeline::{Counters, DEFAULT_BUFFERING, Geometry, Pipeline, StageTimes};
+
+use crate::error::{Error, Result};
+use crate::memory::PeakBound;
+use crate::model::{DecodeToken, Model};
+use crate::sampling::{Sampler, SamplingParams};
+use crate::tokenizer::Tokenizer;
+
+/// What to generate, with which method, in how much memory.
+#[derive(Clone, Debug)]
+pub struct GenerateOptions {
+    /// The method's name; see [`algorithms::NAMES`].
+    pub method: String,
+    /// The method's budget and steady zone.
+    pub method_options: MethodOptions,
+    /// Tokens of a KV page.
+    pub page_tokens: usize,
+    /// How KV pages store their elements.
+    pub kv_dtype: KvDtype,
+    /// How much of each tier may be used.
+    pub limits: MemoryLimits,
+    /// Cache pages wanted beyond the mandatory ones, as a multiple of them.
+    pub buffering: f64,
+    /// The most tokens to generate, at least 1; fewer if the model's context ends before.
+    pub max_tokens: usize,
+    /// How tokens are chosen.
+    pub sampling: SamplingParams,
+    /// Whether to go on past the model's end token.
+    pub ignore_eos: bool,
+}
+
+impl Default for GenerateOptions {
+    /// ShadowKV with 1024 tokens on bf16 pages of 8 tokens; 64 tokens, greedily.
+    fn default() -> Self {
+        Self {
+            method: "shadowkv".to_owned(),
+            method_options: MethodOptions::default(),
+            page_tokens: 8,
+            kv_dtype: KvDtype::Bf16,
+            limits: MemoryLimits::default(),
+            buffering: DEFAULT_BUFFERING,
+            max_tokens: 64,
+            sampling: SamplingParams::greedy(),
+            ignore_eos: false,
+        }
+    }
+}
+
+/// What a generation tells while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// Parts of the prompt that are done.
+    Prefill {
+        /// Parts done.
+        done: usize,
+        /// All parts.
+        total: usize,
+    },
+    /// The next piece of text.
+    Text(&'a str),
+}
+
+/// Why a generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Finish {
+    /// The model chose an end token.
+    Stop,
+    /// The number of tokens asked for, or the model's context, is reached.
+    Length,
+    /// The listener broke off.
+    Cancelled,
+}
+
+impl fmt::Display for Finish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stop => "end token",
+            Self::Length => "length",
+            Self::Cancelled => "cancelled",
+        })
+    }
+}
+
+/// A finished generation.
+#[derive(Clone, Debug)]
+pub struct Generation {
+    /// The text, without end tokens.
+    pub text: String,
+    /// The tokens, an end token included.
+    pub tokens: Vec<u32>,
+    /// Why it ended.
+    pub finish: Finish,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Time from the start to the first token.
+    pub prefill_time: Duration,
+    /// Time of all further tokens.
+    pub decode_time: Duration,
+    /// What the request was given.
+    pub plan: RequestPlan,
+    /// The page layout.
+    pub layout: PageLayout,
+    /// What happened to pages.
+    pub counters: Counters,
+    /// Bytes in use at the end.
+    pub usage: MemoryUsage,
+    /// Time in the stages of decode steps.
+    pub decode_stages: StageTimes,
+    /// The bound of the resident memory.
+    pub peak_bound: PeakBound,
+}
+
+/// Generates from `prompt`; `listen` hears of progress and text as they come, and may break off.
+///
+/// # Errors
+/// [`Error::EmptyPrompt`], [`Error::PromptTooLong`], [`Error::NothingToGenerate`], invalid sampling parameters, and
+/// what the method or the memory refuses ([`Error::Kv`]).
+pub fn generate(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    prompt: &str,
+    options: &GenerateOptions,
+    mut listen: impl FnMut(Event<'_>) -> ControlFlow<()>,
+) -> Result<Generation> {
+    let method = algorithms::by_name(&options.method, &options.method_options)?;
+    let mut sampler = Sampler::new(options.sampling.clone())?;
+    let prompt = tokenizer.encode(prompt)?;
+    let max_new = new_tokens(prompt.len(), options.max_tokens, model.config().max_position_embeddings)?;
+
+    let (shape, start) = (model.shape(), Instant::now());
+    let layout = PageLayout::new(options.page_tokens, shape.head_dim, options.kv_dtype)?;
+    let geometry = Geometry::new(&layout, &*method)?;
+    let backend = CpuBackend::new(shape, layout, method.clone(), options.limits)?;
+    let mut pipeline = Pipeline::new(backend, shape, layout, method)?.with_buffering(options.buffering);
+    // The last token is never passed through the model again.
+    let request = pipeline.admit(prompt.len() + max_new - 1)?;
+    let plan = *pipeline.admitted(request)?;
+
+    let (mut text, mut tokens, mut stream) = (String::new(), Vec::new(), tokenizer.stream());
+    let mut prefill_time = None;
+    let outcome = (|| {
+        let progress = |done, total| listen(Event::Prefill { done, total });
+        let hidden = model.prefill(&mut pipeline, request, &prompt, progress)?;
+        let mut logits = model.logits(&hidden[hidden.len() - model.config().hidden_size..]);
+        let mut say = |piece: Option<String>| match piece {
+            Some(piece) => {
+                text.push_str(&piece);
+                listen(Event::Text(&piece))
+            }
+            None => ControlFlow::Continue(()),
+        };
+        let finish = loop {
+            let token = sampler.sample(&logits)?;
+            prefill_time.get_or_insert_with(|| start.elapsed());
+            tokens.push(token);
+            if !options.ignore_eos && model.config().eos_token_ids.contains(&token) {
+                break Finish::Stop;
+            }
+            if say(stream.push(token)?).is_break() {
+                break Finish::Cancelled;
+            }
+            if tokens.len() == max_new {
+                break Finish::Length;
+            }
+            let hidden = model.decode(&mut pipeline, &[DecodeToken { request, token }])?;
+            logits = model.logits(&hidden);
+        };
+        if finish != Finish::Cancelled {
+            let _ = say(stream.finish()?);
+        }
+        Ok(finish)
+    })();
+    let finish = match outcome {
+        Err(Error::Cancelled) => Finish::Cancelled,
+        other => other?,
+    };
+    let total_time = start.elapsed();
+    let prefill_time = prefill_time.unwrap_or(total_time);
+    let (counters, usage, decode_stages) = (pipeline.counters(), pipeline.usage(), *pipeline.decode_times());
+    pipeline.release(request);
+    Ok(Generation {
+        text,
+        tokens,
+        finish,
+        prompt_tokens: prompt.len(),
+        prefill_time,
+        decode_time: total_time - prefill_time,
+        peak_bound: PeakBound::new(model, &layout, &geometry, &plan, prompt.len()),
+        plan,
+        layout,
+        counters,
+        usage,
+        decode_stages,
+    })
+}
+
+/// How many tokens may be generated after a prompt: what was asked for, as far as positions go.
+fn new_tokens(prompt: usize, wanted: usize, max_positions: usize) -> Result<usize> {
+    if prompt == 0 {
+        return Err(Error::EmptyPrompt);
+    }
+    if prompt > max_positions {
+        return Err(Error::PromptTooLong { tokens: prompt, limit: max_positions });
+    }
+    if wanted == 0 {
+        return Err(Error::NothingToGenerate);
+    }
+    // The last token takes no position: nothing is computed from it.
+    Ok(wanted.min(max_positions - prompt + 1))
+}

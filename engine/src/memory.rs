@@ -1,0 +1,88 @@
+//! How much memory a generation can take, worked out beforehand, and how much it took.
+
+use serde::Serialize;
+use spinkv::backend::cpu::attend_prompt_scratch;
+use spinkv::memory::{PageLayout, RequestPlan};
+use spinkv::pipeline::Geometry;
+
+use crate::model::{Model, PREFILL_CHUNK};
+
+/// What no formula counts: code, tokenizer, packing buffers of matrix products, small tables, the allocator's
+/// slack.
+const OVERHEAD_BYTES: u64 = 96 << 20;
+
+/// An upper bound of the resident memory of a CPU generation, by kind, in bytes.
+///
+/// With `T` prompt tokens, `C` = [`PREFILL_CHUNK`], hidden size `H`, MLP width `F`, `Q` and `K` the widths of all
+/// query and all KV heads, head width `d`, and 4-byte activations:
+///
+/// ```text
+/// weights      4 x parameters
+/// checkpoint   the safetensors files, which are mapped while they are read
+/// gpu_pages    rows x (steady + mandatory + buffering pages) x page bytes
+/// host_pages   rows x slabs x 64 pages x page bytes
+/// summaries    rows x partitions x width x 4
+/// activations  4 (T (H + 2 K + d) + C (2 H + 2 Q + 2 F)) + threads x one attention tile + 4 vocab
+/// overhead     96 MiB
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct PeakBound {
+    /// Weights, as f32.
+    pub weights: u64,
+    /// The checkpoint's files.
+    pub checkpoint: u64,
+    /// The GPU pool, which the CPU backend keeps in main memory as well.
+    pub gpu_pages: u64,
+    /// The host arena.
+    pub host_pages: u64,
+    /// Summaries.
+    pub summaries: u64,
+    /// Activations of the prompt.
+    pub activations: u64,
+    /// Everything else.
+    pub overhead: u64,
+}
+
+impl PeakBound {
+    /// The bound for a prompt of `prompt_tokens` tokens under `plan`.
+    pub fn new(
+        model: &Model,
+        layout: &PageLayout,
+        geometry: &Geometry,
+        plan: &RequestPlan,
+        prompt_tokens: usize,
+    ) -> Self {
+        let config = model.config();
+        let (hidden, mlp, head_dim) = (config.hidden_size, config.intermediate_size, config.head_dim);
+        let (queries, keys) = (config.query_heads * head_dim, config.kv_heads * head_dim);
+        let limits = plan.limits(layout);
+        let partitions = geometry.retrievable_partitions(plan.max_tokens).len();
+        let activations = prompt_tokens * (hidden + 2 * keys + head_dim)
+            + PREFILL_CHUNK * 2 * (hidden + queries + mlp)
+            + config.vocab_size;
+        let tiles = rayon::current_num_threads() * attend_prompt_scratch(&model.shape());
+        let float = size_of::<f32>();
+        Self {
+            weights: model.weight_bytes(),
+            checkpoint: model.file_bytes(),
+            gpu_pages: (plan.gpu_pages() * layout.page_bytes()) as u64,
+            host_pages: limits.host_bytes.unwrap_or(0),
+            summaries: (plan.rows * partitions * geometry.summary_width() * float) as u64,
+            activations: (activations * float + tiles) as u64,
+            overhead: OVERHEAD_BYTES,
+        }
+    }
+
+    /// All kinds together.
+    pub fn total(&self) -> u64 {
+        let Self { weights, checkpoint, gpu_pages, host_pages, summaries, activations, overhead } = self;
+        weights + checkpoint + gpu_pages + host_pages + summaries + activations + overhead
+    }
+}
+
+/// The most memory that this process ever had resident, in bytes; `None` where the system does not tell.
+pub fn peak_resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
+}

@@ -1,0 +1,119 @@
+use std::ops::ControlFlow;
+
+use spinkv::backend::cpu::CpuBackend;
+use spinkv::backend::cpu::linalg::Old;
+use spinkv::pipeline::{Pipeline, RequestId};
+
+use super::weights::Layer;
+use super::{Model, ops};
+use crate::error::{Error, Result};
+
+/// Tokens of a prompt that pass through a layer at a time. Large enough for full-speed matrix products, small
+/// enough that the widest activations (queries, MLP) are held for this many tokens only.
+pub const PREFILL_CHUNK: usize = 512;
+
+/// One request's part in a decode step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DecodeToken {
+    /// The request.
+    pub request: RequestId,
+    /// Its newest token.
+    pub token: u32,
+}
+
+impl Model {
+    /// Passes a prompt through the model, layer by layer: only one layer's keys and values are held outside
+    /// the KV memory at a time. `progress` hears of every chunk, as (done, total), and may break off.
+    ///
+    /// Returns the final hidden states, `[tokens, hidden_size]`, for [`logits`](Self::logits).
+    ///
+    /// # Errors
+    /// [`Error::TokenOutOfVocabulary`], [`Error::Cancelled`] if `progress` broke off, and those of
+    /// [`Pipeline::prefill`].
+    pub fn prefill(
+        &self,
+        pipeline: &mut Pipeline<CpuBackend>,
+        request: RequestId,
+        tokens: &[u32],
+        mut progress: impl FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<Vec<f32>> {
+        let mut hidden = self.embed(tokens.iter().copied())?;
+        let rotations = self.rope.rotations(0..tokens.len());
+        let (query_heads, kv_heads) = (self.config.query_heads, self.config.kv_heads);
+        let chunk_width = PREFILL_CHUNK * self.config.hidden_size;
+        let chunks = tokens.len().div_ceil(PREFILL_CHUNK);
+        for (index, layer) in self.layers.iter().enumerate() {
+            let mut keys = Vec::with_capacity(tokens.len() * kv_heads * self.config.head_dim);
+            let mut values = Vec::with_capacity(keys.capacity());
+            for hidden in hidden.chunks(chunk_width) {
+                let normed = self.normed(hidden, &layer.attention_norm);
+                keys.extend(layer.key.apply(&normed));
+                values.extend(layer.value.apply(&normed));
+            }
+            self.norm_heads(&mut keys, layer.key_norm.as_deref());
+            rotations.apply(0, kv_heads, &mut keys);
+
+            let mut prompt = pipeline.prefill(request, index, tokens.len(), &keys, &values)?;
+            for (chunk, hidden) in hidden.chunks_mut(chunk_width).enumerate() {
+                let normed = self.normed(hidden, &layer.attention_norm);
+                let mut queries = layer.query.apply(&normed);
+                self.norm_heads(&mut queries, layer.query_norm.as_deref());
+                rotations.apply(chunk * PREFILL_CHUNK, query_heads, &mut queries);
+                let mut attended = vec![0.0; queries.len()];
+                prompt.attend(hidden.len() / self.config.hidden_size, &queries, &mut attended)?;
+                self.finish_layer(layer, &attended, hidden);
+                if progress(index * chunks + chunk + 1, self.layers.len() * chunks).is_break() {
+                    return Err(Error::Cancelled);
+                }
+            }
+        }
+        Ok(hidden)
+    }
+
+    /// One decode step for a batch of distinct requests. Returns the final hidden states, `[batch,
+    /// hidden_size]`.
+    ///
+    /// # Errors
+    /// [`Error::TokenOutOfVocabulary`] and those of [`Pipeline::decode`].
+    pub fn decode(&self, pipeline: &mut Pipeline<CpuBackend>, batch: &[DecodeToken]) -> Result<Vec<f32>> {
+        let mut hidden = self.embed(batch.iter().map(|part| part.token))?;
+        let requests: Vec<_> = batch.iter().map(|part| part.request).collect();
+        let positions =
+            requests.iter().map(|request| pipeline.tokens(*request)).collect::<spinkv::Result<Vec<_>>>()?;
+        let rotations = self.rope.rotations(positions.into_iter());
+        for (index, layer) in self.layers.iter().enumerate() {
+            let normed = self.normed(&hidden, &layer.attention_norm);
+            let (mut queries, mut keys) = (layer.query.apply(&normed), layer.key.apply(&normed));
+            let values = layer.value.apply(&normed);
+            self.norm_heads(&mut queries, layer.query_norm.as_deref());
+            self.norm_heads(&mut keys, layer.key_norm.as_deref());
+            rotations.apply(0, self.config.query_heads, &mut queries);
+            rotations.apply(0, self.config.kv_heads, &mut keys);
+            let mut attended = vec![0.0; queries.len()];
+            pipeline.decode(index, &requests, &queries, &keys, &values, &mut attended)?;
+            self.finish_layer(layer, &attended, &mut hidden);
+        }
+        Ok(hidden)
+    }
+
+    fn normed(&self, hidden: &[f32], weight: &[f32]) -> Vec<f32> {
+        let mut normed = vec![0.0; hidden.len()];
+        ops::rms_norm(hidden, weight, self.config.rms_norm_eps as f32, &mut normed);
+        normed
+    }
+
+    fn norm_heads(&self, heads: &mut [f32], weight: Option<&[f32]>) {
+        if let Some(weight) = weight {
+            ops::rms_norm_in_place(heads, weight, self.config.rms_norm_eps as f32);
+        }
+    }
+
+    /// Adds the attention output and then the MLP to the residual stream.
+    fn finish_layer(&self, layer: &Layer, attended: &[f32], hidden: &mut [f32]) {
+        layer.output.apply_to(attended, Old::Add, hidden);
+        let normed = self.normed(hidden, &layer.mlp_norm);
+        let mut gate = layer.gate.apply(&normed);
+        ops::silu_mul(&mut gate, &layer.up.apply(&normed));
+        layer.down.apply_to(&gate, Old::Add, hidden);
+    }
+}

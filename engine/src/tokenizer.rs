@@ -1,0 +1,133 @@
+//! Text to token ids and back, from a checkpoint's `tokenizer.json`.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokenizers::DecoderWrapper;
+
+use crate::error::{Error, Result};
+
+mod stream;
+
+pub use stream::TextStream;
+
+/// A checkpoint's tokenizer. A clone shares its tables.
+#[derive(Clone, Debug)]
+pub struct Tokenizer {
+    tables: Arc<Tables>,
+}
+
+struct Tables {
+    path: PathBuf,
+    inner: tokenizers::Tokenizer,
+    vocab_size: usize,
+    /// What the post-processor puts before every text; for most models the BOS token or nothing.
+    prefix: Vec<u32>,
+}
+
+impl fmt::Debug for Tables {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.debug_struct("Tables").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json` in `dir`. Its settings for truncation and padding are ignored: they are left
+    /// over from training and would cut long prompts without a word.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the file cannot be read or is not a tokenizer.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+        let path = dir.as_ref().join("tokenizer.json");
+        let bytes = fs::read(&path).map_err(Error::io(&path))?;
+        let fail = |error| tokenizer_error(&path, error);
+        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(fail)?;
+        inner.with_truncation(None).map_err(fail)?;
+        inner.with_padding(None);
+        let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+        let probe = inner.encode("a", true).map_err(fail)?;
+        let added = probe.get_special_tokens_mask().iter().take_while(|&&special| special == 1).count();
+        let prefix = probe.get_ids()[..added].to_vec();
+        Ok(Self { tables: Arc::new(Tables { path, inner, vocab_size, prefix }) })
+    }
+
+    /// The token ids of `text`.
+    ///
+    /// Special tokens spelled out in the text become those tokens. What the tokenizer's own post-processor
+    /// adds, such as BOS, is added, but not to a text that already begins with it. So a prompt from a chat
+    /// template and a bare one both get BOS once.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the tokenizer refuses the text.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let Tables { inner, prefix, .. } = &*self.tables;
+        let encoding = inner.encode_fast(text, true).map_err(|error| self.tables.error(error))?;
+        let ids = encoding.get_ids();
+        let doubled = ids.strip_prefix(prefix.as_slice()).filter(|rest| rest.starts_with(prefix));
+        Ok(doubled.unwrap_or(ids).to_vec())
+    }
+
+    /// The text of `ids`. Special tokens, and ids that a model has but its tokenizer has not (padding of the
+    /// embedding), give no text; bytes that are not UTF-8 give U+FFFD.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the tokenizer's decoder fails.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        let shown: Vec<u32> =
+            ids.iter().copied().filter(|&id| self.tables.text_token(id).is_some()).collect();
+        self.tables.decode(&shown)
+    }
+
+    /// One more than the largest token id. At most the model's `vocab_size`, which may be padded.
+    pub fn vocab_size(&self) -> usize {
+        self.tables.vocab_size
+    }
+
+    /// The id of a token by its text, for instance `<|im_end|>`.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.tables.inner.token_to_id(token)
+    }
+
+    /// A decoder for tokens as they are generated.
+    pub fn stream(&self) -> TextStream {
+        TextStream::new(Arc::clone(&self.tables))
+    }
+}
+
+impl Tables {
+    /// A token's spelling in the vocabulary, unless it gives no text.
+    fn text_token(&self, id: u32) -> Option<String> {
+        let token = self.inner.id_to_token(id)?;
+        (!self.inner.get_added_vocabulary().is_special_token(&token)).then_some(token)
+    }
+
+    /// Decodes ids that all have text.
+    fn decode(&self, ids: &[u32]) -> Result<String> {
+        if ids.is_empty() {
+            // Some decoders of the library count down from the number of tokens.
+            return Ok(String::new());
+        }
+        self.inner.decode(ids, true).map_err(|error| self.error(error))
+    }
+
+    /// Whether a token is bytes in the GPT-2 alphabet, and a text all its tokens' bytes in turn.
+    fn is_byte_level(&self) -> bool {
+        matches!(self.inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)))
+    }
+
+    fn error(&self, error: tokenizers::Error) -> Error {
+        tokenizer_error(&self.path, error)
+    }
+}
+
+fn tokenizer_error(path: &Path, error: tokenizers::Error) -> Error {
+    Error::Tokenizer { path: path.to_path_buf(), message: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests;

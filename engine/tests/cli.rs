@@ -1,0 +1,241 @@
+//! The command as a user meets it: answers, JSON, and one clear error for each bad input.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+use predicates::prelude::*;
+use serde_json::Value;
+use tempfile::TempDir;
+
+const QUESTION: &str = "<|bos|>The secret code for tiger is 2286315.\nQuestion: what is the secret code for \
+                        tiger? Answer: The secret code for tiger is";
+
+fn spinkv() -> Command {
+    let mut command = Command::cargo_bin("spinkv").expect("the binary is built");
+    // The bundled model is found from any folder.
+    command.current_dir(std::env::temp_dir()).arg("generate");
+    command
+}
+
+fn models() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../models"))
+}
+
+/// A copy of needle-tiny in which `file` holds what `edit` makes of it.
+fn edited_model(file: &str, edit: impl FnOnce(Vec<u8>) -> Vec<u8>) -> TempDir {
+    let dir = TempDir::new().expect("a temporary folder");
+    for name in ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"] {
+        fs::copy(models().join("needle-tiny").join(name), dir.path().join(name)).expect("a bundled file");
+    }
+    let path = dir.path().join(file);
+    fs::write(&path, edit(fs::read(&path).expect("a copied file"))).expect("a writable copy");
+    dir
+}
+
+/// Runs with `arguments` and expects exit code 2 and an error that holds all of `parts`.
+#[track_caller]
+fn refused(arguments: &[&str], parts: &[&str]) {
+    let assert = spinkv().args(arguments).assert().code(2).stdout("");
+    let error = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+    for part in parts {
+        assert!(error.contains(part), "{part:?} is missing in {error:?}");
+    }
+    assert_eq!(error.lines().filter(|line| line.contains("panicked")).count(), 0, "{error}");
+}
+
+#[track_caller]
+fn json(arguments: &[&str]) -> Value {
+    let assert = spinkv().args(arguments).arg("--json").assert().success();
+    serde_json::from_slice(&assert.get_output().stdout).expect("standard output is one JSON object")
+}
+
+#[test]
+fn without_arguments_it_answers_the_bundled_question() {
+    spinkv()
+        .assert()
+        .success()
+        .stdout(" 5455454.\n\n")
+        .stderr(predicate::str::contains("5455454, found").and(predicate::str::contains("hit ratio")));
+}
+
+#[test]
+fn the_peak_memory_stays_below_the_stated_bound() {
+    let report = json(&["--max-tokens", "4"]);
+    let memory = &report["memory"];
+    let (peak, bound) = (memory["peak_resident"].as_u64(), memory["peak_bound"].as_u64());
+    assert!(peak.is_none() || peak < bound, "{memory}");
+    let parts = memory["peak_bound_parts"].as_object().expect("the parts are named");
+    assert_eq!(parts.values().filter_map(Value::as_u64).sum::<u64>(), bound.expect("a number"));
+}
+
+#[test]
+fn json_holds_text_tokens_and_figures() {
+    let report = json(&["--prompt", QUESTION, "--method", "dense", "--max-tokens", "9"]);
+    assert_eq!(report["text"], " 2286315.\n");
+    assert_eq!(report["generated_tokens"], 9);
+    assert_eq!(report["tokens"].as_array().map(Vec::len), Some(9));
+    assert_eq!(report["finish"], "length");
+    assert_eq!(report["cache"]["page_bytes"], 4096);
+    assert_eq!(report["budget"], Value::Null, "dense has no budget");
+    assert!(report["decode_tokens_per_second"].as_f64().is_some_and(|speed| speed > 0.0));
+}
+
+#[test]
+fn a_prompt_comes_from_a_file_or_from_standard_input() {
+    let dir = TempDir::new().expect("a temporary folder");
+    let file = dir.path().join("prompt.txt");
+    fs::write(&file, QUESTION).expect("a writable folder");
+    let rest = ["--max-tokens", "9"];
+    spinkv().arg("--prompt-file").arg(&file).args(rest).assert().success().stdout(" 2286315.\n\n");
+    spinkv().arg("-").args(rest).write_stdin(QUESTION).assert().success().stdout(" 2286315.\n\n");
+}
+
+#[test]
+fn a_seed_gives_the_same_text_again_and_another_seed_another() {
+    let sample = |seed| {
+        let options =
+            ["--prompt", "<|bos|>The Vec type", "--temperature", "1", "--top-p", "0.9", "--top-k", "50"];
+        json(&[&options[..], &["--max-tokens", "24", "--seed", seed]].concat())["text"].clone()
+    };
+    assert_eq!(sample("7"), sample("7"));
+    assert_ne!(sample("7"), sample("8"));
+}
+
+#[test]
+fn generation_ends_where_the_models_context_ends() {
+    let dir = edited_model("config.json", |config| {
+        String::from_utf8(config)
+            .expect("JSON")
+            .replace("\"max_position_embeddings\": 32768", "\"max_position_embeddings\": 45")
+            .into()
+    });
+    let model = dir.path().to_str().expect("a UTF-8 path");
+    let report = json(&["--model", model, "--prompt", QUESTION, "--ignore-eos"]);
+    let (prompt, generated) = (report["prompt_tokens"].as_u64(), report["generated_tokens"].as_u64());
+    // The last token takes no position.
+    assert_eq!(prompt.zip(generated).map(|(prompt, generated)| prompt + generated), Some(46), "{report}");
+}
+
+#[test]
+fn a_prompt_shorter_than_sinks_and_window_runs() {
+    for method in ["dense", "shadowkv", "streaming-llm"] {
+        let report = json(&["--prompt", "<|bos|>Vec", "--method", method, "--max-tokens", "3"]);
+        assert_eq!(report["generated_tokens"], 3);
+        assert_eq!(report["cache"]["hit_ratio"], Value::Null, "nothing could be selected");
+    }
+}
+
+#[test]
+fn help_teaches() {
+    spinkv().arg("--help").assert().success().stdout(
+        predicate::str::contains("--budget")
+            .and(predicate::str::contains("Examples:"))
+            .and(predicate::str::contains("streaming-llm")),
+    );
+}
+
+#[test]
+fn an_unknown_method_gets_a_suggestion() {
+    refused(
+        &["--method", "shadow-kv"],
+        &["\"shadow-kv\"", "dense, streaming-llm, shadowkv", "did you mean \"shadowkv\"?"],
+    );
+}
+
+#[test]
+fn the_cuda_backend_is_refused_where_it_is_not_built() {
+    refused(&["--backend", "cuda"], &["\"cuda\"", "not built", "built: cpu"]);
+    refused(&["--backend", "tpu"], &["\"tpu\"", "known: cpu, cuda"]);
+}
+
+#[test]
+fn budgets_that_cannot_work_are_refused_with_the_limit() {
+    refused(&["--budget", "0"], &["budget \"0\"", "at least 1"]);
+    refused(&["--budget", "67"], &["budget of 67", "68", "sinks 4 + window 64"]);
+    refused(&["--budget", "-5"], &["budget \"-5\"", "above 0 and at most 1"]);
+    refused(&["--budget", "150%"], &["budget \"1.5\"", "at most 1"]);
+    refused(&["--budget", "lots"], &["budget \"lots\"", "1024"]);
+}
+
+#[test]
+fn steady_zones_and_page_sizes_that_cannot_work_are_refused() {
+    refused(&["--window", "0"], &["window of 0", "at least 1"]);
+    refused(&["--page-tokens", "3"], &["page size 3", "partition size 8", "\"shadowkv\""]);
+    refused(&["--page-tokens", "16"], &["page size 16", "partition size 8"]);
+    refused(&["--page-tokens", "0"], &["page size of 0", "at least 1"]);
+}
+
+#[test]
+fn too_little_memory_is_refused_with_what_is_needed() {
+    refused(&["--gpu-pages", "100"], &["out of GPU pages", "needs at least 1104", "100 of 100 are free"]);
+    refused(&["--host-mib", "2"], &["out of host memory", "of 2097152 are free"]);
+}
+
+#[test]
+fn sampling_parameters_out_of_range_are_refused() {
+    refused(&["--temperature", "-1"], &["temperature is -1"]);
+    refused(&["--top-p", "1.5"], &["top_p is 1.5"]);
+    refused(&["--min-p", "-0.1"], &["min_p is -0.1"]);
+    refused(&["--top-k", "0"], &["top_k is 0"]);
+    refused(&["--max-tokens", "0"], &["0 tokens", "at least 1"]);
+}
+
+#[test]
+fn prompts_that_are_none_are_refused() {
+    refused(&["--prompt", ""], &["prompt is empty", "at least 1"]);
+    refused(&["--prompt-file", "no-such-file.txt"], &["no-such-file.txt", "No such file"]);
+    let model = models().join("tiny-llama31-random");
+    refused(&["--model", model.to_str().expect("a UTF-8 path")], &["no prompt", "--prompt-file"]);
+
+    let dir = TempDir::new().expect("a temporary folder");
+    let file = dir.path().join("latin1.txt");
+    fs::write(&file, b"caf\xe9 au lait").expect("a writable folder");
+    refused(&["--prompt-file", file.to_str().expect("a UTF-8 path")], &["latin1.txt", "not UTF-8", "byte 3"]);
+}
+
+#[test]
+fn a_prompt_longer_than_the_models_context_is_refused() {
+    let dir = edited_model("config.json", |config| {
+        String::from_utf8(config)
+            .expect("JSON")
+            .replace("\"max_position_embeddings\": 32768", "\"max_position_embeddings\": 20")
+            .into()
+    });
+    let model = dir.path().to_str().expect("a UTF-8 path");
+    refused(
+        &["--model", model, "--prompt", QUESTION],
+        &["tokens; the model takes 20", "max_position_embeddings"],
+    );
+}
+
+#[test]
+fn broken_checkpoints_are_refused_by_file_and_fault() {
+    let refused = |dir: &Path, parts: &[&str]| {
+        refused(&["--model", dir.to_str().expect("a UTF-8 path"), "--prompt", "x"], parts);
+    };
+    refused(Path::new("no-such-model"), &["no-such-model", "config.json", "No such file"]);
+
+    let truncated = edited_model("model.safetensors", |bytes| bytes[..bytes.len() / 2].to_vec());
+    refused(truncated.path(), &["model.safetensors", "bytes; its header describes"]);
+
+    let cut_header = edited_model("model.safetensors", |bytes| bytes[..100].to_vec());
+    refused(cut_header.path(), &["model.safetensors"]);
+
+    let missing = edited_model("config.json", |bytes| bytes);
+    fs::remove_file(missing.path().join("model.safetensors")).expect("a copied file");
+    refused(missing.path(), &["neither model.safetensors nor model.safetensors.index.json"]);
+
+    let replace = |from: &'static str, to: &'static str| {
+        move |bytes: Vec<u8>| String::from_utf8(bytes).expect("JSON").replace(from, to).into_bytes()
+    };
+    let misshapen =
+        edited_model("config.json", replace("\"intermediate_size\": 768", "\"intermediate_size\": 770"));
+    refused(misshapen.path(), &["mlp.gate_proj.weight", "[768, 256]", "[770, 256]"]);
+
+    let unknown = edited_model("config.json", replace("Qwen3ForCausalLM", "MambaForCausalLM"));
+    refused(unknown.path(), &["\"MambaForCausalLM\"", "Qwen3ForCausalLM, LlamaForCausalLM"]);
+
+    let tokenizer = edited_model("tokenizer.json", |bytes| bytes[..1000].to_vec());
+    refused(tokenizer.path(), &["tokenizer.json"]);
+}
