@@ -5,7 +5,6 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use spinkv::KvShape;
 use spinkv::algorithms::ShadowKv;
 use spinkv::backend::PromptChunk;
 use spinkv::backend::cpu::{CpuBackend, attend, attend_prompt, mean_key, score, top_k};
@@ -13,6 +12,7 @@ use spinkv::memory::{KvDtype, MemoryLimits, PageLayout, PhysicalPage, Word};
 use spinkv::paging::{Lru, Resolution, RowCache};
 use spinkv::partition::SelectedPage;
 use spinkv::pipeline::{Budget, GroupMerge, Pipeline, SteadyZone};
+use spinkv::{KvConfig, KvShape};
 use spinkv_benches::{drifting_selections, random};
 
 const HEAD_DIM: usize = 128;
@@ -113,8 +113,8 @@ fn layer_step(c: &mut Criterion) {
     let shape = KvShape::new(1, 2 * GROUP, 2, HEAD_DIM).unwrap();
     let layout = PageLayout::new(CHUNK, HEAD_DIM, KvDtype::Bf16).unwrap();
     let method = Arc::new(ShadowKv { budget: Budget::Tokens(2048), steady: SteadyZone::default() });
-    let backend = CpuBackend::new(shape, layout, method.clone(), MemoryLimits::default()).unwrap();
-    let mut pipeline = Pipeline::new(backend, shape, layout, method).unwrap();
+    let config = KvConfig::new(shape, layout, method).unwrap();
+    let mut pipeline = Pipeline::new(CpuBackend::new(config, MemoryLimits::default()));
     let context = 16_384;
     let request = pipeline.admit(1 << 20).unwrap();
     let keys = random(context * 2 * HEAD_DIM, 10);

@@ -5,10 +5,11 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use spinkv::KvConfig;
 use spinkv::algorithms::{self, MethodOptions};
 use spinkv::backend::cpu::CpuBackend;
 use spinkv::memory::{KvDtype, MemoryLimits, MemoryUsage, PageLayout, RequestPlan};
-use spinkv::pipeline::{Counters, DEFAULT_BUFFERING, Geometry, Pipeline, StageTimes};
+use spinkv::pipeline::{Budget, Counters, DEFAULT_BUFFERING, Pipeline, StageTimes};
 
 use crate::error::{Error, Result};
 use crate::memory::PeakBound;
@@ -107,6 +108,8 @@ pub struct Generation {
     pub prefill_time: Duration,
     /// Time of all further tokens.
     pub decode_time: Duration,
+    /// How much a step could select, where the method selects.
+    pub budget: Option<Budget>,
     /// What the request was given.
     pub plan: RequestPlan,
     /// The page layout.
@@ -140,9 +143,9 @@ pub fn generate(
 
     let (shape, start) = (model.shape(), Instant::now());
     let layout = PageLayout::new(options.page_tokens, shape.head_dim, options.kv_dtype)?;
-    let geometry = Geometry::new(&layout, &*method)?;
-    let backend = CpuBackend::new(shape, layout, method.clone(), options.limits)?;
-    let mut pipeline = Pipeline::new(backend, shape, layout, method)?.with_buffering(options.buffering);
+    let config = KvConfig::new(shape, layout, method)?;
+    let backend = CpuBackend::new(config.clone(), options.limits);
+    let mut pipeline = Pipeline::new(backend).with_buffering(options.buffering);
     // The last token is never passed through the model again.
     let request = pipeline.admit(prompt.len() + max_new - 1)?;
     let plan = *pipeline.admitted(request)?;
@@ -196,7 +199,8 @@ pub fn generate(
         prompt_tokens: prompt.len(),
         prefill_time,
         decode_time: total_time - prefill_time,
-        peak_bound: PeakBound::new(model, &layout, &geometry, &plan, prompt.len()),
+        budget: config.method().select().budget(),
+        peak_bound: PeakBound::new(model, &config, &plan, prompt.len()),
         plan,
         layout,
         counters,

@@ -1,9 +1,9 @@
 //! How much memory a generation can take, worked out beforehand, and how much it took.
 
 use serde::Serialize;
+use spinkv::KvConfig;
 use spinkv::backend::cpu::attend_prompt_scratch;
-use spinkv::memory::{PageLayout, RequestPlan};
-use spinkv::pipeline::Geometry;
+use spinkv::memory::RequestPlan;
 
 use crate::model::{Model, PREFILL_CHUNK};
 
@@ -45,18 +45,12 @@ pub struct PeakBound {
 
 impl PeakBound {
     /// The bound for a prompt of `prompt_tokens` tokens under `plan`.
-    pub fn new(
-        model: &Model,
-        layout: &PageLayout,
-        geometry: &Geometry,
-        plan: &RequestPlan,
-        prompt_tokens: usize,
-    ) -> Self {
-        let config = model.config();
+    pub fn new(model: &Model, kv: &KvConfig, plan: &RequestPlan, prompt_tokens: usize) -> Self {
+        let (config, layout) = (model.config(), kv.layout());
         let (hidden, mlp, head_dim) = (config.hidden_size, config.intermediate_size, config.head_dim);
         let (queries, keys) = (config.query_heads * head_dim, config.kv_heads * head_dim);
         let limits = plan.limits(layout);
-        let partitions = geometry.retrievable_partitions(plan.max_tokens).len();
+        let partitions = kv.retrievable_partitions(plan.max_tokens).len();
         let activations = prompt_tokens * (hidden + 2 * keys + head_dim)
             + PREFILL_CHUNK * 2 * (hidden + queries + mlp)
             + config.vocab_size;
@@ -67,7 +61,7 @@ impl PeakBound {
             checkpoint: model.file_bytes(),
             gpu_pages: (plan.gpu_pages() * layout.page_bytes()) as u64,
             host_pages: limits.host_bytes.unwrap_or(0),
-            summaries: (plan.rows * partitions * geometry.summary_width() * float) as u64,
+            summaries: (plan.rows * partitions * kv.summary_width() * float) as u64,
             activations: (activations * float + tiles) as u64,
             overhead: OVERHEAD_BYTES,
         }

@@ -5,8 +5,9 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// What can go wrong, with the value that was refused and the limit that it broke.
 ///
-/// An error leaves every table as it was, except [`Error::InvalidSelection`], after which the requests of
-/// that batch can only be released.
+/// A refused call leaves every table as it was. An error out of a stage ([`Error::InvalidSelection`], or
+/// [`Error::AllocationFailed`] in the middle of a step) leaves the requests of that batch half-way: they can only
+/// be released. All others go on.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 #[allow(missing_docs, reason = "each field is named in its variant's message")]
@@ -40,6 +41,14 @@ pub enum Error {
 
     #[error("local window of 0 tokens: the newest token is always attended to, so the window is at least 1")]
     WindowZero,
+
+    #[error(
+        "steady zone of {tokens} tokens (sinks {sinks} + window {window}): at most {limit} can be addressed"
+    )]
+    SteadyZoneTooLarge { tokens: usize, sinks: usize, window: usize, limit: usize },
+
+    #[error("buffering of {value} times the mandatory pages: it is a number of at least 0")]
+    InvalidBuffering { value: f64 },
 
     #[error("unknown method {name:?}; known: {}{}", known.join(", "), suggest(suggestion))]
     UnknownMethod { name: String, known: Vec<&'static str>, suggestion: Option<&'static str> },
@@ -79,6 +88,9 @@ pub enum Error {
     #[error("request {0:?} failed in an earlier step and can only be released")]
     RequestFailed(RequestId),
 
+    #[error("a request of {max_tokens} tokens is longer than a row can address: at most {limit}")]
+    ContextTooLong { max_tokens: usize, limit: usize },
+
     #[error("a request of 0 tokens cannot be admitted: at least 1 token is needed")]
     EmptyRequest,
 
@@ -88,8 +100,14 @@ pub enum Error {
     #[error("request {request:?}: layer {found} was given where layer {expected} is next")]
     LayerOrder { request: RequestId, expected: usize, found: usize },
 
+    #[error("request {request:?}: {expected} is under way, and {found} was given")]
+    StepMismatch { request: RequestId, expected: String, found: String },
+
     #[error("request {request:?} already holds {held} tokens: a prompt goes into an empty request")]
     PrefillNotEmpty { request: RequestId, held: usize },
+
+    #[error("request {request:?}: {found} queries were given, the prompt has {left} left in this layer")]
+    PromptQueries { request: RequestId, found: usize, left: usize },
 
     #[error("{what} has {found} elements where {expected} were expected")]
     TensorLength { what: &'static str, expected: usize, found: usize },

@@ -25,13 +25,12 @@
 //! use spinkv::backend::cpu::CpuBackend;
 //! use spinkv::memory::{KvDtype, MemoryLimits, PageLayout};
 //! use spinkv::pipeline::Pipeline;
-//! use spinkv::KvShape;
+//! use spinkv::{KvConfig, KvShape};
 //!
 //! let shape = KvShape::new(1, 1, 1, 8)?;
 //! let layout = PageLayout::new(8, shape.head_dim, KvDtype::F32)?;
-//! let method = Arc::new(Dense::default());
-//! let backend = CpuBackend::new(shape, layout, method.clone(), MemoryLimits::default())?;
-//! let mut pipeline = Pipeline::new(backend, shape, layout, method)?;
+//! let config = KvConfig::new(shape, layout, Arc::new(Dense::default()))?;
+//! let mut pipeline = Pipeline::new(CpuBackend::new(config, MemoryLimits::default()));
 //!
 //! let request = pipeline.admit(100)?; // room for 100 tokens
 //! let prompt = vec![0.5; 20 * 8]; // [tokens, heads, head_dim]
@@ -53,6 +52,7 @@
 
 pub mod algorithms;
 pub mod backend;
+mod config;
 mod error;
 pub mod memory;
 pub mod paging;
@@ -60,5 +60,6 @@ pub mod partition;
 pub mod pipeline;
 mod shape;
 
+pub use config::KvConfig;
 pub use error::{Error, Result};
 pub use shape::KvShape;

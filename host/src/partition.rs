@@ -113,7 +113,7 @@ impl PartitionMap {
 
     /// Appends the pages of partitions `ids`, which ascend, to `pages`: keys ascend, each occurs once.
     pub fn expand(&self, ids: &[u32], pages: &mut Vec<SelectedPage>) {
-        debug_assert!(ids.is_sorted(), "partition ids must ascend");
+        debug_assert!(ids.is_sorted_by(|a, b| a < b), "partition ids must ascend and be unique");
         match self {
             Self::Chunk { pages: count, page_tokens } => {
                 for id in ids {

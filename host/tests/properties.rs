@@ -1,14 +1,18 @@
 //! What holds for all inputs, each against a naive model written here.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use proptest::prelude::*;
-use spinkv::Error;
+use spinkv::algorithms::ShadowKv;
 use spinkv::backend::cpu::{mean_key, top_k};
-use spinkv::memory::{HostArena, HostPage, KvDtype, PageLayout, PagePool, PhysicalPage, SLAB_PAGES};
+use spinkv::memory::{
+    HostArena, HostPage, KvDtype, PageLayout, PagePool, PhysicalPage, RequestPlan, SLAB_PAGES,
+};
 use spinkv::paging::{Copy, HostTable, Lru, Resolution, RowCache, SteadyPages};
 use spinkv::partition::{ClusterTable, PartitionKind, PartitionMap, SelectedPage};
 use spinkv::pipeline::{Budget, SteadyZone, Zones};
+use spinkv::{Error, KvConfig, KvShape};
 
 /// A steady zone, the pages' tokens and the unit, which is a multiple of them.
 fn zone_parts() -> impl Strategy<Value = (SteadyZone, usize, usize)> {
@@ -556,6 +560,64 @@ proptest! {
     }
 }
 
+proptest! {
+    #[test]
+    fn a_plan_covers_every_length_up_to_its_own(
+        (sinks, window) in (0usize..20, 1usize..40),
+        page_tokens in prop_oneof![Just(1usize), Just(2), Just(4), Just(8)],
+        budget in prop_oneof![(60usize..300).prop_map(Budget::Tokens), (1u32..=100).prop_map(|p| Budget::Fraction(f64::from(p) / 100.0))],
+        max_tokens in 1usize..500,
+        buffering in 0.0f64..8.0,
+        (free, total) in (0usize..2000, 2000usize..3000),
+    ) {
+        let shape = KvShape::new(3, 4, 2, 8).unwrap();
+        let layout = PageLayout::new(page_tokens, 8, KvDtype::Bf16).unwrap();
+        let steady = SteadyZone { sinks, window };
+        let method = ShadowKv { budget, steady };
+        let config = KvConfig::new(shape, layout, Arc::new(method)).unwrap();
+        let plan = RequestPlan::new(&config, max_tokens, buffering).unwrap();
+        let (mut most_selectable, mut most_selected) = (0, 0);
+        for tokens in 1..=max_tokens {
+            let steady_token = |token: &usize| {
+                let chunk = token / 8 * 8;
+                chunk < sinks || chunk + 8 + window > tokens
+            };
+            let steady_pages: BTreeSet<_> = (0..tokens).filter(steady_token).map(|token| token / page_tokens).collect();
+            prop_assert!(steady_pages.len() <= plan.row.steady_pages);
+            let chunks = (0..tokens / 8).filter(|chunk| !steady_token(&(chunk * 8))).count();
+            let wanted = match budget {
+                Budget::Tokens(wanted) => wanted / 8,
+                Budget::Fraction(fraction) => ((fraction * tokens as f64 + 1e-6) as usize / 8).max(1),
+            };
+            most_selectable = most_selectable.max(chunks * 8 / page_tokens);
+            most_selected = most_selected.max(wanted.min(chunks) * 8 / page_tokens);
+        }
+        prop_assert_eq!(plan.row.mandatory_pages, most_selected);
+        let wanted = (most_selected as f64 * buffering) as usize;
+        prop_assert_eq!(plan.row.buffering_pages, wanted.min(most_selectable - most_selected));
+        prop_assert_eq!(plan.row.host_slabs, (max_tokens / page_tokens).div_ceil(SLAB_PAGES));
+        prop_assert_eq!(plan.gpu_pages(), 6 * (plan.row.steady_pages + plan.row.slots()));
+        prop_assert_eq!(plan.host_slabs(), 6 * plan.row.host_slabs);
+
+        let least = 6 * (plan.row.steady_pages + plan.row.mandatory_pages);
+        match plan.fit(free, total) {
+            Ok(fitted) => {
+                prop_assert!(least <= free && fitted.gpu_pages() <= free);
+                prop_assert_eq!(fitted.row.mandatory_pages, plan.row.mandatory_pages);
+                prop_assert_eq!(fitted.row.steady_pages, plan.row.steady_pages);
+                // One page more for each row would be too many, or more than was wanted.
+                let whole = fitted.row.buffering_pages == plan.row.buffering_pages;
+                prop_assert!(whole || fitted.row.buffering_pages < plan.row.buffering_pages && fitted.gpu_pages() + 6 > free);
+            }
+            Err(Error::OutOfGpuPages { needed, free: reported, total: of, .. }) => {
+                prop_assert!(least > free);
+                prop_assert_eq!((needed, reported, of), (least, free, total));
+            }
+            Err(other) => prop_assert!(false, "{}", other),
+        }
+    }
+}
+
 #[test]
 #[should_panic(expected = "steady and cached at once")]
 fn a_page_that_is_cached_cannot_be_adopted() {
@@ -572,14 +634,4 @@ fn a_slab_cannot_be_freed_twice() {
     let slab = arena.allocate().unwrap();
     arena.free(slab);
     arena.free(slab);
-}
-
-/// The second take, after pages came back in any order.
-#[test]
-fn the_lowest_free_pages_are_taken_first() {
-    let mut pool = PagePool::new(PageLayout::new(1, 8, KvDtype::F32).unwrap(), Some(8));
-    let pages = pool.take(8).unwrap();
-    assert_eq!(pages, [0, 1, 2, 3, 4, 5, 6, 7].map(PhysicalPage));
-    pool.give_back([2, 6, 1, 5].map(PhysicalPage));
-    assert_eq!(pool.take(2).unwrap(), [1, 2].map(PhysicalPage));
 }

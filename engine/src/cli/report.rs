@@ -104,7 +104,7 @@ impl Report {
         Self {
             model: model.display().to_string(),
             method: options.method.clone(),
-            budget: (options.method == "shadowkv").then(|| options.method_options.budget.to_string()),
+            budget: generation.budget.map(|budget| budget.to_string()),
             text: generation.text.clone(),
             tokens: generation.tokens.clone(),
             finish: generation.finish,

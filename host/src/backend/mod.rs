@@ -8,7 +8,7 @@ pub mod cpu;
 
 use crate::memory::{MemoryUsage, RequestPlan};
 use crate::pipeline::{Counters, RequestId};
-use crate::{Error, Result};
+use crate::{Error, KvConfig, Result};
 
 /// One layer of a step, for every request that takes part.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +57,9 @@ pub struct PromptChunk {
 pub trait Backend {
     /// Activations in the memory that the backend computes in: `[f32]` on the CPU.
     type Tensor: ?Sized;
+
+    /// What the backend was made for.
+    fn config(&self) -> &KvConfig;
 
     /// Elements of a tensor.
     fn elements(tensor: &Self::Tensor) -> usize;

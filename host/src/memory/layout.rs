@@ -6,6 +6,9 @@ use crate::{Error, Result};
 /// The unit in which pages are stored: 16 bytes, the widest access of a GPU thread.
 pub type Word = u128;
 
+/// The largest page, in tokens. Far above any useful one; a page is what one miss costs.
+pub const MAX_PAGE_TOKENS: usize = 1 << 16;
+
 /// How the elements of a KV page are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum KvDtype {
@@ -55,13 +58,17 @@ impl PageLayout {
     /// Checks and builds a layout.
     ///
     /// # Errors
-    /// [`Error::InvalidLayout`] if `page_tokens` is 0, or if `head_dim` is not a positive multiple of 8:
-    /// 8 bf16 elements fill one [`Word`], and a token's K or V is a whole number of words.
+    /// [`Error::InvalidLayout`] if `page_tokens` is 0 or above [`MAX_PAGE_TOKENS`], or if `head_dim` is not a
+    /// positive multiple of 8: 8 bf16 elements fill one [`Word`], and a token's K or V is a whole number of words.
     pub fn new(page_tokens: usize, head_dim: usize, dtype: KvDtype) -> Result<Self> {
         if page_tokens == 0 {
             return Err(Error::InvalidLayout {
                 reason: "page size of 0 tokens; at least 1 is needed".into(),
             });
+        }
+        if page_tokens > MAX_PAGE_TOKENS {
+            let reason = format!("page size of {page_tokens} tokens; at most {MAX_PAGE_TOKENS}");
+            return Err(Error::InvalidLayout { reason });
         }
         if head_dim == 0 || !head_dim.is_multiple_of(8) {
             return Err(Error::InvalidLayout {

@@ -7,7 +7,7 @@ mod plan;
 mod pool;
 
 pub use arena::{HostArena, HostPage, SLAB_PAGES, SlabId};
-pub use layout::{KvDtype, PageLayout, Word};
+pub use layout::{KvDtype, MAX_PAGE_TOKENS, PageLayout, Word};
 pub use plan::{RequestPlan, RowPlan};
 pub use pool::{PagePool, PhysicalPage};
 

@@ -1,6 +1,6 @@
 use super::{MemoryLimits, PageLayout, SLAB_PAGES};
-use crate::pipeline::{Geometry, Method, Select};
-use crate::{Error, KvShape, Result};
+use crate::pipeline::{MAX_TOKENS, Select};
+use crate::{Error, KvConfig, Result};
 
 /// What each row of a request holds, at its longest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,38 +43,39 @@ impl RequestPlan {
     /// pages. The cache never exceeds the pages that can be selected at all.
     ///
     /// # Errors
-    /// [`Error::EmptyRequest`] if `max_tokens` is 0, and those of [`Geometry::new`].
-    pub fn new(
-        shape: &KvShape,
-        layout: &PageLayout,
-        method: &dyn Method,
-        max_tokens: usize,
-        buffering: f64,
-    ) -> Result<Self> {
-        let geometry = Geometry::new(layout, method)?;
+    /// [`Error::EmptyRequest`] if `max_tokens` is 0, [`Error::ContextTooLong`] beyond [`MAX_TOKENS`],
+    /// [`Error::InvalidBuffering`] for a `buffering` that is negative or not a number.
+    pub fn new(config: &KvConfig, max_tokens: usize, buffering: f64) -> Result<Self> {
         if max_tokens == 0 {
             return Err(Error::EmptyRequest);
         }
-        let selectable_pages = geometry.retrievable_pages(max_tokens).len();
-        let mandatory_pages = match method.select() {
+        if max_tokens > MAX_TOKENS {
+            return Err(Error::ContextTooLong { max_tokens, limit: MAX_TOKENS });
+        }
+        if buffering.is_nan() || buffering < 0.0 {
+            return Err(Error::InvalidBuffering { value: buffering });
+        }
+        let layout = config.layout();
+        let selectable_pages = config.retrievable_pages(max_tokens).len();
+        let mandatory_pages = match config.method().select() {
             Select::Nothing => 0,
             Select::Everything => selectable_pages,
             Select::TopK { budget, .. } | Select::Custom { budget, .. } => {
-                let partitions = budget.partitions(max_tokens, geometry.partition_tokens());
-                geometry
-                    .map()
+                let partitions = budget.partitions(max_tokens, config.partition_tokens());
+                config
+                    .partition_map()
                     .max_pages(partitions)
                     .map_or(selectable_pages, |pages| pages.min(selectable_pages))
             }
         };
-        let buffering_pages = (mandatory_pages as f64 * buffering.max(0.0)) as usize;
+        let buffering_pages = (mandatory_pages as f64 * buffering) as usize;
         let row = RowPlan {
-            steady_pages: geometry.max_steady_pages().min(layout.pages(max_tokens)),
+            steady_pages: config.max_steady_pages().min(layout.pages(max_tokens)),
             mandatory_pages,
             buffering_pages: buffering_pages.min(selectable_pages - mandatory_pages),
             host_slabs: (max_tokens / layout.page_tokens()).div_ceil(SLAB_PAGES),
         };
-        Ok(Self { max_tokens, rows: shape.rows(), row })
+        Ok(Self { max_tokens, rows: config.shape().rows(), row })
     }
 
     /// The plan with as much buffering as `free` of a pool's `total` pages allow. Mandatory pages are never

@@ -45,7 +45,7 @@ impl PagePool {
         self.total - self.free.len()
     }
 
-    /// Takes `count` pages, lowest ids first. The caller has checked [`free_pages`](Self::free_pages).
+    /// Takes `count` pages. The caller has checked [`free_pages`](Self::free_pages).
     ///
     /// # Errors
     /// [`crate::Error::AllocationFailed`] if the system has no memory; the pool is then as it was.

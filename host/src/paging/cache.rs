@@ -145,8 +145,11 @@ impl<P: EvictionPolicy> RowCache<P> {
     ///
     /// # Errors
     /// [`Error::SelectionExceedsCapacity`] if there are more pages than slots; nothing is then changed.
+    ///
+    /// # Panics
+    /// If keys do not ascend or repeat, which would give one page two slots.
     pub fn resolve(&mut self, selection: &[SelectedPage], out: &mut Resolution) -> Result<()> {
-        debug_assert!(selection.is_sorted_by(|a, b| a.key < b.key), "keys must ascend and be unique");
+        assert!(selection.is_sorted_by(|a, b| a.key < b.key), "keys must ascend and be unique");
         out.clear();
         if selection.len() > self.capacity() {
             let (selected, capacity) = (selection.len(), self.capacity());

@@ -4,15 +4,15 @@ use std::str::FromStr;
 use super::SteadyZone;
 use crate::{Error, Result};
 
-/// How many tokens a step may select for each KV head, beyond the steady zone.
+/// How many tokens a step may select for each KV head, beyond the steady zone: as many whole partitions as
+/// fit, and at least one.
 ///
 /// Written as `1024` (tokens), `1.56%` or `0.0156` (of the context).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Budget {
     /// A number of tokens.
     Tokens(usize),
-    /// A fraction of the context, above 0 and at most 1; grows with it, and never selects less than one
-    /// partition.
+    /// A fraction of the context, above 0 and at most 1; grows with it.
     Fraction(f64),
 }
 
@@ -70,7 +70,8 @@ impl fmt::Display for Budget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tokens(tokens) => write!(f, "{tokens} tokens"),
-            Self::Fraction(fraction) => write!(f, "{}%", fraction * 100.0),
+            // Rounded, so that 1.56% does not print as 1.5599999999999998%.
+            Self::Fraction(fraction) => write!(f, "{}%", (fraction * 1e6).round() / 1e4),
         }
     }
 }

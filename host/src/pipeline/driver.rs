@@ -1,11 +1,11 @@
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::fmt;
 use std::time::Instant;
 
-use super::{Counters, Method, Stage, StageTimes};
+use super::{Counters, Stage, StageTimes};
 use crate::backend::{Backend, PromptChunk, Step, StepEntry};
-use crate::memory::{MemoryUsage, PageLayout, RequestPlan};
-use crate::{Error, KvShape, Result};
+use crate::memory::{MemoryUsage, RequestPlan};
+use crate::{Error, KvConfig, Result};
 
 /// The name of an admitted request. Never used twice by one pipeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -24,14 +24,36 @@ pub const DEFAULT_BUFFERING: f64 = 5.0;
 #[derive(Debug)]
 pub struct Pipeline<B> {
     backend: B,
-    shape: KvShape,
-    layout: PageLayout,
-    method: Arc<dyn Method>,
     buffering: f64,
     requests: HashMap<RequestId, Request>,
     next_id: u64,
     decode_times: StageTimes,
     prefill_times: StageTimes,
+}
+
+/// What a step takes through all layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StepKind {
+    Prompt { tokens: usize },
+    Decode,
+}
+
+impl StepKind {
+    fn tokens(self) -> usize {
+        match self {
+            Self::Prompt { tokens } => tokens,
+            Self::Decode => 1,
+        }
+    }
+}
+
+impl fmt::Display for StepKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Prompt { tokens } => write!(f, "a prompt of {tokens} tokens"),
+            Self::Decode => f.write_str("a decode step"),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -40,27 +62,22 @@ struct Request {
     /// Tokens that have passed through every layer.
     tokens: usize,
     next_layer: usize,
+    /// What the layers before `next_layer` were given; the others must be given the same.
+    step: StepKind,
     failed: bool,
 }
 
 impl<B: Backend> Pipeline<B> {
-    /// A pipeline of `method` over `backend`, which was made for the same shape, layout and method.
-    ///
-    /// # Errors
-    /// Those of [`RequestPlan::new`], for numbers of the method that no request could run with.
-    pub fn new(backend: B, shape: KvShape, layout: PageLayout, method: Arc<dyn Method>) -> Result<Self> {
-        RequestPlan::new(&shape, &layout, &*method, 1, DEFAULT_BUFFERING)?;
-        Ok(Self {
+    /// A pipeline over `backend`.
+    pub fn new(backend: B) -> Self {
+        Self {
             backend,
-            shape,
-            layout,
-            method,
             buffering: DEFAULT_BUFFERING,
             requests: HashMap::new(),
             next_id: 0,
             decode_times: StageTimes::default(),
             prefill_times: StageTimes::default(),
-        })
+        }
     }
 
     /// Sets the buffering pages wanted for each mandatory page; holds for requests admitted from now on.
@@ -74,7 +91,7 @@ impl<B: Backend> Pipeline<B> {
     /// # Errors
     /// Those of [`RequestPlan::new`].
     pub fn plan(&self, max_tokens: usize) -> Result<RequestPlan> {
-        RequestPlan::new(&self.shape, &self.layout, &*self.method, max_tokens, self.buffering)
+        RequestPlan::new(self.backend.config(), max_tokens, self.buffering)
     }
 
     /// Admits a request of up to `max_tokens` tokens, prompt and generated ones together, and sets aside
@@ -88,7 +105,8 @@ impl<B: Backend> Pipeline<B> {
         let id = RequestId(self.next_id);
         let plan = self.backend.admit(id, plan)?;
         self.next_id += 1;
-        self.requests.insert(id, Request { plan, tokens: 0, next_layer: 0, failed: false });
+        self.requests
+            .insert(id, Request { plan, tokens: 0, next_layer: 0, step: StepKind::Decode, failed: false });
         Ok(id)
     }
 
@@ -116,12 +134,12 @@ impl<B: Backend> Pipeline<B> {
         if tokens == 0 {
             return Err(Error::EmptyRequest);
         }
-        let held = self.check(request, layer, tokens)?;
+        let held = self.check(request, layer, StepKind::Prompt { tokens })?;
         if held > 0 {
             return Err(Error::PrefillNotEmpty { request, held });
         }
-        self.check_length("keys", keys, tokens * self.shape.kv_heads)?;
-        self.check_length("values", values, tokens * self.shape.kv_heads)?;
+        self.check_length("keys", keys, tokens * self.config().shape().kv_heads)?;
+        self.check_length("values", values, tokens * self.config().shape().kv_heads)?;
         Ok(PrefillLayer { pipeline: self, request, layer, tokens, keys, values, attended: 0 })
     }
 
@@ -147,13 +165,13 @@ impl<B: Backend> Pipeline<B> {
             if batch[..index].contains(request) {
                 return Err(Error::DuplicateRequest(*request));
             }
-            let before = self.check(*request, layer, 1)?;
+            let before = self.check(*request, layer, StepKind::Decode)?;
             entries.push(StepEntry { request: *request, before, new: 1, queries: 1 });
         }
-        self.check_length("queries", queries, batch.len() * self.shape.query_heads)?;
-        self.check_length("keys", keys, batch.len() * self.shape.kv_heads)?;
-        self.check_length("values", values, batch.len() * self.shape.kv_heads)?;
-        self.check_length("outputs", out, batch.len() * self.shape.query_heads)?;
+        self.check_length("queries", queries, batch.len() * self.config().shape().query_heads)?;
+        self.check_length("keys", keys, batch.len() * self.config().shape().kv_heads)?;
+        self.check_length("values", values, batch.len() * self.config().shape().kv_heads)?;
+        self.check_length("outputs", out, batch.len() * self.config().shape().query_heads)?;
 
         let step = Step { layer, entries: &entries };
         let stages = (|| {
@@ -164,7 +182,7 @@ impl<B: Backend> Pipeline<B> {
             timed(times, Stage::Retrieve, || backend.retrieve(&step))?;
             timed(times, Stage::Attention, || backend.attend(&step, queries, out))
         })();
-        self.finish_layer(&entries, stages)
+        self.finish_layer(StepKind::Decode, &entries, stages)
     }
 
     /// Tokens that a request holds in every layer.
@@ -183,19 +201,9 @@ impl<B: Backend> Pipeline<B> {
         self.requests.get(&request).map(|state| &state.plan).ok_or(Error::UnknownRequest(request))
     }
 
-    /// The method.
-    pub fn method(&self) -> &dyn Method {
-        &*self.method
-    }
-
-    /// The attention shape.
-    pub fn shape(&self) -> &KvShape {
-        &self.shape
-    }
-
-    /// The page layout.
-    pub fn layout(&self) -> &PageLayout {
-        &self.layout
+    /// What the pipeline was made for.
+    pub fn config(&self) -> &KvConfig {
+        self.backend.config()
     }
 
     /// The backend.
@@ -223,8 +231,8 @@ impl<B: Backend> Pipeline<B> {
         &self.prefill_times
     }
 
-    /// Checks that `request` can take `new` tokens through `layer`, and returns the tokens that it holds.
-    fn check(&self, request: RequestId, layer: usize, new: usize) -> Result<usize> {
+    /// Checks that `request` can take `step` through `layer`, and returns the tokens that it holds.
+    fn check(&self, request: RequestId, layer: usize, step: StepKind) -> Result<usize> {
         let state = self.requests.get(&request).ok_or(Error::UnknownRequest(request))?;
         if state.failed {
             return Err(Error::RequestFailed(request));
@@ -232,26 +240,32 @@ impl<B: Backend> Pipeline<B> {
         if layer != state.next_layer {
             return Err(Error::LayerOrder { request, expected: state.next_layer, found: layer });
         }
-        let limit = state.plan.max_tokens;
-        if state.tokens + new > limit {
-            return Err(Error::ContextFull { request, tokens: new, held: state.tokens, limit });
+        let (tokens, limit) = (step.tokens(), state.plan.max_tokens);
+        if tokens > limit - state.tokens {
+            return Err(Error::ContextFull { request, tokens, held: state.tokens, limit });
+        }
+        if layer > 0 && step != state.step {
+            let (expected, found) = (state.step.to_string(), step.to_string());
+            return Err(Error::StepMismatch { request, expected, found });
         }
         Ok(state.tokens)
     }
 
     fn check_length(&self, what: &'static str, tensor: &B::Tensor, vectors: usize) -> Result<()> {
-        let (expected, found) = (vectors * self.shape.head_dim, B::elements(tensor));
+        let (expected, found) = (vectors * self.config().shape().head_dim, B::elements(tensor));
         if expected == found { Ok(()) } else { Err(Error::TensorLength { what, expected, found }) }
     }
 
     /// Moves the requests on to the next layer or, after the last one, to the next token; or marks them as
     /// failed if a stage was.
-    fn finish_layer(&mut self, entries: &[StepEntry], stages: Result<()>) -> Result<()> {
+    fn finish_layer(&mut self, step: StepKind, entries: &[StepEntry], stages: Result<()>) -> Result<()> {
+        let layers = self.config().shape().layers;
         for entry in entries {
             let state = self.requests.get_mut(&entry.request).expect("checked above");
+            state.step = step;
             if stages.is_err() {
                 state.failed = true;
-            } else if state.next_layer + 1 == self.shape.layers {
+            } else if state.next_layer + 1 == layers {
                 state.next_layer = 0;
                 state.tokens += entry.new;
             } else {
@@ -283,34 +297,38 @@ impl<B: Backend> PrefillLayer<'_, B> {
     /// host, and the cache is warmed by what that query selects.
     ///
     /// # Errors
-    /// [`Error::TensorLength`], also if the prompt has fewer queries left. An error out of a stage fails the
-    /// request.
+    /// [`Error::TensorLength`], or [`Error::PromptQueries`] if the prompt has fewer queries left; nothing is then
+    /// changed. An error out of a stage fails the request.
     pub fn attend(&mut self, tokens: usize, queries: &B::Tensor, out: &mut B::Tensor) -> Result<()> {
         let Self { pipeline, request, layer, keys, values, .. } = self;
         let left = self.tokens - self.attended;
         if tokens > left {
-            return Err(Error::TensorLength { what: "the prompt's queries", expected: left, found: tokens });
+            return Err(Error::PromptQueries { request: *request, found: tokens, left });
         }
-        pipeline.check_length("queries", queries, tokens * pipeline.shape.query_heads)?;
-        pipeline.check_length("outputs", out, tokens * pipeline.shape.query_heads)?;
+        pipeline.check_length("queries", queries, tokens * pipeline.config().shape().query_heads)?;
+        pipeline.check_length("outputs", out, tokens * pipeline.config().shape().query_heads)?;
 
         let chunk = PromptChunk { first: self.attended, tokens, context: self.tokens };
-        let (backend, times) = (&mut pipeline.backend, &mut pipeline.prefill_times);
-        timed(times, Stage::Attention, || backend.attend_prompt(&chunk, queries, keys, values, out))?;
-        self.attended += tokens;
-        if tokens == 0 || self.attended < self.tokens {
-            return Ok(());
-        }
-
+        let last = tokens > 0 && tokens == left;
         let entries = [StepEntry { request: *request, before: 0, new: self.tokens, queries: tokens }];
         let step = Step { layer: *layer, entries: &entries };
         let stages = (|| {
-            timed(times, Stage::Index, || backend.index(&step, keys))?;
-            timed(times, Stage::Offload, || backend.offload(&step, keys, values))?;
-            timed(times, Stage::Select, || backend.select(&step, queries))?;
-            timed(times, Stage::Retrieve, || backend.retrieve(&step))
+            let (backend, times) = (&mut pipeline.backend, &mut pipeline.prefill_times);
+            timed(times, Stage::Attention, || backend.attend_prompt(&chunk, queries, keys, values, out))?;
+            if last {
+                timed(times, Stage::Index, || backend.index(&step, keys))?;
+                timed(times, Stage::Offload, || backend.offload(&step, keys, values))?;
+                timed(times, Stage::Select, || backend.select(&step, queries))?;
+                timed(times, Stage::Retrieve, || backend.retrieve(&step))?;
+            }
+            Ok(())
         })();
-        pipeline.finish_layer(&entries, stages)
+        self.attended += tokens;
+        if last || stages.is_err() {
+            pipeline.finish_layer(StepKind::Prompt { tokens: self.tokens }, &entries, stages)
+        } else {
+            Ok(())
+        }
     }
 }
 

@@ -2,14 +2,12 @@
 
 mod budget;
 mod driver;
-mod geometry;
 mod method;
 mod stats;
 mod zones;
 
 pub use budget::Budget;
 pub use driver::{DEFAULT_BUFFERING, Pipeline, PrefillLayer, RequestId};
-pub use geometry::Geometry;
 pub use method::{Candidates, GroupMerge, Index, Method, Pick, Select, Summarize};
 pub use stats::{Counters, Stage, StageTimes};
-pub use zones::{SteadyZone, Zones};
+pub use zones::{MAX_TOKENS, SteadyZone, Zones};

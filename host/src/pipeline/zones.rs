@@ -2,6 +2,10 @@ use std::ops::Range;
 
 use crate::{Error, Result};
 
+/// The longest row, in tokens: page keys and partition ids are 32 bits wide, and no sum of a few lengths may
+/// overflow.
+pub const MAX_TOKENS: usize = 1 << 30;
+
 /// The tokens that every step attends to, whatever a method selects: the first ones (attention sinks) and
 /// the last ones (the local window). They stay on the GPU and do not count in the budget.
 ///
@@ -30,9 +34,18 @@ impl SteadyZone {
     /// Checks the numbers.
     ///
     /// # Errors
-    /// [`Error::WindowZero`] if the newest token would not be attended to.
+    /// [`Error::WindowZero`] if the newest token would not be attended to; [`Error::SteadyZoneTooLarge`] beyond
+    /// [`MAX_TOKENS`].
     pub fn check(&self) -> Result<()> {
-        if self.window == 0 { Err(Error::WindowZero) } else { Ok(()) }
+        let Self { sinks, window } = *self;
+        if window == 0 {
+            return Err(Error::WindowZero);
+        }
+        let tokens = sinks.saturating_add(window);
+        if tokens > MAX_TOKENS {
+            return Err(Error::SteadyZoneTooLarge { tokens, sinks, window, limit: MAX_TOKENS });
+        }
+        Ok(())
     }
 
     /// The most pages that the zone holds at any length, where context leaves it `unit` tokens at a time

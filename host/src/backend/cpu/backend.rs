@@ -1,20 +1,18 @@
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::row::{NewTokens, Row, Rules, Tiers};
+use super::row::{NewTokens, Row, Tiers};
 use super::{attend, attend_prompt};
 use crate::backend::{Backend, PromptChunk, Step, StepEntry};
-use crate::memory::{HostArena, MemoryLimits, MemoryUsage, PageLayout, PagePool, RequestPlan, Word};
-use crate::pipeline::{Counters, Geometry, Method, RequestId};
-use crate::{KvShape, Result};
+use crate::memory::{HostArena, MemoryLimits, MemoryUsage, PagePool, RequestPlan, Word};
+use crate::pipeline::{Counters, RequestId};
+use crate::{KvConfig, KvShape, Result};
 
 /// The reference backend. See the [module](super).
 #[derive(Debug)]
 pub struct CpuBackend {
-    shape: KvShape,
-    rules: Rules,
+    config: KvConfig,
     tiers: Tiers,
     requests: HashMap<RequestId, RequestRows>,
 }
@@ -28,25 +26,17 @@ struct RequestRows {
 
 impl CpuBackend {
     /// A backend without requests.
-    ///
-    /// # Errors
-    /// Those of [`Geometry::new`].
-    pub fn new(
-        shape: KvShape,
-        layout: PageLayout,
-        method: Arc<dyn Method>,
-        limits: MemoryLimits,
-    ) -> Result<Self> {
-        Ok(Self {
-            shape,
-            rules: Rules { geometry: Geometry::new(&layout, &*method)?, method },
+    pub fn new(config: KvConfig, limits: MemoryLimits) -> Self {
+        let layout = *config.layout();
+        Self {
+            config,
             tiers: Tiers {
                 pool: PagePool::new(layout, limits.gpu_pages),
                 arena: HostArena::new(layout, limits.host_bytes),
                 counters: Counters::default(),
             },
             requests: HashMap::new(),
-        })
+        }
     }
 
     /// The partitions that a row's last step selected, ascending; `None` for an unknown row.
@@ -66,9 +56,10 @@ impl CpuBackend {
     }
 
     fn row(&self, request: RequestId, layer: usize, kv_head: usize) -> Option<&Row> {
-        let known = layer < self.shape.layers && kv_head < self.shape.kv_heads;
+        let shape = self.config.shape();
+        let known = layer < shape.layers && kv_head < shape.kv_heads;
         let rows = &self.requests.get(&request).filter(|_| known)?.rows;
-        Some(&rows[layer * self.shape.kv_heads + kv_head])
+        Some(&rows[layer * shape.kv_heads + kv_head])
     }
 }
 
@@ -129,6 +120,10 @@ fn parts<'a>(
 impl Backend for CpuBackend {
     type Tensor = [f32];
 
+    fn config(&self) -> &KvConfig {
+        &self.config
+    }
+
     fn elements(tensor: &[f32]) -> usize {
         tensor.len()
     }
@@ -159,47 +154,52 @@ impl Backend for CpuBackend {
     }
 
     fn index(&mut self, step: &Step<'_>, keys: &[f32]) -> Result<()> {
-        let Self { shape, rules, tiers: Tiers { pool, .. }, requests } = self;
+        let Self { config, tiers: Tiers { pool, .. }, requests } = self;
+        let shape = config.shape();
         parts(requests, shape, step).into_par_iter().for_each(|part| {
             let keys = part.new_tokens(shape, keys);
-            part.row.index(rules, pool, &part.entry, keys);
+            part.row.index(config, pool, &part.entry, keys);
         });
         Ok(())
     }
 
     fn offload(&mut self, step: &Step<'_>, keys: &[f32], values: &[f32]) -> Result<()> {
-        let Self { shape, rules, tiers, requests } = self;
+        let Self { config, tiers, requests } = self;
+        let shape = config.shape();
         for part in parts(requests, shape, step) {
             let (keys, values) = (part.new_tokens(shape, keys), part.new_tokens(shape, values));
-            part.row.offload(rules, tiers, &part.entry, keys, values)?;
+            part.row.offload(config, tiers, &part.entry, keys, values)?;
         }
         Ok(())
     }
 
     fn select(&mut self, step: &Step<'_>, queries: &[f32]) -> Result<()> {
-        let Self { shape, rules, requests, .. } = self;
+        let Self { config, requests, .. } = self;
+        let shape = config.shape();
         parts(requests, shape, step).into_par_iter().try_for_each(|part| {
             let queries = part.last_queries(shape, queries);
-            part.row.select(rules, &part.entry, queries)
+            part.row.select(config, &part.entry, queries)
         })
     }
 
     fn retrieve(&mut self, step: &Step<'_>) -> Result<()> {
-        let Self { shape, rules, tiers, requests } = self;
+        let Self { config, tiers, requests } = self;
+        let shape = config.shape();
         parts(requests, shape, step)
             .into_iter()
-            .try_for_each(|part| part.row.retrieve(rules, tiers, &part.entry))
+            .try_for_each(|part| part.row.retrieve(config, tiers, &part.entry))
     }
 
     fn attend(&mut self, step: &Step<'_>, queries: &[f32], out: &mut [f32]) -> Result<()> {
-        let Self { shape, rules, tiers: Tiers { pool, .. }, requests } = self;
+        let Self { config, tiers: Tiers { pool, .. }, requests } = self;
+        let shape = config.shape();
         let width = shape.group() * shape.head_dim;
         parts(requests, shape, step).into_par_iter().zip(out.par_chunks_mut(width)).for_each(
             |(part, out)| {
                 let listed = part.row.listed().iter();
                 let pages: Vec<(&[Word], usize)> =
                     listed.map(|(page, tokens)| (pool.page(*page), *tokens as usize)).collect();
-                attend(part.last_queries(shape, queries), &pages, rules.geometry.layout(), out);
+                attend(part.last_queries(shape, queries), &pages, config.layout(), out);
             },
         );
         Ok(())
@@ -213,7 +213,7 @@ impl Backend for CpuBackend {
         values: &[f32],
         out: &mut [f32],
     ) -> Result<()> {
-        attend_prompt(&self.shape, chunk, queries, keys, values, out);
+        attend_prompt(self.config.shape(), chunk, queries, keys, values, out);
         Ok(())
     }
 
@@ -222,7 +222,7 @@ impl Backend for CpuBackend {
     }
 
     fn usage(&self) -> MemoryUsage {
-        let page_bytes = self.rules.geometry.layout().page_bytes() as u64;
+        let page_bytes = self.config.layout().page_bytes() as u64;
         let mut usage = MemoryUsage {
             gpu_pages_bytes: self.tiers.pool.used_pages() as u64 * page_bytes,
             host_pages_bytes: self.tiers.arena.allocated() as u64 * self.tiers.arena.slab_bytes(),

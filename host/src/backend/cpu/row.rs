@@ -1,20 +1,11 @@
-use std::sync::Arc;
-
 use super::index::mean_key;
 use super::select::{score, top_k};
 use crate::backend::StepEntry;
 use crate::memory::{HostArena, KvDtype, PagePool, PhysicalPage, RowPlan, Word};
 use crate::paging::{HostTable, Lru, Resolution, RowCache, SteadyPages};
 use crate::partition::SelectedPage;
-use crate::pipeline::{Budget, Candidates, Counters, Geometry, Index, Method, Select};
-use crate::{Error, Result};
-
-/// What holds for all rows.
-#[derive(Debug)]
-pub(super) struct Rules {
-    pub method: Arc<dyn Method>,
-    pub geometry: Geometry,
-}
+use crate::pipeline::{Budget, Candidates, Counters, Index, Select};
+use crate::{Error, KvConfig, Result};
 
 /// The memory that rows live in.
 #[derive(Debug)]
@@ -71,14 +62,14 @@ impl Row {
     }
 
     /// Index: summarises the partitions that become retrievable with this step.
-    pub fn index(&mut self, rules: &Rules, pool: &PagePool, entry: &StepEntry, keys: NewTokens<'_>) {
-        let width = rules.geometry.summary_width();
+    pub fn index(&mut self, config: &KvConfig, pool: &PagePool, entry: &StepEntry, keys: NewTokens<'_>) {
+        let width = config.summary_width();
         if width == 0 {
             return;
         }
-        let (layout, head_dim) = (rules.geometry.layout(), keys.head_dim);
-        let tokens = rules.geometry.partition_tokens();
-        let retrievable = rules.geometry.zones(entry.after()).retrievable;
+        let (layout, head_dim) = (config.layout(), keys.head_dim);
+        let tokens = config.partition_tokens();
+        let retrievable = config.zones(entry.after()).retrievable;
         let (indexed, wanted) = (self.summaries.len() / width, retrievable.len() / tokens);
         self.summaries.resize(wanted * width, 0.0);
         let mut partition_keys = vec![0.0; tokens * head_dim];
@@ -93,7 +84,7 @@ impl Row {
                     store_rounded(layout.dtype(), keys.get(token - entry.before), key);
                 }
             }
-            match rules.method.index() {
+            match config.method().index() {
                 Index::Custom(operator) => operator.summarize(head_dim, &partition_keys, summary),
                 Index::MeanKey | Index::Nothing => mean_key(&partition_keys, summary),
             }
@@ -103,16 +94,16 @@ impl Row {
     /// Offload: stores the new tokens on both tiers and moves what left the steady zone to the cache.
     pub fn offload(
         &mut self,
-        rules: &Rules,
+        config: &KvConfig,
         tiers: &mut Tiers,
         entry: &StepEntry,
         keys: NewTokens<'_>,
         values: NewTokens<'_>,
     ) -> Result<()> {
         let Tiers { pool, arena, counters } = tiers;
-        let layout = rules.geometry.layout();
+        let layout = config.layout();
         let page_tokens = layout.page_tokens();
-        let retrievable = rules.geometry.retrievable_pages(entry.after());
+        let retrievable = config.retrievable_pages(entry.after());
         let mut left = false;
         let mut token = entry.before;
         while token < entry.after() {
@@ -177,13 +168,13 @@ impl Row {
     }
 
     /// Select: picks partitions for the group's queries, `[group, head_dim]`.
-    pub fn select(&mut self, rules: &Rules, entry: &StepEntry, queries: &[f32]) -> Result<()> {
-        let (head_dim, tokens) = (rules.geometry.layout().head_dim(), rules.geometry.partition_tokens());
-        let ids = rules.geometry.retrievable_partitions(entry.after());
+    pub fn select(&mut self, config: &KvConfig, entry: &StepEntry, queries: &[f32]) -> Result<()> {
+        let (head_dim, tokens) = (config.layout().head_dim(), config.partition_tokens());
+        let ids = config.retrievable_partitions(entry.after());
         let (first, count) = (ids.start, ids.len());
         let limit = |budget: Budget| budget.partitions(entry.after(), tokens).min(count);
         self.selected.clear();
-        match rules.method.select() {
+        match config.method().select() {
             Select::Nothing => {}
             Select::Everything => self.selected.extend(ids),
             Select::TopK { budget, .. } if limit(budget) == count => {
@@ -204,18 +195,20 @@ impl Row {
                     count,
                     limit: limit(budget),
                 };
-                picker.pick(&candidates, &mut self.selected);
-                check_selection(rules.method.name(), &candidates, &self.selected)?;
+                if candidates.limit > 0 {
+                    picker.pick(&candidates, &mut self.selected);
+                }
+                check_selection(config.method().name(), &candidates, &self.selected)?;
             }
         }
         Ok(())
     }
 
     /// Retrieve: makes the selected pages resident and lists the pages of this step in token order.
-    pub fn retrieve(&mut self, rules: &Rules, tiers: &mut Tiers, entry: &StepEntry) -> Result<()> {
+    pub fn retrieve(&mut self, config: &KvConfig, tiers: &mut Tiers, entry: &StepEntry) -> Result<()> {
         let Tiers { pool, arena, counters } = tiers;
         self.pages.clear();
-        rules.geometry.map().expand(&self.selected, &mut self.pages);
+        config.partition_map().expand(&self.selected, &mut self.pages);
         self.cache.tick();
         self.cache.resolve(&self.pages, &mut self.resolution)?;
         for copy in &self.resolution.copies {
@@ -233,8 +226,8 @@ impl Row {
         }
         counters.evicted_pages += self.resolution.evicted.len() as u64;
 
-        let retrievable = rules.geometry.retrievable_pages(entry.after());
-        let page_tokens = rules.geometry.layout().page_tokens();
+        let retrievable = config.retrievable_pages(entry.after());
+        let page_tokens = config.layout().page_tokens();
         let (sinks, tail) = self
             .steady
             .pages()

@@ -1,14 +1,18 @@
 use std::ops::Range;
+use std::sync::Arc;
 
-use super::{Index, Method, Select, SteadyZone, Zones};
 use crate::memory::PageLayout;
 use crate::partition::PartitionMap;
-use crate::{Error, Result};
+use crate::pipeline::{Index, Method, Select, SteadyZone, Zones};
+use crate::{Error, KvShape, Result};
 
-/// The sizes that follow from a method and a page layout, checked once.
+/// A model's attention shape, a page layout and a method that fit together, and the sizes that follow from
+/// them.
 #[derive(Clone, Debug)]
-pub struct Geometry {
+pub struct KvConfig {
+    shape: KvShape,
     layout: PageLayout,
+    method: Arc<dyn Method>,
     steady: SteadyZone,
     partition_tokens: usize,
     zone_unit: usize,
@@ -16,14 +20,22 @@ pub struct Geometry {
     map: PartitionMap,
 }
 
-impl Geometry {
-    /// Checks a method's numbers and works out its sizes.
+impl KvConfig {
+    /// Checks that the parts fit together and works out their sizes.
     ///
     /// # Errors
-    /// [`Error::WindowZero`], [`Error::InvalidBudget`], [`Error::BudgetBelowSteady`] and
-    /// [`Error::PageSizeDoesNotDivide`] as its numbers deserve; [`Error::UnsupportedPartition`] for clusters,
-    /// which no backend stores yet; [`Error::InvalidMethod`] if its Index does not make what its Select reads.
-    pub fn new(layout: &PageLayout, method: &dyn Method) -> Result<Self> {
+    /// [`Error::InvalidLayout`] for pages of another head width than the shape's; [`Error::WindowZero`],
+    /// [`Error::SteadyZoneTooLarge`], [`Error::InvalidBudget`], [`Error::BudgetBelowSteady`] and
+    /// [`Error::PageSizeDoesNotDivide`] as the method's numbers deserve; [`Error::UnsupportedPartition`] for
+    /// clusters, which no backend stores yet; [`Error::InvalidMethod`] if a method's Index does not make what its
+    /// Select reads.
+    pub fn new(shape: KvShape, layout: PageLayout, method: Arc<dyn Method>) -> Result<Self> {
+        let head_dim = layout.head_dim();
+        if head_dim != shape.head_dim {
+            let reason =
+                format!("pages for head_dim {head_dim} under a shape of head_dim {}", shape.head_dim);
+            return Err(Error::InvalidLayout { reason });
+        }
         let (steady, kind) = (method.steady(), method.partition());
         steady.check()?;
         let map = PartitionMap::new(kind, layout.page_tokens(), method.name())?;
@@ -34,7 +46,6 @@ impl Geometry {
         if let Some(budget) = method.select().budget() {
             budget.check(&steady)?;
         }
-        let head_dim = layout.head_dim();
         let summary_width = match method.index() {
             Index::Nothing => 0,
             Index::MeanKey => head_dim,
@@ -42,17 +53,27 @@ impl Geometry {
         };
         if matches!(method.select(), Select::TopK { .. }) && summary_width != head_dim {
             let reason = format!(
-                "top-k takes summaries of head_dim {head_dim}, its Index makes {summary_width} elements"
+                "top-k reads summaries of head_dim {head_dim}, its Index makes {summary_width} elements"
             );
             return Err(Error::InvalidMethod { method: method.name().to_owned(), reason });
         }
         let zone_unit = kind.zone_unit(layout.page_tokens());
-        Ok(Self { layout: *layout, steady, partition_tokens, zone_unit, summary_width, map })
+        Ok(Self { shape, layout, method, steady, partition_tokens, zone_unit, summary_width, map })
+    }
+
+    /// The attention shape.
+    pub fn shape(&self) -> &KvShape {
+        &self.shape
     }
 
     /// The page layout.
     pub fn layout(&self) -> &PageLayout {
         &self.layout
+    }
+
+    /// The method.
+    pub fn method(&self) -> &dyn Method {
+        &*self.method
     }
 
     /// Tokens of a partition.
@@ -66,7 +87,7 @@ impl Geometry {
     }
 
     /// From partitions to pages.
-    pub fn map(&self) -> &PartitionMap {
+    pub fn partition_map(&self) -> &PartitionMap {
         &self.map
     }
 
@@ -77,20 +98,21 @@ impl Geometry {
 
     /// The ids of the partitions that can be selected at a length.
     pub fn retrievable_partitions(&self, tokens: usize) -> Range<u32> {
-        let zones = self.zones(tokens);
-        (zones.retrievable.start / self.partition_tokens) as u32
-            ..(zones.retrievable.end / self.partition_tokens) as u32
+        self.retrievable(tokens, self.partition_tokens)
     }
 
     /// The keys of the pages that can be selected at a length; all others are steady.
     pub fn retrievable_pages(&self, tokens: usize) -> Range<u32> {
-        let zones = self.zones(tokens);
-        let page_tokens = self.layout.page_tokens();
-        (zones.retrievable.start / page_tokens) as u32..(zones.retrievable.end / page_tokens) as u32
+        self.retrievable(tokens, self.layout.page_tokens())
     }
 
     /// The most pages that the steady zone holds at any length.
     pub fn max_steady_pages(&self) -> usize {
         self.steady.max_pages(self.zone_unit, self.layout.page_tokens())
+    }
+
+    fn retrievable(&self, tokens: usize, unit: usize) -> Range<u32> {
+        let Range { start, end } = self.zones(tokens).retrievable;
+        (start / unit) as u32..(end / unit) as u32
     }
 }

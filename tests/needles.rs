@@ -1,0 +1,77 @@
+//! Facts hidden in long prompts, found through the pipeline: the proof that a method reads what matters.
+
+use std::ops::ControlFlow;
+
+use spinkv::algorithms::MethodOptions;
+use spinkv::pipeline::{Budget, SteadyZone};
+use spinkv_engine::generate::{GenerateOptions, generate};
+use spinkv_tests::checkpoints::Bundled;
+
+/// The prompts, of those whose names begin with `group`, that `method` answers.
+fn answered(bundled: &Bundled, method: &str, group: &str) -> Vec<String> {
+    let options = GenerateOptions {
+        method: method.to_owned(),
+        method_options: MethodOptions { budget: Budget::Tokens(1024), steady: SteadyZone::default() },
+        max_tokens: 9,
+        ignore_eos: true,
+        ..GenerateOptions::default()
+    };
+    let prompts = bundled.prompts.iter().filter(|prompt| prompt.name.starts_with(group));
+    let mut answered = Vec::new();
+    for prompt in prompts {
+        let go_on = |_: spinkv_engine::generate::Event<'_>| ControlFlow::Continue(());
+        let generation = generate(&bundled.model, &bundled.tokenizer, &prompt.text, &options, go_on).unwrap();
+        let right = generation.text == format!(" {}.\n", prompt.answer);
+        println!(
+            "{method} {}: {} s, hit ratio {:?}, {:?} {}",
+            prompt.name,
+            generation.prefill_time.as_secs_f32(),
+            generation.counters.hit_ratio(),
+            generation.text,
+            if right { "" } else { "WRONG" },
+        );
+        if right {
+            // The method's answer is the reference's first eight tokens, which no rounding can change.
+            assert_eq!(generation.tokens[..8], bundled.greedy_ids(&prompt.name)[..8]);
+            answered.push(prompt.name.clone());
+        }
+    }
+    answered
+}
+
+#[test]
+fn dense_answers_every_4k_prompt() {
+    assert_eq!(answered(&Bundled::open("needle-tiny"), "dense", "needle_4k").len(), 8);
+}
+
+#[test]
+fn shadowkv_answers_every_4k_prompt_with_1024_tokens() {
+    assert_eq!(answered(&Bundled::open("needle-tiny"), "shadowkv", "needle_4k").len(), 8);
+}
+
+/// The test can fail: without the middle of the prompt the facts are gone.
+#[test]
+fn streaming_llm_answers_almost_none() {
+    let answered = answered(&Bundled::open("needle-tiny"), "streaming-llm", "needle_4k");
+    assert!(answered.len() <= 1, "{answered:?}");
+}
+
+#[test]
+fn dense_answers_every_16k_prompt() {
+    assert_eq!(answered(&Bundled::open("needle-tiny"), "dense", "needle_16k").len(), 4);
+}
+
+/// The fourth, needle_16k_1, is known to need ShadowKV's outlier chunks, which this version does not have.
+#[test]
+fn shadowkv_answers_three_of_four_16k_prompts_with_1024_tokens() {
+    let answered = answered(&Bundled::open("needle-tiny"), "shadowkv", "needle_16k");
+    for name in ["needle_16k_0", "needle_16k_2", "needle_16k_3"] {
+        assert!(answered.iter().any(|found| found == name), "{name} is missing of {answered:?}");
+    }
+}
+
+#[test]
+#[ignore = "slow: 32K tokens"]
+fn dense_answers_every_32k_prompt() {
+    assert_eq!(answered(&Bundled::open("needle-tiny"), "dense", "needle_32k").len(), 2);
+}
