@@ -8,7 +8,9 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use spinkv::algorithms::ShadowKv;
 use spinkv::backend::PromptChunk;
 use spinkv::backend::cpu::{CpuBackend, attend, attend_prompt, mean_key, score, top_k};
-use spinkv::memory::{KvDtype, MemoryLimits, PageLayout, PhysicalPage, Word};
+use spinkv::memory::{
+    HostArena, HostPage, KvDtype, MemoryLimits, PageLayout, PagePool, PhysicalPage, SLAB_PAGES, Word,
+};
 use spinkv::paging::{Lru, Resolution, RowCache};
 use spinkv::partition::SelectedPage;
 use spinkv::pipeline::{Budget, GroupMerge, Pipeline, SteadyZone};
@@ -53,13 +55,60 @@ fn select(c: &mut Criterion) {
     group.finish();
 }
 
-fn retrieve(c: &mut Criterion) {
+/// A page's tokens are stored on the GPU, and the full page is written to the host.
+fn offload(c: &mut Criterion) {
+    let mut group = c.benchmark_group("offload");
+    let layout = PageLayout::new(CHUNK, HEAD_DIM, KvDtype::Bf16).unwrap();
+    let mut pool = PagePool::new(layout, None);
+    let page = pool.take(1).unwrap()[0];
+    let mut arena = HostArena::new(layout, None);
+    let slab = arena.take(1).unwrap()[0];
+    let (keys, values) = (random(CHUNK * HEAD_DIM, 12), random(CHUNK * HEAD_DIM, 13));
+    group.throughput(Throughput::Bytes(layout.page_bytes() as u64));
+    group.bench_function("page/8_tokens", |b| {
+        b.iter(|| {
+            let tokens = keys.chunks_exact(HEAD_DIM).zip(values.chunks_exact(HEAD_DIM));
+            for (token, (key, value)) in tokens.enumerate() {
+                layout.write_token(pool.page_mut(page), token, black_box(key), value);
+            }
+            arena.page_mut(HostPage { slab, index: 3 }).copy_from_slice(pool.page(page));
+        });
+    });
+    group.finish();
+}
+
+/// 256 pages, in ascending host order, from 64 MiB of host memory to as many places on the GPU.
+fn gather(c: &mut Criterion) {
+    let mut group = c.benchmark_group("retrieve");
+    let layout = PageLayout::new(CHUNK, HEAD_DIM, KvDtype::Bf16).unwrap();
+    let mut arena = HostArena::new(layout, None);
+    let slabs = arena.take(1024).unwrap();
+    for (index, slab) in slabs.iter().enumerate() {
+        (0..SLAB_PAGES)
+            .for_each(|page| arena.page_mut(HostPage { slab: *slab, index: page }).fill(index as Word));
+    }
+    let mut pool = PagePool::new(layout, None);
+    let pages = pool.take(256).unwrap();
+    let keys = drifting_selections((slabs.len() * SLAB_PAGES) as u32, 256, 0.0, 1, 14).remove(0);
+    group.throughput(Throughput::Bytes((256 * layout.page_bytes()) as u64));
+    group.bench_function("gather/256_pages", |b| {
+        b.iter(|| {
+            for (key, page) in keys.iter().zip(&pages) {
+                let (slab, index) = (slabs[*key as usize / SLAB_PAGES], *key as usize % SLAB_PAGES);
+                pool.page_mut(*page).copy_from_slice(arena.page(HostPage { slab, index }));
+            }
+        });
+    });
+    group.finish();
+}
+
+fn resolve(c: &mut Criterion) {
     let mut group = c.benchmark_group("retrieve");
     let selections: Vec<Vec<SelectedPage>> = drifting_selections(16_384, 256, 0.9, 64, 4)
         .into_iter()
         .map(|keys| keys.into_iter().map(|key| SelectedPage { key, tokens: CHUNK as u32 }).collect())
         .collect();
-    let mut cache: RowCache<Lru> = RowCache::new((0..1536).map(PhysicalPage).collect());
+    let mut cache: RowCache<Lru> = RowCache::new((0..1536).map(PhysicalPage).collect(), 16_384);
     let mut resolution = Resolution::default();
     group.throughput(Throughput::Elements(256));
     let mut step = 0;
@@ -134,5 +183,5 @@ fn layer_step(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, index, select, retrieve, attention, layer_step);
+criterion_group!(benches, index, offload, select, resolve, gather, attention, layer_step);
 criterion_main!(benches);

@@ -2,7 +2,9 @@
 
 use spinkv::memory::{KvDtype, PageLayout};
 use spinkv::partition::PartitionKind;
-use spinkv::pipeline::{Budget, Candidates, GroupMerge, Index, Method, Pick, Select, SteadyZone, Summarize};
+use spinkv::pipeline::{
+    Budget, Candidates, GroupMerge, Index, Method, Partition, Pick, Select, SteadyZone, Summarize,
+};
 use spinkv::{Error, KvConfig, KvShape};
 use spinkv_tests::{Sequence, Setup, Style, attention_over, close, dense_reference};
 
@@ -38,7 +40,8 @@ impl Summarize for Bounds {
         2 * head_dim
     }
 
-    fn summarize(&self, head_dim: usize, keys: &[f32], summary: &mut [f32]) {
+    fn summarize(&self, partition: &Partition<'_>, summary: &mut [f32]) {
+        let Partition { head_dim, keys, .. } = *partition;
         assert_eq!((keys.len(), summary.len()), (self.chunk * head_dim, 2 * head_dim));
         let (least, greatest) = summary.split_at_mut(head_dim);
         least.fill(f32::INFINITY);

@@ -211,10 +211,11 @@ fn admission_beyond_the_gpu_pages_is_refused_and_costs_nobody_anything() {
 #[test]
 fn admission_beyond_the_host_memory_is_refused_and_costs_nobody_anything() {
     let setup = Setup::new(shape(), 1, SPARSE);
-    // 200 pages of one token: 4 slabs a row, 4 rows.
+    // 200 pages of one token for each of 4 rows.
     let layout = PageLayout::new(1, 16, KvDtype::F32).unwrap();
     let slab = (SLAB_PAGES * layout.page_bytes()) as u64;
-    let limit = 2 * 16 * slab + slab / 2;
+    let slabs = 4 * 200u64.div_ceil(SLAB_PAGES as u64);
+    let limit = 2 * slabs * slab + slab / 2;
     let limits = MemoryLimits { gpu_pages: None, host_bytes: Some(limit) };
     let mut run = Setup { limits, ..setup.clone() }.start();
     let sequences = [sequence(200, 1), sequence(200, 2), sequence(200, 3)];
@@ -224,7 +225,7 @@ fn admission_beyond_the_host_memory_is_refused_and_costs_nobody_anything() {
     let before = run.pipeline.usage();
     match run.admit(&sequences[2]).unwrap_err() {
         Error::OutOfHostMemory { needed, free, limit: reported, .. } => {
-            assert_eq!((needed, free, reported), (16 * slab, slab / 2, limit));
+            assert_eq!((needed, free, reported), (slabs * slab, slab / 2, limit));
         }
         other => panic!("{other}"),
     }
@@ -233,7 +234,7 @@ fn admission_beyond_the_host_memory_is_refused_and_costs_nobody_anything() {
         let outputs = run.step(&[first, second]).unwrap();
         assert_eq!([&outputs[0], &outputs[1]], [of_first, of_second], "step {step}");
     }
-    assert_eq!(run.pipeline.usage().host_pages_bytes, 2 * 16 * slab);
+    assert_eq!(run.pipeline.usage().host_pages_bytes, 2 * slabs * slab);
     run.pipeline.release(second);
     let third = run.start(&sequences[2], 100);
     assert_eq!(run.generate(third, 100), expected[2]);

@@ -8,7 +8,7 @@ use spinkv::algorithms::Dense;
 use spinkv::backend::cpu::CpuBackend;
 use spinkv::memory::{KvDtype, MemoryLimits, PageLayout};
 use spinkv::pipeline::{Pipeline, RequestId};
-use spinkv_engine::model::{DecodeToken, Model};
+use spinkv_engine::model::{DecodeToken, Model, Wanted};
 use spinkv_tests::checkpoints::{Bundled, max_difference};
 
 /// Prompts attend to unrounded K and V, so this holds for any page dtype.
@@ -25,7 +25,7 @@ fn pipeline(model: &Model, dtype: KvDtype) -> Pipeline<CpuBackend> {
 
 /// The final hidden states of a prompt, `[tokens, hidden]`.
 fn prefill(model: &Model, pipeline: &mut Pipeline<CpuBackend>, request: RequestId, ids: &[u32]) -> Vec<f32> {
-    model.prefill(pipeline, request, ids, |_, _| ControlFlow::Continue(())).unwrap()
+    model.prefill(pipeline, request, ids, Wanted::All, |_, _| ControlFlow::Continue(())).unwrap()
 }
 
 fn decode(model: &Model, pipeline: &mut Pipeline<CpuBackend>, request: RequestId, token: u32) -> Vec<f32> {
@@ -96,6 +96,44 @@ fn decode_logits_match_transformers_from_f32_and_bf16_pages() {
             }
         }
     }
+}
+
+/// The end of a long prompt passes through decode steps, which read thousands of retrieved pages.
+#[test]
+fn decode_logits_after_a_long_context_match_transformers() {
+    let bundled = Bundled::open("needle-tiny");
+    let (ids, reference) = (bundled.input_ids("needle_4k_1"), bundled.logits("needle_4k_1"));
+    let (prompt, rest) = ids.split_at(ids.len() - 32);
+    for (dtype, tolerance) in [(KvDtype::F32, F32_TOLERANCE), (KvDtype::Bf16, BF16_TOLERANCE)] {
+        let mut pipeline = pipeline(&bundled.model, dtype);
+        let request = pipeline.admit(ids.len()).unwrap();
+        prefill(&bundled.model, &mut pipeline, request, prompt);
+        let logits = rest.iter().map(|token| decode(&bundled.model, &mut pipeline, request, *token)).last();
+        let difference = max_difference(&logits.unwrap(), &reference.values);
+        println!(
+            "{} tokens, the last 32 decoded, {dtype:?} pages: logits within {difference:.1e}",
+            ids.len()
+        );
+        assert!(difference < tolerance, "{dtype:?}: {difference}");
+        assert!(pipeline.counters().hits > 32 * 8 * 400, "too few pages were retrieved");
+    }
+}
+
+/// A prompt whose last position alone is wanted gives the same hidden state and the same KV.
+#[test]
+fn skipping_the_outputs_that_nobody_wants_changes_nothing() {
+    let bundled = Bundled::open("needle-tiny");
+    let model = &bundled.model;
+    let ids = &bundled.input_ids("needle_4k_2")[..1300];
+    let outcomes = [Wanted::All, Wanted::Last].map(|wanted| {
+        let mut pipeline = pipeline(model, KvDtype::Bf16);
+        let request = pipeline.admit(ids.len() + 1).unwrap();
+        let go_on = |_, _| ControlFlow::Continue(());
+        let hidden = model.prefill(&mut pipeline, request, ids, wanted, go_on).unwrap();
+        let last = hidden[hidden.len() - model.config().hidden_size..].to_vec();
+        (last, decode(model, &mut pipeline, request, 17))
+    });
+    assert!(outcomes[0] == outcomes[1]);
 }
 
 /// The reference's own tokens are fed back, past its end token as well, so that one near-tie does not hide

@@ -113,11 +113,6 @@ impl ModelConfig {
     pub fn has_qk_norm(&self) -> bool {
         self.architecture == Architecture::Qwen3
     }
-
-    /// Query heads that share one KV head.
-    pub fn group_size(&self) -> usize {
-        self.query_heads / self.kv_heads
-    }
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
@@ -264,10 +259,7 @@ impl Check {
             Error::UnknownArchitecture {
                 path: self.path.clone(),
                 found: found.to_owned(),
-                suggestion: Architecture::ALL
-                    .into_iter()
-                    .map(Architecture::name)
-                    .find(|name| near(name, found)),
+                suggestion: spinkv::nearest_name(found, &Architecture::ALL.map(Architecture::name)),
             }
         })
     }
@@ -385,14 +377,6 @@ impl Check {
     fn inconsistent(&self, reason: String) -> Error {
         Error::InconsistentConfig { path: self.path.clone(), reason }
     }
-}
-
-/// Whether `found` looks like a misspelling of `name`. A different digit is a different model (Qwen2 is not a
-/// misspelt Qwen3), so digits must agree.
-fn near(name: &str, found: &str) -> bool {
-    let digits = |text: &str| text.chars().filter(char::is_ascii_digit).collect::<String>();
-    digits(name) == digits(found)
-        && strsim::damerau_levenshtein(&name.to_lowercase(), &found.to_lowercase()) <= 2
 }
 
 #[cfg(test)]

@@ -5,15 +5,16 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use spinkv::KvConfig;
 use spinkv::algorithms::{self, MethodOptions};
 use spinkv::backend::cpu::CpuBackend;
 use spinkv::memory::{KvDtype, MemoryLimits, MemoryUsage, PageLayout, RequestPlan};
 use spinkv::pipeline::{Budget, Counters, DEFAULT_BUFFERING, Pipeline, StageTimes};
+use spinkv::{KvConfig, KvShape};
 
+use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::memory::PeakBound;
-use crate::model::{DecodeToken, Model};
+use crate::model::{DecodeToken, Model, Wanted};
 use crate::sampling::{Sampler, SamplingParams};
 use crate::tokenizer::Tokenizer;
 
@@ -104,7 +105,7 @@ pub struct Generation {
     pub finish: Finish,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Time from the start to the first token.
+    /// Time from the first layer to the first token.
     pub prefill_time: Duration,
     /// Time of all further tokens.
     pub decode_time: Duration,
@@ -120,42 +121,102 @@ pub struct Generation {
     pub usage: MemoryUsage,
     /// Time in the stages of decode steps.
     pub decode_stages: StageTimes,
+    /// Time in the stages of the prompt.
+    pub prefill_stages: StageTimes,
     /// The bound of the resident memory.
     pub peak_bound: PeakBound,
 }
 
-/// Generates from `prompt`; `listen` hears of progress and text as they come, and may break off.
+/// A prompt that can be generated from: encoded, and checked against a model's configuration and the options.
+/// Making one costs little, so what cannot run is refused before weights are loaded.
+#[derive(Debug)]
+pub struct Prepared {
+    prompt: Vec<u32>,
+    max_new: usize,
+    kv: KvConfig,
+    limits: MemoryLimits,
+    buffering: f64,
+    sampler: Sampler,
+    ignore_eos: bool,
+}
+
+impl Prepared {
+    /// Encodes and checks.
+    ///
+    /// # Errors
+    /// [`Error::EmptyPrompt`], [`Error::PromptTooLong`], [`Error::NothingToGenerate`],
+    /// [`Error::TokenOutOfVocabulary`], invalid sampling parameters, and what the method or the memory refuses
+    /// ([`Error::Kv`]).
+    pub fn new(
+        config: &ModelConfig,
+        tokenizer: &Tokenizer,
+        prompt: &str,
+        options: &GenerateOptions,
+    ) -> Result<Self> {
+        let shape = KvShape::new(config.layers, config.query_heads, config.kv_heads, config.head_dim)?;
+        let layout = PageLayout::new(options.page_tokens, config.head_dim, options.kv_dtype)?;
+        let method = algorithms::by_name(&options.method, &options.method_options)?;
+        let kv = KvConfig::new(shape, layout, method)?;
+        let sampler = Sampler::new(options.sampling.clone())?;
+        if options.max_tokens == 0 {
+            return Err(Error::NothingToGenerate);
+        }
+        if prompt.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        let limit = config.max_position_embeddings;
+        // Encoding takes time and memory in proportion; a text that cannot fit is not encoded.
+        let tokens = tokenizer.least_tokens(prompt);
+        if tokens > limit {
+            return Err(Error::PromptTooLong { tokens, limit });
+        }
+        let prompt = tokenizer.encode(prompt)?;
+        let max_new = new_tokens(prompt.len(), options.max_tokens, limit)?;
+        let vocab_size = config.vocab_size;
+        if let Some(id) = prompt.iter().copied().find(|id| *id as usize >= vocab_size) {
+            return Err(Error::TokenOutOfVocabulary { id, vocab_size });
+        }
+
+        let (limits, buffering, ignore_eos) = (options.limits, options.buffering, options.ignore_eos);
+        let prepared = Self { prompt, max_new, kv, limits, buffering, sampler, ignore_eos };
+        let plan = RequestPlan::new(&prepared.kv, prepared.max_context(), buffering)?;
+        plan.check_limits(&layout, &limits)?;
+        Ok(prepared)
+    }
+
+    fn pipeline(&self) -> Pipeline<CpuBackend> {
+        Pipeline::new(CpuBackend::new(self.kv.clone(), self.limits)).with_buffering(self.buffering)
+    }
+
+    /// The last token is never passed through the model.
+    fn max_context(&self) -> usize {
+        self.prompt.len() + self.max_new - 1
+    }
+}
+
+/// Generates from a prompt that was prepared for this model and tokenizer; `listen` hears of progress and text as
+/// they come, and may break off.
 ///
 /// # Errors
-/// [`Error::EmptyPrompt`], [`Error::PromptTooLong`], [`Error::NothingToGenerate`], invalid sampling parameters, and
-/// what the method or the memory refuses ([`Error::Kv`]).
+/// [`Error::NoFiniteLogit`], and failures of the memory ([`Error::Kv`]).
 pub fn generate(
     model: &Model,
     tokenizer: &Tokenizer,
-    prompt: &str,
-    options: &GenerateOptions,
+    prepared: Prepared,
     mut listen: impl FnMut(Event<'_>) -> ControlFlow<()>,
 ) -> Result<Generation> {
-    let method = algorithms::by_name(&options.method, &options.method_options)?;
-    let mut sampler = Sampler::new(options.sampling.clone())?;
-    let prompt = tokenizer.encode(prompt)?;
-    let max_new = new_tokens(prompt.len(), options.max_tokens, model.config().max_position_embeddings)?;
-
-    let (shape, start) = (model.shape(), Instant::now());
-    let layout = PageLayout::new(options.page_tokens, shape.head_dim, options.kv_dtype)?;
-    let config = KvConfig::new(shape, layout, method)?;
-    let backend = CpuBackend::new(config.clone(), options.limits);
-    let mut pipeline = Pipeline::new(backend).with_buffering(options.buffering);
-    // The last token is never passed through the model again.
-    let request = pipeline.admit(prompt.len() + max_new - 1)?;
+    let start = Instant::now();
+    let mut pipeline = prepared.pipeline();
+    let request = pipeline.admit(prepared.max_context())?;
     let plan = *pipeline.admitted(request)?;
+    let Prepared { prompt, max_new, kv, mut sampler, ignore_eos, .. } = prepared;
 
     let (mut text, mut tokens, mut stream) = (String::new(), Vec::new(), tokenizer.stream());
     let mut prefill_time = None;
     let outcome = (|| {
         let progress = |done, total| listen(Event::Prefill { done, total });
-        let hidden = model.prefill(&mut pipeline, request, &prompt, progress)?;
-        let mut logits = model.logits(&hidden[hidden.len() - model.config().hidden_size..]);
+        let hidden = model.prefill(&mut pipeline, request, &prompt, Wanted::Last, progress)?;
+        let mut logits = model.logits(&hidden);
         let mut say = |piece: Option<String>| match piece {
             Some(piece) => {
                 text.push_str(&piece);
@@ -167,7 +228,7 @@ pub fn generate(
             let token = sampler.sample(&logits)?;
             prefill_time.get_or_insert_with(|| start.elapsed());
             tokens.push(token);
-            if !options.ignore_eos && model.config().eos_token_ids.contains(&token) {
+            if !ignore_eos && model.config().eos_token_ids.contains(&token) {
                 break Finish::Stop;
             }
             if say(stream.push(token)?).is_break() {
@@ -190,7 +251,8 @@ pub fn generate(
     };
     let total_time = start.elapsed();
     let prefill_time = prefill_time.unwrap_or(total_time);
-    let (counters, usage, decode_stages) = (pipeline.counters(), pipeline.usage(), *pipeline.decode_times());
+    let (counters, usage) = (pipeline.counters(), pipeline.usage());
+    let (decode_stages, prefill_stages) = (*pipeline.decode_times(), *pipeline.prefill_times());
     pipeline.release(request);
     Ok(Generation {
         text,
@@ -199,13 +261,14 @@ pub fn generate(
         prompt_tokens: prompt.len(),
         prefill_time,
         decode_time: total_time - prefill_time,
-        budget: config.method().select().budget(),
-        peak_bound: PeakBound::new(model, &config, &plan, prompt.len()),
+        budget: kv.method().select().budget(),
+        peak_bound: PeakBound::new(model, &kv, &plan, prompt.len()),
         plan,
-        layout,
+        layout: *kv.layout(),
         counters,
         usage,
         decode_stages,
+        prefill_stages,
     })
 }
 
@@ -216,9 +279,6 @@ fn new_tokens(prompt: usize, wanted: usize, max_positions: usize) -> Result<usiz
     }
     if prompt > max_positions {
         return Err(Error::PromptTooLong { tokens: prompt, limit: max_positions });
-    }
-    if wanted == 0 {
-        return Err(Error::NothingToGenerate);
     }
     // The last token takes no position: nothing is computed from it.
     Ok(wanted.min(max_positions - prompt + 1))

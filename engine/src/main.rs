@@ -13,7 +13,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("spinkv: {error}");
+            cli::say(&format!("spinkv: {error}\n"));
             ExitCode::from(2)
         }
     }

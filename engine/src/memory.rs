@@ -20,7 +20,7 @@ const OVERHEAD_BYTES: u64 = 96 << 20;
 /// weights      4 x parameters
 /// checkpoint   the safetensors files, which are mapped while they are read
 /// gpu_pages    rows x (steady + mandatory + buffering pages) x page bytes
-/// host_pages   rows x slabs x 64 pages x page bytes
+/// host_pages   rows x slabs x 16 pages x page bytes
 /// summaries    rows x partitions x width x 4
 /// activations  4 (T (H + 2 K + d) + C (2 H + 2 Q + 2 F)) + threads x one attention tile + 4 vocab
 /// overhead     96 MiB

@@ -7,7 +7,7 @@ mod weights;
 
 use std::path::Path;
 
-pub use forward::{DecodeToken, PREFILL_CHUNK};
+pub use forward::{DecodeToken, PREFILL_CHUNK, Wanted};
 
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;

@@ -101,11 +101,6 @@ impl Sampler {
         Ok(Self { params, rng, candidates: Vec::new() })
     }
 
-    /// The parameters it was made with.
-    pub fn params(&self) -> &SamplingParams {
-        &self.params
-    }
-
     /// The next token's id, from one logit per id. Ids whose logit is NaN or infinite are never chosen; so
     /// negative infinity masks a token.
     ///

@@ -23,6 +23,8 @@ struct Tables {
     path: PathBuf,
     inner: tokenizers::Tokenizer,
     vocab_size: usize,
+    /// Bytes of the longest token, where texts are cut into tokens byte for byte.
+    longest_token: Option<usize>,
     /// What the post-processor puts before every text; for most models the BOS token or nothing.
     prefix: Vec<u32>,
 }
@@ -47,11 +49,15 @@ impl Tokenizer {
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(fail)?;
         inner.with_truncation(None).map_err(fail)?;
         inner.with_padding(None);
-        let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+        let vocab = inner.get_vocab(true);
+        let vocab_size = vocab.values().max().map_or(0, |id| *id as usize + 1);
+        // The vocabulary spells some bytes with two; that only makes a token look longer.
+        let whole_text = is_byte_level(&inner) && inner.get_normalizer().is_none();
+        let longest_token = vocab.keys().map(String::len).max().filter(|_| whole_text);
         let probe = inner.encode("a", true).map_err(fail)?;
         let added = probe.get_special_tokens_mask().iter().take_while(|&&special| special == 1).count();
         let prefix = probe.get_ids()[..added].to_vec();
-        Ok(Self { tables: Arc::new(Tables { path, inner, vocab_size, prefix }) })
+        Ok(Self { tables: Arc::new(Tables { path, inner, vocab_size, longest_token, prefix }) })
     }
 
     /// The token ids of `text`.
@@ -69,6 +75,11 @@ impl Tokenizer {
         let ids = encoding.get_ids();
         let doubled = ids.strip_prefix(prefix.as_slice()).filter(|rest| rest.starts_with(prefix));
         Ok(doubled.unwrap_or(ids).to_vec())
+    }
+
+    /// A number of tokens that `text` has at least, found without encoding it; 0 where nothing can be said.
+    pub fn least_tokens(&self, text: &str) -> usize {
+        self.tables.longest_token.map_or(0, |longest| text.len().div_ceil(longest))
     }
 
     /// The text of `ids`. Special tokens, and ids that a model has but its tokenizer has not (padding of the
@@ -117,12 +128,16 @@ impl Tables {
 
     /// Whether a token is bytes in the GPT-2 alphabet, and a text all its tokens' bytes in turn.
     fn is_byte_level(&self) -> bool {
-        matches!(self.inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)))
+        is_byte_level(&self.inner)
     }
 
     fn error(&self, error: tokenizers::Error) -> Error {
         tokenizer_error(&self.path, error)
     }
+}
+
+fn is_byte_level(tokenizer: &tokenizers::Tokenizer) -> bool {
+    matches!(tokenizer.get_decoder(), Some(DecoderWrapper::ByteLevel(_)))
 }
 
 fn tokenizer_error(path: &Path, error: tokenizers::Error) -> Error {

@@ -239,3 +239,51 @@ fn broken_checkpoints_are_refused_by_file_and_fault() {
     let tokenizer = edited_model("tokenizer.json", |bytes| bytes[..1000].to_vec());
     refused(tokenizer.path(), &["tokenizer.json"]);
 }
+
+/// A stream that nobody reads any more is the reader's choice; one that cannot be written is a failure. Neither is a
+/// panic.
+#[test]
+#[cfg(target_os = "linux")]
+fn streams_that_cannot_be_written_are_no_panic() {
+    use std::process::{Command, Stdio};
+
+    let full = || Stdio::from(fs::OpenOptions::new().write(true).open("/dev/full").expect("/dev/full"));
+    let spinkv = |stdout: Stdio, stderr: Stdio, arguments: &[&str]| {
+        let mut command = Command::new(assert_cmd::cargo::cargo_bin("spinkv"));
+        command.arg("generate").args(arguments).stdout(stdout).stderr(stderr);
+        command.status().expect("the binary runs").code()
+    };
+    let short = ["--prompt", QUESTION, "--max-tokens", "2"];
+    assert_eq!(spinkv(full(), Stdio::null(), &short), Some(2), "text was lost");
+    assert_eq!(spinkv(full(), Stdio::null(), &[&short[..], &["--json"]].concat()), Some(2), "JSON was lost");
+    assert_eq!(spinkv(Stdio::null(), full(), &short), Some(0), "the table is no result");
+    assert_eq!(spinkv(Stdio::null(), full(), &["--method", "nope"]), Some(2));
+}
+
+/// A text that is far too long is refused by its length, without being cut into tokens.
+#[test]
+fn a_huge_prompt_is_refused_at_once() {
+    let start = std::time::Instant::now();
+    let text = "the quick brown fox ".repeat(2_000_000);
+    spinkv()
+        .arg("-")
+        .write_stdin(text)
+        .assert()
+        .code(2)
+        .stderr(predicate::str::contains("the model takes 32768"));
+    assert!(start.elapsed().as_secs() < 5, "{:?}", start.elapsed());
+}
+
+#[test]
+fn numbers_beyond_all_bounds_are_refused() {
+    let huge = usize::MAX.to_string();
+    refused(&["--sinks", &huge], &["steady zone", "at most 1073741824"]);
+    refused(&["--window", &huge], &["steady zone", "at most 1073741824"]);
+    refused(&["--page-tokens", &huge, "--method", "dense"], &["page size", "at most 65536"]);
+    refused(&["--buffering=-1"], &["buffering of -1", "at least 0"]);
+    refused(&["--buffering", "nan"], &["buffering of NaN", "at least 0"]);
+    refused(&["--method", "dense", "--budget", "0"], &["budget \"0\""]);
+    let report =
+        json(&["--prompt", QUESTION, "--max-tokens", &huge, "--budget", &huge, "--gpu-pages", &huge]);
+    assert_eq!(report["finish"], "stop");
+}

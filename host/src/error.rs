@@ -119,6 +119,17 @@ pub enum Error {
     SelectionExceedsCapacity { selected: usize, capacity: usize },
 }
 
+/// The name that `name` is probably a misspelling of: at most two letters off, whatever the case. Digits must
+/// agree, since they tell versions apart.
+pub fn nearest_name(name: &str, known: &[&'static str]) -> Option<&'static str> {
+    let digits = |text: &str| text.chars().filter(char::is_ascii_digit).collect::<String>();
+    let name = name.to_lowercase();
+    let candidates = known.iter().filter(|known| digits(known) == digits(&name));
+    let distances =
+        candidates.map(|known| (strsim::damerau_levenshtein(&name, &known.to_lowercase()), *known));
+    distances.filter(|(distance, _)| *distance <= 2).min().map(|(_, known)| known)
+}
+
 fn suggest(suggestion: &Option<&'static str>) -> String {
     suggestion.map(|name| format!("; did you mean {name:?}?")).unwrap_or_default()
 }

@@ -61,5 +61,5 @@ pub mod pipeline;
 mod shape;
 
 pub use config::KvConfig;
-pub use error::{Error, Result};
+pub use error::{Error, Result, nearest_name};
 pub use shape::KvShape;

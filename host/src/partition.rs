@@ -59,7 +59,8 @@ pub struct SelectedPage {
     pub tokens: u32,
 }
 
-/// From partition ids to page keys, for one row.
+/// From partition ids to page keys. Chunks and tokens expand alike in every row; clusters differ from row to
+/// row, so backends that store them will hold one map a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PartitionMap {
     /// Partition `c` is pages `c * pages .. (c + 1) * pages`.

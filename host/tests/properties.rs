@@ -9,7 +9,7 @@ use spinkv::backend::cpu::{mean_key, top_k};
 use spinkv::memory::{
     HostArena, HostPage, KvDtype, PageLayout, PagePool, PhysicalPage, RequestPlan, SLAB_PAGES,
 };
-use spinkv::paging::{Copy, HostTable, Lru, Resolution, RowCache, SteadyPages};
+use spinkv::paging::{HostTable, Lru, PageCopy, Resolution, RowCache, SteadyPages};
 use spinkv::partition::{ClusterTable, PartitionKind, PartitionMap, SelectedPage};
 use spinkv::pipeline::{Budget, SteadyZone, Zones};
 use spinkv::{Error, KvConfig, KvShape};
@@ -212,7 +212,7 @@ impl Model {
         let mut copies = Vec::new();
         for (key, slot) in missing.iter().zip(targets) {
             self.slots[slot] = Some((*key, self.now));
-            copies.push(Copy { key: *key, page: PhysicalPage(self.physical[slot]) });
+            copies.push(PageCopy { key: *key, page: PhysicalPage(self.physical[slot]) });
         }
         let mut pages = Vec::new();
         for key in selection {
@@ -237,7 +237,7 @@ proptest! {
     fn the_cache_of_a_row_is_least_recently_used_to_the_step(capacity in 0usize..12, uses in uses()) {
         let first = 100u32;
         let start: Vec<u32> = (first..first + capacity as u32).collect();
-        let new = || RowCache::<Lru>::new(start.iter().copied().map(PhysicalPage).collect());
+        let new = || RowCache::<Lru>::new(start.iter().copied().map(PhysicalPage).collect(), 64);
         let (mut cache, mut twin) = (new(), new());
         let mut model = Model { now: 0, slots: vec![None; capacity], physical: start.clone() };
         let (mut out, mut twin_out) = (Resolution::default(), Resolution::default());
@@ -348,58 +348,47 @@ proptest! {
     }
 
     #[test]
-    fn slabs_are_vacant_or_held_once_and_reservations_are_kept(
+    fn slabs_are_vacant_or_held_once_and_the_limit_is_kept(
         limit in prop::option::of(0usize..12),
-        turns in prop::collection::vec((0usize..5, any::<prop::sample::Index>(), 0u8..3), 0..30),
+        turns in prop::collection::vec((0usize..5, any::<prop::sample::Index>(), any::<bool>()), 0..30),
     ) {
         let layout = PageLayout::new(1, 8, KvDtype::Bf16).unwrap();
         // Half a slab more than whole ones: it is of no use.
         let bytes = limit.map(|slabs| (slabs * SLAB_PAGES * 32 + SLAB_PAGES * 16) as u64);
         let mut arena = HostArena::new(layout, bytes);
         prop_assert_eq!(arena.slab_bytes(), (SLAB_PAGES * 32) as u64);
-        // Slabs reserved, slabs taken, with what is written in them.
-        let mut requests: Vec<(usize, Vec<(spinkv::memory::SlabId, u128)>)> = Vec::new();
-        for (turn, (count, which, action)) in turns.into_iter().enumerate() {
-            let reserved: usize = requests.iter().map(|(slabs, _)| slabs).sum();
-            match action {
-                0 => {
-                    let fits = limit.is_none_or(|limit| reserved + count <= limit);
-                    match arena.reserve(count) {
-                        Ok(()) => {
-                            prop_assert!(fits);
-                            requests.push((count, Vec::new()));
+        // Slabs of each request, with what is written in them.
+        let mut requests: Vec<Vec<(spinkv::memory::SlabId, u128)>> = Vec::new();
+        for (turn, (count, which, take)) in turns.into_iter().enumerate() {
+            let used: usize = requests.iter().map(Vec::len).sum();
+            if take {
+                let fits = limit.is_none_or(|limit| used + count <= limit);
+                match arena.take(count) {
+                    Ok(slabs) => {
+                        prop_assert!(fits);
+                        prop_assert_eq!(slabs.len(), count);
+                        for slab in &slabs {
+                            for index in 0..SLAB_PAGES {
+                                let page = arena.page_mut(HostPage { slab: *slab, index });
+                                prop_assert!(page.iter().all(|word| *word == 0), "a slab with old bytes");
+                                page.fill((turn * SLAB_PAGES + index) as u128 + 1);
+                            }
                         }
-                        Err(Error::OutOfHostMemory { needed, free, limit: of, .. }) => {
-                            prop_assert!(!fits);
-                            prop_assert_eq!(needed, count as u64 * arena.slab_bytes());
-                            prop_assert_eq!((free, Some(of)), (of - reserved as u64 * arena.slab_bytes(), bytes));
-                        }
-                        Err(other) => prop_assert!(false, "{}", other),
+                        requests.push(slabs.into_iter().map(|slab| (slab, turn as u128)).collect());
                     }
-                }
-                1 if !requests.is_empty() => {
-                    let which = which.index(requests.len());
-                    let (slabs, taken) = &mut requests[which];
-                    if taken.len() < *slabs {
-                        let slab = arena.allocate().unwrap();
-                        for index in 0..SLAB_PAGES {
-                            let page = arena.page_mut(HostPage { slab, index });
-                            prop_assert!(page.iter().all(|word| *word == 0), "a slab with old bytes");
-                            page.fill((turn * SLAB_PAGES + index) as u128 + 1);
-                        }
-                        taken.push((slab, turn as u128));
+                    Err(Error::OutOfHostMemory { needed, free, limit: of, .. }) => {
+                        prop_assert!(!fits);
+                        prop_assert_eq!(needed, count as u64 * arena.slab_bytes());
+                        prop_assert_eq!((free, Some(of)), (of - used as u64 * arena.slab_bytes(), bytes));
                     }
+                    Err(other) => prop_assert!(false, "{}", other),
                 }
-                2 if !requests.is_empty() => {
-                    let (slabs, taken) = requests.swap_remove(which.index(requests.len()));
-                    taken.iter().for_each(|(slab, _)| arena.free(*slab));
-                    arena.cancel(slabs);
-                }
-                _ => {}
+            } else if !requests.is_empty() {
+                let taken = requests.swap_remove(which.index(requests.len()));
+                taken.iter().for_each(|(slab, _)| arena.give_back(*slab));
             }
-            prop_assert_eq!(arena.reserved(), requests.iter().map(|(slabs, _)| slabs).sum::<usize>());
-            prop_assert_eq!(arena.allocated(), requests.iter().map(|(_, taken)| taken.len()).sum::<usize>());
-            for (slab, turn) in requests.iter().flat_map(|(_, taken)| taken) {
+            prop_assert_eq!(arena.used_slabs(), requests.iter().map(Vec::len).sum::<usize>());
+            for (slab, turn) in requests.iter().flatten() {
                 for index in 0..SLAB_PAGES {
                     let mark = turn * SLAB_PAGES as u128 + index as u128 + 1;
                     let page = arena.page(HostPage { slab: *slab, index });
@@ -543,10 +532,8 @@ proptest! {
     fn host_pages_are_found_by_key_and_valid_in_order(slabs in 0usize..6, publish in 0usize..400) {
         let layout = PageLayout::new(1, 8, KvDtype::Bf16).unwrap();
         let mut arena = HostArena::new(layout, None);
-        arena.reserve(slabs).unwrap();
-        let mut table = HostTable::default();
-        let ids: Vec<_> = (0..slabs).map(|_| arena.allocate().unwrap()).collect();
-        ids.iter().for_each(|slab| table.push(*slab));
+        let ids = arena.take(slabs).unwrap();
+        let mut table = HostTable::new(ids.clone());
         for key in 0..(slabs + 1) * SLAB_PAGES {
             let expected = ids.get(key / SLAB_PAGES).map(|slab| HostPage { slab: *slab, index: key % SLAB_PAGES });
             prop_assert_eq!(table.lookup(key as u32), expected);
@@ -621,17 +608,16 @@ proptest! {
 #[test]
 #[should_panic(expected = "steady and cached at once")]
 fn a_page_that_is_cached_cannot_be_adopted() {
-    let mut cache = RowCache::<Lru>::new(vec![PhysicalPage(0), PhysicalPage(1)]);
+    let mut cache = RowCache::<Lru>::new(vec![PhysicalPage(0), PhysicalPage(1)], 8);
     cache.adopt(4, PhysicalPage(2));
     cache.adopt(4, PhysicalPage(3));
 }
 
 #[test]
-#[should_panic(expected = "freed twice")]
-fn a_slab_cannot_be_freed_twice() {
+#[should_panic(expected = "given back twice")]
+fn a_slab_cannot_be_given_back_twice() {
     let mut arena = HostArena::new(PageLayout::new(1, 8, KvDtype::F32).unwrap(), None);
-    arena.reserve(1).unwrap();
-    let slab = arena.allocate().unwrap();
-    arena.free(slab);
-    arena.free(slab);
+    let slab = arena.take(1).unwrap()[0];
+    arena.give_back(slab);
+    arena.give_back(slab);
 }

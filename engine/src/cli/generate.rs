@@ -1,4 +1,4 @@
-use std::io::{IsTerminal, Read, Write};
+use std::io::{ErrorKind, IsTerminal, Read, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,13 +9,14 @@ use spinkv::algorithms::MethodOptions;
 use spinkv::backend::BackendKind;
 use spinkv::memory::{KvDtype, MemoryLimits};
 use spinkv::pipeline::{Budget, SteadyZone};
-use spinkv_engine::generate::{Event, GenerateOptions, generate};
+use spinkv_engine::config::ModelConfig;
+use spinkv_engine::generate::{Event, GenerateOptions, Prepared, generate};
 use spinkv_engine::model::Model;
 use spinkv_engine::sampling::SamplingParams;
 use spinkv_engine::tokenizer::Tokenizer;
 use spinkv_engine::{Error, Result};
 
-use super::{demo, report};
+use super::{demo, report, say};
 
 /// Answer one prompt, and say what it took.
 ///
@@ -156,43 +157,69 @@ struct Prompt {
 pub(crate) fn run(arguments: &GenerateArguments) -> Result<()> {
     BackendKind::by_name(&arguments.backend)?;
     let options = arguments.options()?;
-    // Refuse a misspelt method before anything is loaded.
+    // A misspelt name is refused before standard input is waited for.
     spinkv::algorithms::by_name(&options.method, &options.method_options)?;
     let directory = arguments.model.clone().unwrap_or_else(demo::model);
     let prompt = arguments.read_prompt(&directory)?;
+    let (config, tokenizer) = (ModelConfig::open(&directory)?, Tokenizer::open(&directory)?);
+    let prepared = Prepared::new(&config, &tokenizer, &prompt.text, &options)?;
 
     let bar = progress_bar(arguments.json);
     let model = Model::open(&directory, |done, total| show(&bar, "loading", done, total))?;
-    let tokenizer = Tokenizer::open(&directory)?;
     bar.set_length(0);
     if let (Some(question), false) = (&prompt.question, arguments.json) {
-        bar.suspend(|| report::introduce(&directory, question));
+        bar.suspend(|| say(&report::introduction(&directory, question)));
     }
 
-    let mut stdout = std::io::stdout();
-    let generation = generate(&model, &tokenizer, &prompt.text, &options, |event| {
+    let mut output = Output::default();
+    let generation = generate(&model, &tokenizer, prepared, |event| {
         match event {
             Event::Prefill { done, total } => show(&bar, "reading", done, total),
             Event::Text(_) if arguments.json => {}
             Event::Text(text) => {
                 bar.finish_and_clear();
-                // A closed pipe is the reader's way to say that it has enough.
-                if stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).is_err() {
-                    return ControlFlow::Break(());
-                }
+                return output.write(text);
             }
         }
         ControlFlow::Continue(())
     });
     bar.finish_and_clear();
     let report = report::Report::new(&directory, &options, &generation?, prompt.question.as_ref());
-    if arguments.json {
-        let _ = writeln!(stdout, "{}", report.json());
-    } else {
-        let _ = writeln!(stdout);
-        eprint!("{report}");
+    let _ = output.write(&if arguments.json { report.json() + "\n" } else { "\n".to_owned() });
+    output.finish()?;
+    if !arguments.json {
+        say(&report.to_string());
     }
     Ok(())
+}
+
+/// Standard output. Remembers what went wrong, since text is written from where no error can be returned.
+#[derive(Default)]
+struct Output {
+    error: Option<std::io::Error>,
+}
+
+impl Output {
+    fn write(&mut self, text: &str) -> ControlFlow<()> {
+        let mut stdout = std::io::stdout().lock();
+        match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                self.error.get_or_insert(error);
+                ControlFlow::Break(())
+            }
+        }
+    }
+
+    /// A closed pipe is the reader's way to say that it has enough; any other failure lost what was asked for.
+    fn finish(self) -> Result<()> {
+        match self.error {
+            Some(source) if source.kind() != ErrorKind::BrokenPipe => {
+                Err(Error::Io { path: "standard output".into(), source })
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl GenerateArguments {

@@ -4,7 +4,14 @@ mod demo;
 pub(crate) mod generate;
 mod report;
 
+use std::io::Write;
+
 use clap::{Parser, Subcommand};
+
+/// Writes to standard error. If that is closed nobody listens, which is no reason to fail.
+pub(crate) fn say(text: &str) {
+    let _ = std::io::stderr().lock().write_all(text.as_bytes());
+}
 
 /// Long-context LLMs with sparse attention over hierarchical KV memory.
 ///

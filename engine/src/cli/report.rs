@@ -3,7 +3,7 @@ use std::path::Path;
 
 use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
-use spinkv::pipeline::Stage;
+use spinkv::pipeline::{Stage, StageTimes};
 use spinkv_engine::generate::{Finish, GenerateOptions, Generation};
 use spinkv_engine::memory::{PeakBound, peak_resident_bytes};
 
@@ -29,20 +29,36 @@ pub(super) struct Report {
     prefill_tokens_per_second: f64,
     /// Of the tokens after the first; `None` if there were none.
     decode_tokens_per_second: Option<f64>,
-    decode_stage_ms: DecodeStages,
+    /// Index, Offload, Select and Retrieve once a layer, Attention for all queries.
+    prefill_stage_ms: StageMs,
+    /// All decode steps together.
+    decode_stage_ms: StageMs,
     cache: Cache,
     pages: Pages,
     memory: Memory,
 }
 
-/// Milliseconds of all decode steps together.
+/// Milliseconds by stage.
 #[derive(Debug, Serialize)]
-struct DecodeStages {
+struct StageMs {
     index: f64,
     offload: f64,
     select: f64,
     retrieve: f64,
     attention: f64,
+}
+
+impl StageMs {
+    fn new(times: &StageTimes) -> Self {
+        let ms = |stage| times.get(stage).as_secs_f64() * 1e3;
+        Self {
+            index: ms(Stage::Index),
+            offload: ms(Stage::Offload),
+            select: ms(Stage::Select),
+            retrieve: ms(Stage::Retrieve),
+            attention: ms(Stage::Attention),
+        }
+    }
 }
 
 /// The GPU cache, per row (layer x KV head).
@@ -95,10 +111,9 @@ impl Report {
         generation: &Generation,
         question: Option<&Question>,
     ) -> Self {
-        let Generation { plan, layout, counters, usage, decode_stages, .. } = generation;
+        let Generation { plan, layout, counters, usage, .. } = generation;
         let page_bytes = layout.page_bytes() as u64;
         let moved = |pages| Moved { pages, bytes: pages * page_bytes };
-        let ms = |stage| decode_stages.get(stage).as_secs_f64() * 1e3;
         let (prefill, decode) = (generation.prefill_time.as_secs_f64(), generation.decode_time.as_secs_f64());
         let later_tokens = generation.tokens.len().saturating_sub(1);
         Self {
@@ -115,13 +130,8 @@ impl Report {
             decode_seconds: decode,
             prefill_tokens_per_second: generation.prompt_tokens as f64 / prefill,
             decode_tokens_per_second: (later_tokens > 0).then(|| later_tokens as f64 / decode),
-            decode_stage_ms: DecodeStages {
-                index: ms(Stage::Index),
-                offload: ms(Stage::Offload),
-                select: ms(Stage::Select),
-                retrieve: ms(Stage::Retrieve),
-                attention: ms(Stage::Attention),
-            },
+            prefill_stage_ms: StageMs::new(&generation.prefill_stages),
+            decode_stage_ms: StageMs::new(&generation.decode_stages),
             cache: Cache {
                 rows: plan.rows,
                 page_tokens: layout.page_tokens(),
@@ -158,17 +168,17 @@ impl Report {
     }
 }
 
-/// Says what the bundled question is, before it is asked.
-pub(super) fn introduce(model: &Path, question: &Question) {
-    eprintln!(
+/// What the bundled question is, before it is asked.
+pub(super) fn introduction(model: &Path, question: &Question) -> String {
+    format!(
         "{}: {} characters of documentation with {} secret codes in them, then\n\
-         \"what is the secret code for {}?\" (answer: {})\n",
+         \"what is the secret code for {}?\" (answer: {})\n\n",
         model.display(),
-        HumanCount(question.text.len() as u64),
+        HumanCount(question.text.chars().count() as u64),
         question.n_needles,
         question.key,
         question.answer,
-    );
+    )
 }
 
 impl fmt::Display for Report {

@@ -42,7 +42,6 @@ fn reads_the_qwen3_checkpoint() {
     assert!(config.has_qk_norm() && config.tie_word_embeddings);
     assert_eq!((config.layers, config.query_heads, config.kv_heads, config.head_dim), (4, 8, 2, 128));
     assert_eq!((config.vocab_size, config.hidden_size, config.intermediate_size), (4096, 256, 768));
-    assert_eq!(config.group_size(), 4);
     assert_eq!(config.rope, RopeConfig { theta: 1e6, scaling: None });
     assert_eq!((config.rms_norm_eps, config.max_position_embeddings), (1e-6, 32768));
     assert_eq!((config.eos_token_ids, config.bos_token_id), (vec![1], Some(0)));

@@ -1,6 +1,6 @@
 use std::ops::ControlFlow;
 
-use spinkv::backend::cpu::CpuBackend;
+use spinkv::backend::Backend;
 use spinkv::backend::cpu::linalg::Old;
 use spinkv::pipeline::{Pipeline, RequestId};
 
@@ -11,6 +11,15 @@ use crate::error::{Error, Result};
 /// Tokens of a prompt that pass through a layer at a time. Large enough for full-speed matrix products, small
 /// enough that the widest activations (queries, MLP) are held for this many tokens only.
 pub const PREFILL_CHUNK: usize = 512;
+
+/// The positions of a prompt whose final hidden states are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// The last one, from which generation goes on.
+    Last,
+    /// All of them.
+    All,
+}
 
 /// One request's part in a decode step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,16 +34,18 @@ impl Model {
     /// Passes a prompt through the model, layer by layer: only one layer's keys and values are held outside
     /// the KV memory at a time. `progress` hears of every chunk, as (done, total), and may break off.
     ///
-    /// Returns the final hidden states, `[tokens, hidden_size]`, for [`logits`](Self::logits).
+    /// Returns the final hidden states of `wanted`, `[wanted tokens, hidden_size]`, for [`logits`](Self::logits).
+    /// The last layer computes nothing for the others but their keys and values.
     ///
     /// # Errors
     /// [`Error::TokenOutOfVocabulary`], [`Error::Cancelled`] if `progress` broke off, and those of
     /// [`Pipeline::prefill`].
-    pub fn prefill(
+    pub fn prefill<B: Backend<Tensor = [f32]>>(
         &self,
-        pipeline: &mut Pipeline<CpuBackend>,
+        pipeline: &mut Pipeline<B>,
         request: RequestId,
         tokens: &[u32],
+        wanted: Wanted,
         mut progress: impl FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Vec<f32>> {
         let mut hidden = self.embed(tokens.iter().copied())?;
@@ -54,7 +65,13 @@ impl Model {
             rotations.apply(0, kv_heads, &mut keys);
 
             let mut prompt = pipeline.prefill(request, index, tokens.len(), &keys, &values)?;
-            for (chunk, hidden) in hidden.chunks_mut(chunk_width).enumerate() {
+            // Nothing reads the last layer's outputs but those that are wanted.
+            let skipped = match wanted {
+                Wanted::Last if index + 1 == self.layers.len() => chunks - 1,
+                _ => 0,
+            };
+            prompt.skip(skipped * PREFILL_CHUNK)?;
+            for (chunk, hidden) in hidden.chunks_mut(chunk_width).enumerate().skip(skipped) {
                 let normed = self.normed(hidden, &layer.attention_norm);
                 let mut queries = layer.query.apply(&normed);
                 self.norm_heads(&mut queries, layer.query_norm.as_deref());
@@ -67,6 +84,9 @@ impl Model {
                 }
             }
         }
+        if wanted == Wanted::Last {
+            hidden.drain(..hidden.len() - self.config.hidden_size);
+        }
         Ok(hidden)
     }
 
@@ -75,7 +95,11 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::TokenOutOfVocabulary`] and those of [`Pipeline::decode`].
-    pub fn decode(&self, pipeline: &mut Pipeline<CpuBackend>, batch: &[DecodeToken]) -> Result<Vec<f32>> {
+    pub fn decode<B: Backend<Tensor = [f32]>>(
+        &self,
+        pipeline: &mut Pipeline<B>,
+        batch: &[DecodeToken],
+    ) -> Result<Vec<f32>> {
         let mut hidden = self.embed(batch.iter().map(|part| part.token))?;
         let requests: Vec<_> = batch.iter().map(|part| part.request).collect();
         let positions =

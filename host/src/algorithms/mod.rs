@@ -11,7 +11,7 @@ pub use shadowkv::ShadowKv;
 pub use streaming_llm::StreamingLlm;
 
 use crate::pipeline::{Budget, Method, SteadyZone};
-use crate::{Error, Result};
+use crate::{Error, Result, nearest_name};
 
 /// What a user may choose about a method; each method takes what it needs.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -35,8 +35,8 @@ pub const NAMES: [&str; 3] = ["dense", "streaming-llm", "shadowkv"];
 /// The method of a name, as users give it.
 ///
 /// # Errors
-/// [`Error::UnknownMethod`], with the nearest name if one is near; [`Error::WindowZero`],
-/// [`Error::InvalidBudget`] and [`Error::BudgetBelowSteady`] for options that it cannot run with.
+/// [`Error::UnknownMethod`], with the nearest name if one is near; [`Error::InvalidBudget`] for a budget that no
+/// method could run with. [`KvConfig::new`](crate::KvConfig::new) checks the rest.
 pub fn by_name(name: &str, options: &MethodOptions) -> Result<Arc<dyn Method>> {
     let MethodOptions { budget, steady } = *options;
     let method: Arc<dyn Method> = match name {
@@ -44,22 +44,11 @@ pub fn by_name(name: &str, options: &MethodOptions) -> Result<Arc<dyn Method>> {
         "streaming-llm" => Arc::new(StreamingLlm { steady }),
         "shadowkv" => Arc::new(ShadowKv { budget, steady }),
         _ => {
-            let (score, nearest) = NAMES
-                .into_iter()
-                .map(|known| (strsim::jaro_winkler(name, known), known))
-                .max_by(|a, b| a.0.total_cmp(&b.0))
-                .expect("there are methods");
-            return Err(Error::UnknownMethod {
-                name: name.to_owned(),
-                known: NAMES.to_vec(),
-                suggestion: (score > 0.7).then_some(nearest),
-            });
+            let suggestion = nearest_name(name, &NAMES);
+            return Err(Error::UnknownMethod { name: name.to_owned(), known: NAMES.to_vec(), suggestion });
         }
     };
-    steady.check()?;
-    if let Some(budget) = method.select().budget() {
-        budget.check(&steady)?;
-    }
+    budget.check_range()?;
     Ok(method)
 }
 
@@ -76,7 +65,13 @@ mod tests {
 
     #[test]
     fn a_misspelt_name_gets_a_suggestion_and_nonsense_none() {
-        for (name, expected) in [("shadow-kv", Some("shadowkv")), ("Dense", Some("dense")), ("xyz", None)] {
+        for (name, expected) in [
+            ("shadow-kv", Some("shadowkv")),
+            ("SHADOWKV", Some("shadowkv")),
+            ("Dense", Some("dense")),
+            ("snapkv", None),
+            ("xyz", None),
+        ] {
             match by_name(name, &MethodOptions::default()).unwrap_err() {
                 Error::UnknownMethod { suggestion, .. } => assert_eq!(suggestion, expected, "{name}"),
                 other => panic!("{other}"),

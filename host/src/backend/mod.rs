@@ -19,11 +19,22 @@ pub struct Step<'a> {
     pub entries: &'a [StepEntry],
 }
 
+/// What a step does for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StepKind {
+    /// Takes in tokens of the prompt; what its last query selects warms the cache.
+    Prompt,
+    /// Generates from one token.
+    Decode,
+}
+
 /// One request's part in a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StepEntry {
     /// The request.
     pub request: RequestId,
+    /// What the step does for it.
+    pub kind: StepKind,
     /// Tokens that it holds before the step.
     pub before: usize,
     /// Tokens that it gains.

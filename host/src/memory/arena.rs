@@ -2,8 +2,8 @@ use super::{PageLayout, Word, allocate};
 use crate::{Error, Result};
 
 /// Pages of one slab. A slab belongs to one row, so a row's misses stay within few address ranges, and the
-/// host page table needs one entry for this many pages.
-pub const SLAB_PAGES: usize = 64;
+/// host table needs one entry for this many pages; a short request wastes at most this many pages a row.
+pub const SLAB_PAGES: usize = 16;
 
 /// The id of a slab of the host arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -20,13 +20,12 @@ pub struct HostPage {
 
 /// Host memory for the full KV of every request, in slabs of [`SLAB_PAGES`] pages.
 ///
-/// Admission reserves a request's slabs, so that a running request cannot run out; the memory itself is
-/// taken slab by slab as the context grows.
+/// A request takes its slabs when it is admitted. They are zeroed lazily by the system, so pages that are not
+/// written yet cost address space only.
 #[derive(Debug)]
 pub struct HostArena {
     layout: PageLayout,
     limit_bytes: Option<u64>,
-    reserved: usize,
     slabs: Vec<Option<Box<[Word]>>>,
     vacant: Vec<SlabId>,
 }
@@ -34,7 +33,7 @@ pub struct HostArena {
 impl HostArena {
     /// An arena of at most `limit_bytes`.
     pub fn new(layout: PageLayout, limit_bytes: Option<u64>) -> Self {
-        Self { layout, limit_bytes, reserved: 0, slabs: Vec::new(), vacant: Vec::new() }
+        Self { layout, limit_bytes, slabs: Vec::new(), vacant: Vec::new() }
     }
 
     /// Bytes of one slab.
@@ -42,81 +41,79 @@ impl HostArena {
         (SLAB_PAGES * self.layout.page_bytes()) as u64
     }
 
-    /// Sets `slabs` aside for one request.
+    /// Takes `count` slabs.
     ///
     /// # Errors
-    /// [`Error::OutOfHostMemory`] if they don't fit the limit; nothing is then set aside.
-    pub fn reserve(&mut self, slabs: usize) -> Result<()> {
+    /// [`Error::OutOfHostMemory`] if they don't fit the limit, [`Error::AllocationFailed`] if the system has no
+    /// memory; nothing is then taken.
+    pub fn take(&mut self, count: usize) -> Result<Vec<SlabId>> {
         if let Some(limit) = self.limit_bytes {
-            let used = self.reserved as u64 * self.slab_bytes();
-            let needed = slabs as u64 * self.slab_bytes();
-            let free = limit.saturating_sub(used);
+            let needed = count as u64 * self.slab_bytes();
+            let free = limit.saturating_sub(self.used_slabs() as u64 * self.slab_bytes());
             if needed > free {
                 return Err(Error::OutOfHostMemory {
-                    what: format!("{slabs} KV slabs"),
+                    what: format!("{count} KV slabs"),
                     needed,
                     free,
                     limit,
                 });
             }
         }
-        self.reserved += slabs;
-        Ok(())
+        let mut taken = Vec::with_capacity(count);
+        for _ in 0..count {
+            match allocate(SLAB_PAGES * self.layout.page_words(), "a host KV slab") {
+                Ok(words) => taken.push(self.insert(words)),
+                Err(error) => {
+                    taken.into_iter().for_each(|slab| self.give_back(slab));
+                    return Err(error);
+                }
+            }
+        }
+        Ok(taken)
     }
 
-    /// Ends a reservation; its slabs must have been freed.
-    pub fn cancel(&mut self, slabs: usize) {
-        self.reserved -= slabs;
-        debug_assert!(self.allocated() <= self.reserved, "a reservation ended before its slabs");
-    }
-
-    /// Takes one slab out of a reservation.
+    /// Gives a slab back to the system.
     ///
-    /// # Errors
-    /// [`Error::AllocationFailed`] if the system has no memory.
-    pub fn allocate(&mut self) -> Result<SlabId> {
-        debug_assert!(self.allocated() < self.reserved, "a slab was taken that nobody reserved");
-        let words = allocate(SLAB_PAGES * self.layout.page_words(), "a host KV slab")?;
+    /// # Panics
+    /// If nobody holds it.
+    pub fn give_back(&mut self, slab: SlabId) {
+        let words = self.slabs[slab.0 as usize].take();
+        assert!(words.is_some(), "{slab:?} given back twice");
+        self.vacant.push(slab);
+    }
+
+    /// Slabs that requests hold.
+    pub fn used_slabs(&self) -> usize {
+        self.slabs.len() - self.vacant.len()
+    }
+
+    /// The bytes of a page.
+    ///
+    /// # Panics
+    /// If nobody holds its slab.
+    pub fn page(&self, page: HostPage) -> &[Word] {
+        let words = self.layout.page_words();
+        let slab = self.slabs[page.slab.0 as usize].as_ref().expect("a page of a slab that is held");
+        &slab[page.index * words..(page.index + 1) * words]
+    }
+
+    /// The bytes of a page, to write.
+    ///
+    /// # Panics
+    /// If nobody holds its slab.
+    pub fn page_mut(&mut self, page: HostPage) -> &mut [Word] {
+        let words = self.layout.page_words();
+        let slab = self.slabs[page.slab.0 as usize].as_mut().expect("a page of a slab that is held");
+        &mut slab[page.index * words..(page.index + 1) * words]
+    }
+
+    fn insert(&mut self, words: Box<[Word]>) -> SlabId {
         let id = self.vacant.pop().unwrap_or_else(|| {
             self.slabs.push(None);
             SlabId(self.slabs.len() as u32 - 1)
         });
         self.slabs[id.0 as usize] = Some(words);
-        Ok(id)
-    }
-
-    /// Gives a slab back to the system.
-    pub fn free(&mut self, slab: SlabId) {
-        let words = self.slabs[slab.0 as usize].take();
-        assert!(words.is_some(), "{slab:?} freed twice");
-        self.vacant.push(slab);
-    }
-
-    /// Slabs that hold memory.
-    pub fn allocated(&self) -> usize {
-        self.slabs.len() - self.vacant.len()
-    }
-
-    /// Slabs set aside for admitted requests, allocated ones included.
-    pub fn reserved(&self) -> usize {
-        self.reserved
-    }
-
-    /// The bytes of a page.
-    pub fn page(&self, page: HostPage) -> &[Word] {
-        let words = self.layout.page_words();
-        &self.slab(page.slab)[page.index * words..(page.index + 1) * words]
-    }
-
-    /// The bytes of a page, to write.
-    pub fn page_mut(&mut self, page: HostPage) -> &mut [Word] {
-        let words = self.layout.page_words();
-        let slab = self.slabs[page.slab.0 as usize].as_mut().expect("a page of a freed slab");
-        &mut slab[page.index * words..(page.index + 1) * words]
-    }
-
-    fn slab(&self, slab: SlabId) -> &[Word] {
-        self.slabs[slab.0 as usize].as_ref().expect("a page of a freed slab")
+        id
     }
 }
 
@@ -125,35 +122,29 @@ mod tests {
     use super::*;
     use crate::memory::KvDtype;
 
+    const SLAB_BYTES: u64 = SLAB_PAGES as u64 * 4096;
+
     #[test]
-    fn a_reservation_beyond_the_limit_changes_nothing() {
+    fn slabs_beyond_the_limit_are_refused_and_nothing_is_taken() {
         let layout = PageLayout::new(8, 128, KvDtype::Bf16).unwrap();
-        let mut arena = HostArena::new(layout, Some(3 * 64 * 4096));
-        arena.reserve(2).unwrap();
-        let error = arena.reserve(2).unwrap_err();
-        assert_eq!(
-            error,
-            Error::OutOfHostMemory {
-                what: "2 KV slabs".into(),
-                needed: 2 * 64 * 4096,
-                free: 64 * 4096,
-                limit: 3 * 64 * 4096
-            }
-        );
-        arena.reserve(1).unwrap();
-        assert_eq!(arena.reserved(), 3);
+        let mut arena = HostArena::new(layout, Some(3 * SLAB_BYTES));
+        arena.take(2).unwrap();
+        let (needed, free, limit) = (2 * SLAB_BYTES, SLAB_BYTES, 3 * SLAB_BYTES);
+        let what = "2 KV slabs".to_owned();
+        assert_eq!(arena.take(2).unwrap_err(), Error::OutOfHostMemory { what, needed, free, limit });
+        arena.take(1).unwrap();
+        assert_eq!(arena.used_slabs(), 3);
     }
 
     #[test]
-    fn freed_slabs_are_used_again() {
+    fn slabs_that_come_back_are_zero_again() {
         let layout = PageLayout::new(8, 128, KvDtype::Bf16).unwrap();
         let mut arena = HostArena::new(layout, None);
-        arena.reserve(2).unwrap();
-        let first = arena.allocate().unwrap();
-        arena.page_mut(HostPage { slab: first, index: 63 }).fill(1);
-        arena.free(first);
-        let second = arena.allocate().unwrap();
+        let first = arena.take(1).unwrap()[0];
+        arena.page_mut(HostPage { slab: first, index: SLAB_PAGES - 1 }).fill(1);
+        arena.give_back(first);
+        let second = arena.take(1).unwrap()[0];
         assert_eq!(first, second);
-        assert!(arena.page(HostPage { slab: second, index: 63 }).iter().all(|word| *word == 0));
+        assert!(arena.page(HostPage { slab: second, index: SLAB_PAGES - 1 }).iter().all(|word| *word == 0));
     }
 }

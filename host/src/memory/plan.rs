@@ -94,6 +94,23 @@ impl RequestPlan {
         Ok(self)
     }
 
+    /// Checks that an empty machine with these limits could admit the request.
+    ///
+    /// # Errors
+    /// [`Error::OutOfGpuPages`] and [`Error::OutOfHostMemory`].
+    pub fn check_limits(&self, layout: &PageLayout, limits: &MemoryLimits) -> Result<()> {
+        if let Some(pages) = limits.gpu_pages {
+            self.fit(pages, pages)?;
+        }
+        match (self.limits(layout).host_bytes, limits.host_bytes) {
+            (Some(needed), Some(limit)) if needed > limit => {
+                let what = format!("{} KV slabs", self.host_slabs());
+                Err(Error::OutOfHostMemory { what, needed, free: limit, limit })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// GPU pages of the request.
     pub fn gpu_pages(&self) -> usize {
         self.rows * self.row.gpu_pages()

@@ -16,7 +16,7 @@ impl SlotId {
 
 /// A page to fetch: the host page of `key` goes to `page`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Copy {
+pub struct PageCopy {
     /// The page key, which names the source.
     pub key: u32,
     /// The destination on the GPU.
@@ -29,7 +29,7 @@ pub struct Resolution {
     /// Where each selected page is on the GPU, in the order of the selection.
     pub pages: Vec<PhysicalPage>,
     /// The misses, in ascending key order.
-    pub copies: Vec<Copy>,
+    pub copies: Vec<PageCopy>,
     /// Pages that left, by key, in slot order.
     pub evicted: Vec<u32>,
 }
@@ -62,7 +62,7 @@ pub struct Adoption {
 /// nothing.
 #[derive(Debug)]
 pub struct RowCache<P> {
-    /// Page key to slot; `NONE` where absent. Grows with the keys seen.
+    /// Page key to slot; `NONE` where absent.
     slot_of: Vec<SlotId>,
     /// Slot to page key; `NO_KEY` where empty.
     owner: Vec<u32>,
@@ -81,11 +81,11 @@ const NONE: SlotId = SlotId(u32::MAX);
 const NO_KEY: u32 = u32::MAX;
 
 impl<P: EvictionPolicy> RowCache<P> {
-    /// A cache whose slots hold `pages`.
-    pub fn new(pages: Vec<PhysicalPage>) -> Self {
+    /// A cache whose slots hold `pages`, for page keys below `keys`.
+    pub fn new(pages: Vec<PhysicalPage>, keys: u32) -> Self {
         let slots = pages.len();
         Self {
-            slot_of: Vec::new(),
+            slot_of: vec![NONE; keys as usize],
             owner: vec![NO_KEY; slots],
             physical: pages,
             empty: (0..slots as u32).rev().map(SlotId).collect(),
@@ -131,7 +131,7 @@ impl<P: EvictionPolicy> RowCache<P> {
         &self.physical
     }
 
-    /// Starts a new step: all recencies age by one.
+    /// Starts a new step, before anything is adopted or resolved in it: all pages age by one.
     pub fn tick(&mut self) {
         self.policy.tick();
     }
@@ -147,7 +147,7 @@ impl<P: EvictionPolicy> RowCache<P> {
     /// [`Error::SelectionExceedsCapacity`] if there are more pages than slots; nothing is then changed.
     ///
     /// # Panics
-    /// If keys do not ascend or repeat, which would give one page two slots.
+    /// If keys do not ascend or repeat, which would give one page two slots, or are out of range.
     pub fn resolve(&mut self, selection: &[SelectedPage], out: &mut Resolution) -> Result<()> {
         assert!(selection.is_sorted_by(|a, b| a.key < b.key), "keys must ascend and be unique");
         out.clear();
@@ -177,7 +177,7 @@ impl<P: EvictionPolicy> RowCache<P> {
             self.install(key, slot);
             let page = self.physical[slot.index()];
             out.pages[position] = page;
-            out.copies.push(Copy { key, page });
+            out.copies.push(PageCopy { key, page });
         }
         Ok(())
     }
@@ -187,13 +187,13 @@ impl<P: EvictionPolicy> RowCache<P> {
     /// without slots hands `page` itself back: the host has a copy.
     ///
     /// # Panics
-    /// If `key` is already here, which would mean that a page was steady and selected at once.
+    /// If `key` is already here, which would mean that a page was steady and selected at once, or out of range.
     pub fn adopt(&mut self, key: u32, page: PhysicalPage) -> Adoption {
         assert!(self.slot(key).is_none(), "page {key} was steady and cached at once");
         if self.capacity() == 0 {
             return Adoption { spare: page, evicted: None };
         }
-        // Nothing is in use between steps' resolutions.
+        // No selection is being resolved, so no slot is in use.
         self.resolution += 1;
         let mut evicted = Vec::new();
         self.make_room(1, &mut evicted);
@@ -231,9 +231,6 @@ impl<P: EvictionPolicy> RowCache<P> {
     }
 
     fn install(&mut self, key: u32, slot: SlotId) {
-        if self.slot_of.len() <= key as usize {
-            self.slot_of.resize(key as usize + 1, NONE);
-        }
         self.slot_of[key as usize] = slot;
         self.owner[slot.index()] = key;
         self.used_in[slot.index()] = self.resolution;
@@ -247,7 +244,7 @@ mod tests {
     use crate::paging::Lru;
 
     fn cache(slots: u32) -> RowCache<Lru> {
-        RowCache::new((100..100 + slots).map(PhysicalPage).collect())
+        RowCache::new((100..100 + slots).map(PhysicalPage).collect(), 16)
     }
 
     fn resolve(cache: &mut RowCache<Lru>, keys: &[u32]) -> Resolution {
@@ -266,7 +263,7 @@ mod tests {
         resolve(&mut cache, &[3]);
         let out = resolve(&mut cache, &[4]);
         assert_eq!(out.evicted, [1]);
-        assert_eq!(out.copies, [Copy { key: 4, page: PhysicalPage(100) }]);
+        assert_eq!(out.copies, [PageCopy { key: 4, page: PhysicalPage(100) }]);
         let out = resolve(&mut cache, &[2, 5]);
         assert_eq!((out.hits(), out.evicted), (1, vec![3]));
     }
@@ -292,6 +289,17 @@ mod tests {
     }
 
     #[test]
+    fn pages_adopted_in_one_step_do_not_evict_each_other() {
+        let mut cache = cache(8);
+        resolve(&mut cache, &[0, 1, 2, 3, 4, 5, 6, 7]);
+        cache.tick();
+        let evicted: Vec<_> =
+            (8..12).map(|key| cache.adopt(key, PhysicalPage(key)).evicted.unwrap()).collect();
+        assert_eq!(evicted, [0, 1, 2, 3]);
+        assert!((4..12).all(|key| cache.lookup(key).is_some()));
+    }
+
+    #[test]
     fn an_adopted_page_keeps_its_place_and_frees_another() {
         let mut cache = cache(1);
         let first = cache.adopt(9, PhysicalPage(7));
@@ -299,7 +307,7 @@ mod tests {
         assert_eq!(cache.lookup(9), Some(PhysicalPage(7)));
         let second = cache.adopt(10, PhysicalPage(8));
         assert_eq!(second, Adoption { spare: PhysicalPage(7), evicted: Some(9) });
-        let none = RowCache::<Lru>::new(Vec::new()).adopt(1, PhysicalPage(3));
+        let none = RowCache::<Lru>::new(Vec::new(), 16).adopt(1, PhysicalPage(3));
         assert_eq!(none, Adoption { spare: PhysicalPage(3), evicted: None });
     }
 }

@@ -4,22 +4,22 @@ use crate::memory::{HostPage, SLAB_PAGES, SlabId};
 ///
 /// One entry per slab. A page may be selected only when it lies below [`valid_pages`](Self::valid_pages):
 /// before that its only copy is on the GPU.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct HostTable {
     slabs: Vec<SlabId>,
     valid_pages: usize,
 }
 
 impl HostTable {
-    /// The host page of `key`, or `None` if no slab covers it yet.
+    /// The table of a row whose pages lie in `slabs`, in key order.
+    pub fn new(slabs: Vec<SlabId>) -> Self {
+        Self { slabs, valid_pages: 0 }
+    }
+
+    /// The host page of `key`, or `None` beyond the last slab.
     pub fn lookup(&self, key: u32) -> Option<HostPage> {
         let (slab, index) = (key as usize / SLAB_PAGES, key as usize % SLAB_PAGES);
         self.slabs.get(slab).map(|slab| HostPage { slab: *slab, index })
-    }
-
-    /// Adds the slab that covers the next [`SLAB_PAGES`] keys.
-    pub fn push(&mut self, slab: SlabId) {
-        self.slabs.push(slab);
     }
 
     /// Records that page `key`, the next one, is complete on the host.

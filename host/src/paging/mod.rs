@@ -8,7 +8,7 @@ mod host_table;
 mod policy;
 mod steady;
 
-pub use cache::{Adoption, Copy, Resolution, RowCache, SlotId};
+pub use cache::{Adoption, PageCopy, Resolution, RowCache, SlotId};
 pub use host_table::HostTable;
 pub use policy::{EvictionPolicy, Lru};
 pub use steady::SteadyPages;

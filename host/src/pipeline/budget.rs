@@ -17,23 +17,35 @@ pub enum Budget {
 }
 
 impl Budget {
-    /// Checks the budget against the steady zone.
+    /// Checks the budget by itself.
     ///
     /// # Errors
-    /// [`Error::InvalidBudget`] for 0 tokens or a fraction outside (0, 1]; [`Error::BudgetBelowSteady`] for
-    /// fewer tokens than `steady` asks for.
-    pub fn check(&self, steady: &SteadyZone) -> Result<()> {
+    /// [`Error::InvalidBudget`] for 0 tokens or a fraction outside (0, 1].
+    pub fn check_range(&self) -> Result<()> {
         match *self {
             Self::Tokens(0) => Err(invalid("0", "0 tokens select nothing; at least 1 partition is needed")),
+            Self::Fraction(fraction) if !(fraction > 0.0 && fraction <= 1.0) => {
+                Err(invalid(&fraction.to_string(), "a fraction of the context is above 0 and at most 1"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks the budget, and a number of tokens against the steady zone. A fraction is exempt from that: of a
+    /// short context it may well be less.
+    ///
+    /// # Errors
+    /// Those of [`check_range`](Self::check_range); [`Error::BudgetBelowSteady`] for fewer tokens than `steady`
+    /// asks for.
+    pub fn check(&self, steady: &SteadyZone) -> Result<()> {
+        self.check_range()?;
+        match *self {
             Self::Tokens(budget) if budget < steady.tokens() => Err(Error::BudgetBelowSteady {
                 budget,
                 steady: steady.tokens(),
                 sinks: steady.sinks,
                 window: steady.window,
             }),
-            Self::Fraction(fraction) if !(fraction > 0.0 && fraction <= 1.0) => {
-                Err(invalid(&fraction.to_string(), "a fraction of the context is above 0 and at most 1"))
-            }
             _ => Ok(()),
         }
     }
@@ -113,6 +125,7 @@ mod tests {
         );
         assert_eq!(Budget::Tokens(68).check(&steady), Ok(()));
         assert!(Budget::Tokens(0).check(&steady).is_err());
+        assert_eq!(Budget::Fraction(1e-7).check(&steady), Ok(()), "a fraction is exempt");
         assert!(Budget::Fraction(0.0).check(&steady).is_err());
         assert!(Budget::Fraction(f64::NAN).check(&steady).is_err());
     }

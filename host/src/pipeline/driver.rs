@@ -3,7 +3,7 @@ use std::fmt;
 use std::time::Instant;
 
 use super::{Counters, Stage, StageTimes};
-use crate::backend::{Backend, PromptChunk, Step, StepEntry};
+use crate::backend::{Backend, PromptChunk, Step, StepEntry, StepKind};
 use crate::memory::{MemoryUsage, RequestPlan};
 use crate::{Error, KvConfig, Result};
 
@@ -33,25 +33,24 @@ pub struct Pipeline<B> {
 
 /// What a step takes through all layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum StepKind {
-    Prompt { tokens: usize },
-    Decode,
+struct Tokens {
+    kind: StepKind,
+    count: usize,
 }
 
-impl StepKind {
-    fn tokens(self) -> usize {
-        match self {
-            Self::Prompt { tokens } => tokens,
-            Self::Decode => 1,
-        }
+impl Tokens {
+    const DECODED: Self = Self { kind: StepKind::Decode, count: 1 };
+
+    fn prompt(count: usize) -> Self {
+        Self { kind: StepKind::Prompt, count }
     }
 }
 
-impl fmt::Display for StepKind {
+impl fmt::Display for Tokens {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Prompt { tokens } => write!(f, "a prompt of {tokens} tokens"),
-            Self::Decode => f.write_str("a decode step"),
+        match self.kind {
+            StepKind::Prompt => write!(f, "a prompt of {} tokens", self.count),
+            StepKind::Decode => f.write_str("a decode step"),
         }
     }
 }
@@ -63,7 +62,7 @@ struct Request {
     tokens: usize,
     next_layer: usize,
     /// What the layers before `next_layer` were given; the others must be given the same.
-    step: StepKind,
+    step: Tokens,
     failed: bool,
 }
 
@@ -106,7 +105,7 @@ impl<B: Backend> Pipeline<B> {
         let plan = self.backend.admit(id, plan)?;
         self.next_id += 1;
         self.requests
-            .insert(id, Request { plan, tokens: 0, next_layer: 0, step: StepKind::Decode, failed: false });
+            .insert(id, Request { plan, tokens: 0, next_layer: 0, step: Tokens::DECODED, failed: false });
         Ok(id)
     }
 
@@ -134,7 +133,7 @@ impl<B: Backend> Pipeline<B> {
         if tokens == 0 {
             return Err(Error::EmptyRequest);
         }
-        let held = self.check(request, layer, StepKind::Prompt { tokens })?;
+        let held = self.check(request, layer, Tokens::prompt(tokens))?;
         if held > 0 {
             return Err(Error::PrefillNotEmpty { request, held });
         }
@@ -165,8 +164,8 @@ impl<B: Backend> Pipeline<B> {
             if batch[..index].contains(request) {
                 return Err(Error::DuplicateRequest(*request));
             }
-            let before = self.check(*request, layer, StepKind::Decode)?;
-            entries.push(StepEntry { request: *request, before, new: 1, queries: 1 });
+            let before = self.check(*request, layer, Tokens::DECODED)?;
+            entries.push(StepEntry { request: *request, kind: StepKind::Decode, before, new: 1, queries: 1 });
         }
         self.check_length("queries", queries, batch.len() * self.config().shape().query_heads)?;
         self.check_length("keys", keys, batch.len() * self.config().shape().kv_heads)?;
@@ -182,7 +181,7 @@ impl<B: Backend> Pipeline<B> {
             timed(times, Stage::Retrieve, || backend.retrieve(&step))?;
             timed(times, Stage::Attention, || backend.attend(&step, queries, out))
         })();
-        self.finish_layer(StepKind::Decode, &entries, stages)
+        self.finish_layer(Tokens::DECODED, &entries, stages)
     }
 
     /// Tokens that a request holds in every layer.
@@ -232,7 +231,7 @@ impl<B: Backend> Pipeline<B> {
     }
 
     /// Checks that `request` can take `step` through `layer`, and returns the tokens that it holds.
-    fn check(&self, request: RequestId, layer: usize, step: StepKind) -> Result<usize> {
+    fn check(&self, request: RequestId, layer: usize, step: Tokens) -> Result<usize> {
         let state = self.requests.get(&request).ok_or(Error::UnknownRequest(request))?;
         if state.failed {
             return Err(Error::RequestFailed(request));
@@ -240,7 +239,7 @@ impl<B: Backend> Pipeline<B> {
         if layer != state.next_layer {
             return Err(Error::LayerOrder { request, expected: state.next_layer, found: layer });
         }
-        let (tokens, limit) = (step.tokens(), state.plan.max_tokens);
+        let (tokens, limit) = (step.count, state.plan.max_tokens);
         if tokens > limit - state.tokens {
             return Err(Error::ContextFull { request, tokens, held: state.tokens, limit });
         }
@@ -258,7 +257,7 @@ impl<B: Backend> Pipeline<B> {
 
     /// Moves the requests on to the next layer or, after the last one, to the next token; or marks them as
     /// failed if a stage was.
-    fn finish_layer(&mut self, step: StepKind, entries: &[StepEntry], stages: Result<()>) -> Result<()> {
+    fn finish_layer(&mut self, step: Tokens, entries: &[StepEntry], stages: Result<()>) -> Result<()> {
         let layers = self.config().shape().layers;
         for entry in entries {
             let state = self.requests.get_mut(&entry.request).expect("checked above");
@@ -290,6 +289,20 @@ pub struct PrefillLayer<'a, B: Backend> {
 }
 
 impl<B: Backend> PrefillLayer<'_, B> {
+    /// Passes over the next `tokens` queries, whose outputs nobody needs. The prompt's last query must be
+    /// attended.
+    ///
+    /// # Errors
+    /// [`Error::PromptQueries`] if the prompt has not more than `tokens` queries left.
+    pub fn skip(&mut self, tokens: usize) -> Result<()> {
+        let left = self.tokens - self.attended;
+        if tokens >= left {
+            return Err(Error::PromptQueries { request: self.request, found: tokens, left: left - 1 });
+        }
+        self.attended += tokens;
+        Ok(())
+    }
+
     /// Dense causal attention of the next `tokens` queries, `[tokens, query_heads, head_dim]`, over the
     /// unrounded keys and values up to each one's own.
     ///
@@ -310,7 +323,13 @@ impl<B: Backend> PrefillLayer<'_, B> {
 
         let chunk = PromptChunk { first: self.attended, tokens, context: self.tokens };
         let last = tokens > 0 && tokens == left;
-        let entries = [StepEntry { request: *request, before: 0, new: self.tokens, queries: tokens }];
+        let entries = [StepEntry {
+            request: *request,
+            kind: StepKind::Prompt,
+            before: 0,
+            new: self.tokens,
+            queries: tokens,
+        }];
         let step = Step { layer: *layer, entries: &entries };
         let stages = (|| {
             let (backend, times) = (&mut pipeline.backend, &mut pipeline.prefill_times);
@@ -325,7 +344,7 @@ impl<B: Backend> PrefillLayer<'_, B> {
         })();
         self.attended += tokens;
         if last || stages.is_err() {
-            pipeline.finish_layer(StepKind::Prompt { tokens: self.tokens }, &entries, stages)
+            pipeline.finish_layer(Tokens::prompt(self.tokens), &entries, stages)
         } else {
             Ok(())
         }

@@ -67,9 +67,31 @@ pub trait Summarize: fmt::Debug + Send + Sync {
     /// Elements of a summary.
     fn width(&self, head_dim: usize) -> usize;
 
-    /// Writes the summary of a partition whose rotated keys are `keys`, `[tokens, head_dim]`, as pages store
-    /// them.
-    fn summarize(&self, head_dim: usize, keys: &[f32], summary: &mut [f32]);
+    /// Writes the summary of a partition.
+    fn summarize(&self, partition: &Partition<'_>, summary: &mut [f32]);
+}
+
+/// Which of a request's rows something belongs to; methods with weights have others for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The layer.
+    pub layer: usize,
+    /// The KV head within it.
+    pub kv_head: usize,
+}
+
+/// What a [`Summarize`] works from: one partition of one row.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Partition<'a> {
+    /// The row.
+    pub place: Place,
+    /// The position of the first token in the sequence.
+    pub first_token: usize,
+    /// Elements of one key.
+    pub head_dim: usize,
+    /// Rotated keys, `[tokens, head_dim]`, as pages store them.
+    pub keys: &'a [f32],
 }
 
 /// How a query picks partitions.
@@ -118,14 +140,17 @@ pub enum GroupMerge {
 
 /// A method's own Select.
 pub trait Pick: fmt::Debug + Send + Sync {
-    /// Appends to `ids` the partitions to read: ascending, each once, within `candidates.ids()`, and at most
+    /// Appends to `ids` the partitions to read, of at least one candidate: ascending, each once, within `candidates.ids()`, and at most
     /// `candidates.limit` of them.
     fn pick(&self, candidates: &Candidates<'_>, ids: &mut Vec<u32>);
 }
 
 /// What a [`Pick`] chooses from: one row and the queries that read it.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Candidates<'a> {
+    /// The row.
+    pub place: Place,
     /// Rotated queries of the group, `[group, head_dim]`.
     pub queries: &'a [f32],
     /// Elements of one query.

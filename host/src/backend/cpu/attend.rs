@@ -49,7 +49,29 @@ pub fn attend(queries: &[f32], pages: &[(&[Word], usize)], layout: &PageLayout, 
         position += valid;
     }
     for (out, sum) in out.chunks_exact_mut(head_dim).zip(&sums) {
-        let factor = if *sum > 0.0 { 1.0 / sum } else { 0.0 };
+        let factor = if tokens > 0 { 1.0 / sum } else { 0.0 };
         out.iter_mut().for_each(|element| *element *= factor);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::KvDtype;
+
+    #[test]
+    fn no_token_gives_zeros_and_a_nan_is_never_hidden() {
+        let layout = PageLayout::new(2, 8, KvDtype::F32).unwrap();
+        let mut out = [7.0; 8];
+        attend(&[1.0; 8], &[], &layout, &mut out);
+        assert_eq!(out, [0.0; 8]);
+
+        let mut page = vec![0; layout.page_words()];
+        layout.write_token(&mut page, 0, &[1.0; 8], &[1.0; 8]);
+        layout.write_token(&mut page, 1, &[f32::NAN; 8], &[1.0; 8]);
+        attend(&[1.0; 8], &[(&page, 1)], &layout, &mut out);
+        assert_eq!(out, [1.0; 8], "the second token is not valid");
+        attend(&[1.0; 8], &[(&page, 2)], &layout, &mut out);
+        assert!(out.iter().all(|element| element.is_nan()), "{out:?}");
     }
 }

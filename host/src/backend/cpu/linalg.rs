@@ -101,7 +101,12 @@ pub fn matmul(out: MatrixMut<'_>, old: Old, a: Matrix<'_>, b: Matrix<'_>, parall
 }
 
 fn check_bounds(len: usize, rows: usize, columns: usize, row_stride: usize) {
-    let needed = if rows == 0 || columns == 0 { 0 } else { (rows - 1) * row_stride + columns };
+    let last_row = rows.saturating_sub(1).checked_mul(row_stride);
+    let needed = match last_row.and_then(|start| start.checked_add(columns)) {
+        _ if rows == 0 || columns == 0 => 0,
+        Some(needed) => needed,
+        None => usize::MAX,
+    };
     assert!(
         needed <= len,
         "a {rows} x {columns} matrix at stride {row_stride} needs {needed} elements of {len}"
@@ -130,6 +135,12 @@ mod tests {
                 assert_eq!(out[i * 9 + j], expected, "({i}, {j})");
             }
         }
+    }
+
+    #[test]
+    #[should_panic(expected = "of 8")]
+    fn a_view_whose_size_overflows_is_refused() {
+        Matrix::new(&[0.0; 8], (1 << 32) + 1, 1, 1 << 32);
     }
 
     #[test]

@@ -27,18 +27,24 @@ pub fn axpy(factor: f32, x: &[f32], y: &mut [f32]) {
     }
 }
 
-/// The largest element, or negative infinity of none.
+/// The largest element, or negative infinity of none. A NaN is larger than all.
 #[inline(always)]
 pub fn max(x: &[f32]) -> f32 {
     let chunks = x.chunks_exact(LANES);
     let mut lanes = [f32::NEG_INFINITY; LANES];
-    let rest = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let rest = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, larger);
     for chunk in chunks {
         for lane in 0..LANES {
-            lanes[lane] = if chunk[lane] > lanes[lane] { chunk[lane] } else { lanes[lane] };
+            lanes[lane] = larger(lanes[lane], chunk[lane]);
         }
     }
-    lanes.into_iter().fold(rest, f32::max)
+    lanes.into_iter().fold(rest, larger)
+}
+
+/// `f32::max` hides NaNs; a reference must not.
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if b > a || b.is_nan() { b } else { a }
 }
 
 /// Replaces each element by `exp(element - shift)` and returns their sum.
@@ -60,7 +66,7 @@ pub fn exp_sum(x: &mut [f32], shift: f32) -> f32 {
     lanes.iter().sum::<f32>() + rest
 }
 
-/// `e^x` to within 2 units in the last place for `x` in -87 to 88, and 0 below -87.3.
+/// `e^x` to within 2 units in the last place for `x` in -87 to 88, 0 below -87.3, infinity above 88.7, NaN of NaN.
 ///
 /// Range reduction to `|r| <= ln 2 / 2` and the polynomial of Cephes' `expf`. Without branches or library
 /// calls, so that it vectorises.
@@ -73,7 +79,7 @@ pub fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;
 
     let clamped = if x > -87.3 { x } else { -87.3 };
-    let clamped = if clamped < 88.3 { clamped } else { 88.3 };
+    let clamped = if clamped < 88.7 { clamped } else { 88.7 };
     let exponent = (clamped * std::f32::consts::LOG2_E + ROUND) - ROUND;
     let r = clamped - exponent * LN_2_HIGH - exponent * LN_2_LOW;
     let mut p = 1.987_569_1e-4;
@@ -84,7 +90,9 @@ pub fn exp(x: f32) -> f32 {
     p = p * r + 0.5;
     let mantissa = p * r * r + r + 1.0;
     let value = mantissa * f32::from_bits(((exponent as i32 + 127) as u32) << 23);
-    if x < -87.3 { 0.0 } else { value }
+    let value = if x < -87.3 { 0.0 } else { value };
+    let value = if x > 88.7 { f32::INFINITY } else { value };
+    if x.is_nan() { x } else { value }
 }
 
 #[cfg(test)]
@@ -103,6 +111,9 @@ mod tests {
         assert_eq!(exp(0.0), 1.0);
         assert_eq!(exp(f32::NEG_INFINITY), 0.0);
         assert_eq!(exp(-100.0), 0.0);
+        assert_eq!(exp(f32::INFINITY), f32::INFINITY);
+        assert!(exp(f32::NAN).is_nan());
+        assert!(max(&[1.0, f32::NAN, 2.0]).is_nan());
     }
 
     #[test]

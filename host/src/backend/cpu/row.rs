@@ -1,10 +1,10 @@
 use super::index::mean_key;
 use super::select::{score, top_k};
-use crate::backend::StepEntry;
-use crate::memory::{HostArena, KvDtype, PagePool, PhysicalPage, RowPlan, Word};
+use crate::backend::{StepEntry, StepKind};
+use crate::memory::{HostArena, KvDtype, PagePool, PhysicalPage, RequestPlan, SlabId, Word};
 use crate::paging::{HostTable, Lru, Resolution, RowCache, SteadyPages};
 use crate::partition::SelectedPage;
-use crate::pipeline::{Budget, Candidates, Counters, Index, Select};
+use crate::pipeline::{Budget, Candidates, Counters, Index, Partition, Place, Select};
 use crate::{Error, KvConfig, Result};
 
 /// The memory that rows live in.
@@ -46,14 +46,21 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// A row without tokens, which may use `pages` as its plan says.
-    pub fn new(plan: &RowPlan, mut pages: Vec<PhysicalPage>) -> Self {
-        let slots = pages.split_off(plan.steady_pages);
+    /// A row without tokens, which may use `pages` and `slabs` as its plan says and keeps its summaries in
+    /// `summaries`. All tables get their final size, so no step allocates for them.
+    pub fn new(
+        config: &KvConfig,
+        plan: &RequestPlan,
+        summaries: Vec<f32>,
+        mut pages: Vec<PhysicalPage>,
+        slabs: Vec<SlabId>,
+    ) -> Self {
+        let slots = pages.split_off(plan.row.steady_pages);
         Self {
             steady: SteadyPages::new(pages),
-            cache: RowCache::new(slots),
-            host: HostTable::default(),
-            summaries: Vec::new(),
+            cache: RowCache::new(slots, config.retrievable_pages(plan.max_tokens).end),
+            host: HostTable::new(slabs),
+            summaries,
             selected: Vec::new(),
             listed: Vec::new(),
             pages: Vec::new(),
@@ -61,8 +68,29 @@ impl Row {
         }
     }
 
+    /// Room for the summaries of a row at its longest.
+    ///
+    /// # Errors
+    /// [`Error::AllocationFailed`] if the system has no memory.
+    pub fn reserve_summaries(config: &KvConfig, plan: &RequestPlan) -> Result<Vec<f32>> {
+        let elements = config.retrievable_partitions(plan.max_tokens).len() * config.summary_width();
+        let mut summaries = Vec::new();
+        summaries.try_reserve_exact(elements).map_err(|_| Error::AllocationFailed {
+            what: "summaries".to_owned(),
+            bytes: (elements * size_of::<f32>()) as u64,
+        })?;
+        Ok(summaries)
+    }
+
     /// Index: summarises the partitions that become retrievable with this step.
-    pub fn index(&mut self, config: &KvConfig, pool: &PagePool, entry: &StepEntry, keys: NewTokens<'_>) {
+    pub fn index(
+        &mut self,
+        config: &KvConfig,
+        pool: &PagePool,
+        place: Place,
+        entry: &StepEntry,
+        keys: NewTokens<'_>,
+    ) {
         let width = config.summary_width();
         if width == 0 {
             return;
@@ -71,6 +99,9 @@ impl Row {
         let tokens = config.partition_tokens();
         let retrievable = config.zones(entry.after()).retrievable;
         let (indexed, wanted) = (self.summaries.len() / width, retrievable.len() / tokens);
+        if indexed == wanted {
+            return;
+        }
         self.summaries.resize(wanted * width, 0.0);
         let mut partition_keys = vec![0.0; tokens * head_dim];
         for (offset, summary) in self.summaries.chunks_exact_mut(width).enumerate().skip(indexed) {
@@ -85,7 +116,10 @@ impl Row {
                 }
             }
             match config.method().index() {
-                Index::Custom(operator) => operator.summarize(head_dim, &partition_keys, summary),
+                Index::Custom(operator) => {
+                    let partition = Partition { place, first_token: first, head_dim, keys: &partition_keys };
+                    operator.summarize(&partition, summary);
+                }
                 Index::MeanKey | Index::Nothing => mean_key(&partition_keys, summary),
             }
         }
@@ -99,11 +133,13 @@ impl Row {
         entry: &StepEntry,
         keys: NewTokens<'_>,
         values: NewTokens<'_>,
-    ) -> Result<()> {
+    ) {
         let Tiers { pool, arena, counters } = tiers;
         let layout = config.layout();
         let page_tokens = layout.page_tokens();
         let retrievable = config.retrievable_pages(entry.after());
+        // The step begins here: pages that are adopted in it are as young as those it selects.
+        self.cache.tick();
         let mut left = false;
         let mut token = entry.before;
         while token < entry.after() {
@@ -126,12 +162,12 @@ impl Row {
             };
             if steady.is_none() && retrievable.contains(&key) {
                 // The middle of a prompt never sees the GPU pool.
-                write(self.host_page(arena, key)?);
+                write(self.host_page(arena, key));
             } else {
                 let page = steady.unwrap_or_else(|| self.steady.push(key));
                 write(pool.page_mut(page));
                 if complete {
-                    self.host_page(arena, key)?.copy_from_slice(pool.page(page));
+                    self.host_page(arena, key).copy_from_slice(pool.page(page));
                 }
             }
             if complete {
@@ -143,7 +179,6 @@ impl Row {
         if !left {
             self.leave_steady(&retrievable, counters);
         }
-        Ok(())
     }
 
     /// Hands the steady pages that are now retrievable to the cache; their bytes stay where they are.
@@ -157,18 +192,18 @@ impl Row {
         }
     }
 
-    fn host_page<'a>(&mut self, arena: &'a mut HostArena, key: u32) -> Result<&'a mut [Word]> {
-        let page = loop {
-            match self.host.lookup(key) {
-                Some(page) => break page,
-                None => self.host.push(arena.allocate()?),
-            }
-        };
-        Ok(arena.page_mut(page))
+    fn host_page<'a>(&self, arena: &'a mut HostArena, key: u32) -> &'a mut [Word] {
+        arena.page_mut(self.host.lookup(key).expect("the plan counts the host's pages"))
     }
 
     /// Select: picks partitions for the group's queries, `[group, head_dim]`.
-    pub fn select(&mut self, config: &KvConfig, entry: &StepEntry, queries: &[f32]) -> Result<()> {
+    pub fn select(
+        &mut self,
+        config: &KvConfig,
+        place: Place,
+        entry: &StepEntry,
+        queries: &[f32],
+    ) -> Result<()> {
         let (head_dim, tokens) = (config.layout().head_dim(), config.partition_tokens());
         let ids = config.retrievable_partitions(entry.after());
         let (first, count) = (ids.start, ids.len());
@@ -188,6 +223,7 @@ impl Row {
             }
             Select::Custom { picker, budget } => {
                 let candidates = Candidates {
+                    place,
                     queries,
                     head_dim,
                     summaries: &self.summaries,
@@ -209,7 +245,6 @@ impl Row {
         let Tiers { pool, arena, counters } = tiers;
         self.pages.clear();
         config.partition_map().expand(&self.selected, &mut self.pages);
-        self.cache.tick();
         self.cache.resolve(&self.pages, &mut self.resolution)?;
         for copy in &self.resolution.copies {
             assert!((copy.key as usize) < self.host.valid_pages(), "page {} is not on the host", copy.key);
@@ -218,7 +253,7 @@ impl Row {
         }
 
         let misses = self.resolution.copies.len() as u64;
-        if entry.before == 0 {
+        if entry.kind == StepKind::Prompt {
             counters.warm_pages += misses;
         } else {
             counters.hits += self.resolution.hits() as u64;

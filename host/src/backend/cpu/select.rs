@@ -29,7 +29,8 @@ pub fn score(
             GroupMerge::Max => {
                 for (score, weight) in scores.iter_mut().zip(&*logits) {
                     let weight = weight * factor;
-                    *score = if weight > *score { weight } else { *score };
+                    // Not f32::max, which would hide a NaN.
+                    *score = if weight > *score || weight.is_nan() { weight } else { *score };
                 }
             }
             GroupMerge::Sum => axpy(factor, logits, scores),
@@ -55,6 +56,16 @@ pub fn top_k(scores: &[f32], k: usize, ids: &mut Vec<u32>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_nan_is_never_hidden() {
+        for merge in [GroupMerge::Max, GroupMerge::Sum] {
+            let (mut scores, mut logits) = ([0.0; 3], [0.0; 3]);
+            let summaries = [0.0, 1.0, f32::NAN, 0.0, 1.0, 1.0];
+            score(&[1.0, 1.0, 2.0, 2.0], &summaries, 2, merge, &mut scores, &mut logits);
+            assert!(scores.iter().all(|score| score.is_nan()), "{scores:?}");
+        }
+    }
 
     #[test]
     fn of_equal_scores_the_lower_index_wins() {
