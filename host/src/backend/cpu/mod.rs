@@ -2,8 +2,8 @@
 //!
 //! Both tiers are ordinary memory, but the rules are those of a GPU: attention reads only pages of the GPU
 //! pool, and a page that is not there is copied from the host arena first. The work of each stage is a free
-//! function of the kernel's name, over slices: [`mean_key`], [`score`], [`top_k`], [`attend`] and
-//! [`attend_prompt`].
+//! function of the kernel's name, over slices: [`mean_key`], [`score`], [`top_k`], [`attend()`] and
+//! [`attend_prompt()`].
 
 mod attend;
 mod attend_prompt;
