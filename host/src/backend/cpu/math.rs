@@ -66,7 +66,7 @@ pub fn exp_sum(x: &mut [f32], shift: f32) -> f32 {
     lanes.iter().sum::<f32>() + rest
 }
 
-/// `e^x` to within 2 units in the last place for `x` in -87 to 88, 0 below -87.3, infinity above 88.7, NaN of NaN.
+/// `e^x` to within 2 units in the last place for `x` in -87 to 88, 0 below -87.3, infinity above 88.3, NaN of NaN.
 ///
 /// Range reduction to `|r| <= ln 2 / 2` and the polynomial of Cephes' `expf`. Without branches or library
 /// calls, so that it vectorises.
@@ -75,12 +75,14 @@ pub fn exp(x: f32) -> f32 {
     // ln 2 in two parts; the product of the first with any exponent is exact.
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
-    // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
+    // Adding 1.5 * 2^23 rounds to the nearest integer, which is then in the low bits; subtracting it again gives the
+    // integer as a float.
     const ROUND: f32 = 12_582_912.0;
 
     let clamped = if x > -87.3 { x } else { -87.3 };
-    let clamped = if clamped < 88.7 { clamped } else { 88.7 };
-    let exponent = (clamped * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    let clamped = if clamped < 88.3 { clamped } else { 88.3 };
+    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
+    let exponent = shifted - ROUND;
     let r = clamped - exponent * LN_2_HIGH - exponent * LN_2_LOW;
     let mut p = 1.987_569_1e-4;
     p = p * r + 1.398_2e-3;
@@ -89,9 +91,9 @@ pub fn exp(x: f32) -> f32 {
     p = p * r + 1.666_666_5e-1;
     p = p * r + 0.5;
     let mantissa = p * r * r + r + 1.0;
-    let value = mantissa * f32::from_bits(((exponent as i32 + 127) as u32) << 23);
+    let value = mantissa * f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
     let value = if x < -87.3 { 0.0 } else { value };
-    let value = if x > 88.7 { f32::INFINITY } else { value };
+    let value = if x > 88.3 { f32::INFINITY } else { value };
     if x.is_nan() { x } else { value }
 }
 
