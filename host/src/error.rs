@@ -5,9 +5,9 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// What can go wrong, with the value that was refused and the limit that it broke.
 ///
-/// A refused call leaves every table as it was. An error out of a stage ([`Error::InvalidSelection`], or
-/// [`Error::AllocationFailed`] in the middle of a step) leaves the requests of that batch half-way: they can only
-/// be released. All others go on.
+/// A refused call leaves every table as it was. An error out of a stage (on the CPU only
+/// [`Error::InvalidSelection`]) leaves the requests of that batch half-way: they can only be released. All others
+/// go on.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 #[allow(missing_docs, reason = "each field is named in its variant's message")]

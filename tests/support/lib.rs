@@ -5,6 +5,7 @@ mod attention_reference;
 pub mod checkpoints;
 mod inputs;
 mod run;
+pub mod small;
 
 pub use attention_reference::{attention_over, close, dense_reference};
 pub use inputs::{Sequence, Style};

@@ -11,7 +11,7 @@ pub struct PhysicalPage(pub u32);
 #[derive(Debug)]
 pub struct PagePool {
     layout: PageLayout,
-    limit: Option<usize>,
+    limit: usize,
     /// Chunks of pages; grown, never moved, so that an id stays where it is.
     chunks: Vec<Chunk>,
     free: Vec<PhysicalPage>,
@@ -25,19 +25,20 @@ struct Chunk {
 }
 
 impl PagePool {
-    /// A pool of at most `limit` pages, or of as many as requests ask for.
+    /// A pool of at most `limit` pages, or of as many as requests ask for and 32-bit ids can name.
     pub fn new(layout: PageLayout, limit: Option<usize>) -> Self {
+        let limit = limit.unwrap_or(usize::MAX).min(u32::MAX as usize);
         Self { layout, limit, chunks: Vec::new(), free: Vec::new(), total: 0 }
     }
 
     /// Pages that [`take`](Self::take) can give out now.
     pub fn free_pages(&self) -> usize {
-        self.limit.unwrap_or(u32::MAX as usize) - (self.total - self.free.len())
+        self.limit - self.used_pages()
     }
 
     /// The most pages that the pool may hold.
     pub fn limit(&self) -> usize {
-        self.limit.unwrap_or(u32::MAX as usize)
+        self.limit
     }
 
     /// Pages held by requests.

@@ -93,11 +93,11 @@ impl<B: Backend> Pipeline<B> {
         RequestPlan::new(self.backend.config(), max_tokens, self.buffering)
     }
 
-    /// Admits a request of up to `max_tokens` tokens, prompt and generated ones together, and sets aside
-    /// what it needs on both tiers.
+    /// Admits a request of up to `max_tokens` tokens, prompt and generated ones together, and gives it what it
+    /// needs on both tiers.
     ///
     /// # Errors
-    /// [`Error::OutOfGpuPages`], [`Error::OutOfHostMemory`] or [`Error::AllocationFailed`] if it does not
+    /// Those of [`plan`](Self::plan); [`Error::OutOfGpuPages`], [`Error::OutOfHostMemory`] or [`Error::AllocationFailed`] if it does not
     /// fit beside the requests that run; they lose nothing.
     pub fn admit(&mut self, max_tokens: usize) -> Result<RequestId> {
         let plan = self.plan(max_tokens)?;
@@ -121,7 +121,9 @@ impl<B: Backend> Pipeline<B> {
     ///
     /// # Errors
     /// [`Error::PrefillNotEmpty`] after the first token, [`Error::ContextFull`] beyond the admitted length,
-    /// [`Error::LayerOrder`], [`Error::TensorLength`], [`Error::EmptyRequest`] for no tokens.
+    /// [`Error::LayerOrder`], [`Error::StepMismatch`] for another length than in the layers before,
+    /// [`Error::TensorLength`], [`Error::EmptyRequest`] for no tokens, [`Error::UnknownRequest`],
+    /// [`Error::RequestFailed`]; nothing is then changed.
     pub fn prefill<'a>(
         &'a mut self,
         request: RequestId,
@@ -147,9 +149,9 @@ impl<B: Backend> Pipeline<B> {
     ///
     /// # Errors
     /// [`Error::UnknownRequest`], [`Error::DuplicateRequest`], [`Error::RequestFailed`],
-    /// [`Error::ContextFull`], [`Error::LayerOrder`] and [`Error::TensorLength`] before anything changed. An
-    /// error out of a stage ([`Error::InvalidSelection`], [`Error::AllocationFailed`]) fails the batch's
-    /// requests: they can only be released.
+    /// [`Error::ContextFull`], [`Error::LayerOrder`], [`Error::StepMismatch`] and [`Error::TensorLength`] before
+    /// anything changed. An error out of a stage ([`Error::InvalidSelection`]) fails the batch's requests: they can
+    /// only be released.
     pub fn decode(
         &mut self,
         layer: usize,

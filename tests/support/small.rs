@@ -1,0 +1,56 @@
+//! A shape, sequences and setups small enough that prompts of some dozens of tokens select and evict.
+
+use spinkv::KvShape;
+use spinkv::algorithms::{Dense, ShadowKv, StreamingLlm};
+use spinkv::memory::{MemoryLimits, MemoryUsage};
+use spinkv::pipeline::{Budget, SteadyZone};
+
+use crate::{Layers, Run, Sequence, Setup, Style};
+
+/// A short window, so that little context is steady.
+pub const STEADY: SteadyZone = SteadyZone { sinks: 4, window: 12 };
+
+/// Selects 3 chunks.
+pub const SPARSE: ShadowKv = ShadowKv { budget: Budget::Tokens(24), steady: STEADY };
+
+/// 2 layers, 4 query heads, 2 KV heads, head width 16.
+///
+/// # Panics
+/// Never.
+pub fn shape() -> KvShape {
+    KvShape::new(2, 4, 2, 16).expect("a valid shape")
+}
+
+/// A random sequence of that shape.
+pub fn sequence(tokens: usize, seed: u64) -> Sequence {
+    Sequence::new(shape(), Style::Random, tokens, seed)
+}
+
+/// One setup for each kind of selection, each with another page size.
+pub fn setups() -> Vec<Setup> {
+    vec![
+        Setup::new(shape(), 8, SPARSE),
+        Setup::new(shape(), 2, SPARSE),
+        Setup::new(shape(), 16, Dense { steady: STEADY }),
+        Setup::new(shape(), 4, StreamingLlm { steady: STEADY }),
+    ]
+}
+
+/// What a request gives when it has the machine to itself: the prompt's outputs and those of all steps.
+///
+/// # Panics
+/// If a call is refused.
+pub fn alone(setup: &Setup, sequence: &Sequence, prompt: usize) -> (Layers, Vec<Layers>) {
+    let mut run = Setup { limits: MemoryLimits::default(), ..setup.clone() }.start();
+    let id = run.admit(sequence).expect("room for the request");
+    let outputs = run.prompt(id, prompt, prompt).expect("a prompt");
+    (outputs, run.generate(id, sequence.tokens - prompt))
+}
+
+/// Checks that nothing is held on either tier.
+///
+/// # Panics
+/// If something is.
+pub fn assert_all_returned(run: &Run) {
+    assert_eq!(run.pipeline.usage(), MemoryUsage::default(), "a released request left something behind");
+}
