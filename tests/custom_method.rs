@@ -6,7 +6,7 @@ use spinkv::pipeline::{
     Budget, Candidates, GroupMerge, Index, Method, Partition, Pick, Select, SteadyZone, Summarize,
 };
 use spinkv::{Error, KvConfig, KvShape};
-use spinkv_tests::{Sequence, Setup, Style, attention_over, close, dense_reference};
+use spinkv_tests::{Sequence, Setup, Style, close, dense_reference};
 
 /// Quest-like (arXiv 2406.10774): a chunk is known by the least and the greatest value of each key element, which
 /// bound its dot products with any query from above; the chunks with the greatest bounds are read.
@@ -164,10 +164,7 @@ fn at_a_small_budget_it_reads_the_chunks_with_the_greatest_bounds() {
                 let tokens = best.iter().flat_map(|best| best * chunk..(best + 1) * chunk);
                 seen.push((0..chunk).chain(tokens).chain(end * chunk..token + 1).collect());
             }
-            let all = 0..token + 1;
-            let (keys, values) = (sequence.keys(0, all.clone()), sequence.values(0, all));
-            let queries = sequence.queries(0, token..token + 1);
-            let expected = attention_over(&shape, queries, keys, values, &seen);
+            let expected = sequence.attention(0, token, &seen);
             let tolerance = if dtype == KvDtype::F32 { 1e-5 } else { 2e-2 };
             close(&out, &expected, tolerance).unwrap_or_else(|off| panic!("token {token}: {off}"));
         }

@@ -3,7 +3,7 @@
 use spinkv::KvShape;
 use spinkv::algorithms::{Dense, ShadowKv, StreamingLlm};
 use spinkv::pipeline::{Budget, Method, SteadyZone};
-use spinkv_tests::{Sequence, Setup, Style, attention_over, close, dense_reference};
+use spinkv_tests::{Sequence, Setup, Style, close, dense_reference};
 
 const TOLERANCE: f64 = 1e-5;
 
@@ -142,14 +142,7 @@ fn streaming_llm_reads_sinks_and_window_and_nothing_else() {
                 for token in prompt..sequence.tokens {
                     let outputs = run.step(&[id]).unwrap();
                     let seen = vec![steady_tokens(token + 1, steady, page_tokens); 2];
-                    let all = 0..token + 1;
-                    let expected = attention_over(
-                        &shape,
-                        sequence.queries(0, token..token + 1),
-                        sequence.keys(0, all.clone()),
-                        sequence.values(0, all),
-                        &seen,
-                    );
+                    let expected = sequence.attention(0, token, &seen);
                     close(&outputs[0][0], &expected, TOLERANCE).unwrap_or_else(|off| {
                         panic!("{steady:?}, pages of {page_tokens}, {style:?}, token {token}: {off}")
                     });
@@ -249,14 +242,7 @@ fn shadowkv_reads_the_chunks_whose_landmarks_score_best() {
                         );
                         seen.push(tokens);
                     }
-                    let all = 0..token + 1;
-                    let expected = attention_over(
-                        &shape,
-                        sequence.queries(0, token..token + 1),
-                        sequence.keys(0, all.clone()),
-                        sequence.values(0, all),
-                        &seen,
-                    );
+                    let expected = sequence.attention(0, token, &seen);
                     close(&outputs[0][0], &expected, TOLERANCE)
                         .unwrap_or_else(|off| panic!("{context}: {off}"));
                 }

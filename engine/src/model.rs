@@ -34,14 +34,17 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads the checkpoint in `dir`: `config.json` and the safetensors beside it. `progress` hears of each
+    /// Loads the weights of the checkpoint in `dir`, whose configuration is `config`. `progress` hears of each
     /// layer that is loaded, as (done, total).
     ///
     /// # Errors
-    /// Those of [`ModelConfig::open`] and [`Checkpoint::open`]; a tensor that is missing or has another shape
-    /// than the configuration calls for.
-    pub fn open(dir: impl AsRef<Path>, mut progress: impl FnMut(usize, usize)) -> Result<Self> {
-        let config = ModelConfig::open(&dir)?;
+    /// Those of [`Checkpoint::open`]; a tensor that is missing or has another shape than the configuration calls
+    /// for.
+    pub fn open(
+        dir: impl AsRef<Path>,
+        config: ModelConfig,
+        mut progress: impl FnMut(usize, usize),
+    ) -> Result<Self> {
         let checkpoint = Checkpoint::open(&dir)?;
         let shape = KvShape::new(config.layers, config.query_heads, config.kv_heads, config.head_dim)?;
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 use spinkv_engine::checkpoint::Checkpoint;
+use spinkv_engine::config::ModelConfig;
 use spinkv_engine::model::Model;
 use spinkv_engine::tokenizer::Tokenizer;
 
@@ -55,8 +56,9 @@ impl Bundled {
         let dir = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../models")).join(name);
         let prompts = std::fs::read_to_string(dir.join("prompts.json")).expect("prompts.json is bundled");
         let prompts: Prompts = serde_json::from_str(&prompts).expect("prompts.json is valid");
+        let config = ModelConfig::open(&dir).expect("the configuration is bundled");
         Self {
-            model: Model::open(&dir, |_, _| {}).expect("the model is bundled"),
+            model: Model::open(&dir, config, |_, _| {}).expect("the model is bundled"),
             tokenizer: Tokenizer::open(&dir).expect("the tokenizer is bundled"),
             prompts: prompts.prompts,
             reference: Checkpoint::open_file(dir.join("reference.safetensors"))

@@ -4,6 +4,8 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use spinkv::KvShape;
 
+use crate::attention_over;
+
 /// What a sequence's keys and queries look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Style {
@@ -80,6 +82,14 @@ impl Sequence {
     pub fn values(&self, layer: usize, tokens: Range<usize>) -> &[f32] {
         let width = self.shape.kv_heads * self.shape.head_dim;
         &self.values[layer][tokens.start * width..tokens.end * width]
+    }
+
+    /// By definition, the attention of `token`'s queries in `layer` over the tokens `seen[kv_head]`, none of them
+    /// later.
+    pub fn attention(&self, layer: usize, token: usize, seen: &[Vec<usize>]) -> Vec<f64> {
+        let all = 0..token + 1;
+        let (keys, values) = (self.keys(layer, all.clone()), self.values(layer, all));
+        attention_over(&self.shape, self.queries(layer, token..token + 1), keys, values, seen)
     }
 }
 

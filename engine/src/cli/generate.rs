@@ -165,7 +165,7 @@ pub(crate) fn run(arguments: &GenerateArguments) -> Result<()> {
     let prepared = Prepared::new(&config, &tokenizer, &prompt.text, &options)?;
 
     let bar = progress_bar(arguments.json);
-    let model = Model::open(&directory, |done, total| show(&bar, "loading", done, total))?;
+    let model = Model::open(&directory, config, |done, total| show(&bar, "loading", done, total))?;
     bar.set_length(0);
     if let (Some(question), false) = (&prompt.question, arguments.json) {
         bar.suspend(|| say(&report::introduction(&directory, question)));

@@ -38,7 +38,7 @@ impl HostArena {
 
     /// Bytes of one slab.
     pub fn slab_bytes(&self) -> u64 {
-        (SLAB_PAGES * self.layout.page_bytes()) as u64
+        slab_bytes(&self.layout)
     }
 
     /// Takes `count` slabs.
@@ -47,18 +47,7 @@ impl HostArena {
     /// [`Error::OutOfHostMemory`] if they don't fit the limit, [`Error::AllocationFailed`] if the system has no
     /// memory; nothing is then taken.
     pub fn take(&mut self, count: usize) -> Result<Vec<SlabId>> {
-        if let Some(limit) = self.limit_bytes {
-            let needed = count as u64 * self.slab_bytes();
-            let free = limit.saturating_sub(self.used_slabs() as u64 * self.slab_bytes());
-            if needed > free {
-                return Err(Error::OutOfHostMemory {
-                    what: format!("{count} KV slabs"),
-                    needed,
-                    free,
-                    limit,
-                });
-            }
-        }
+        check_limit(&self.layout, count, self.used_slabs(), self.limit_bytes)?;
         let mut taken = Vec::with_capacity(count);
         for _ in 0..count {
             match allocate(SLAB_PAGES * self.layout.page_words(), "a host KV slab") {
@@ -115,6 +104,22 @@ impl HostArena {
         self.slabs[id.0 as usize] = Some(words);
         id
     }
+}
+
+/// Bytes of one slab.
+pub(super) fn slab_bytes(layout: &PageLayout) -> u64 {
+    (SLAB_PAGES * layout.page_bytes()) as u64
+}
+
+/// Whether `count` slabs fit beside `used` ones under a limit.
+pub(super) fn check_limit(layout: &PageLayout, count: usize, used: usize, limit: Option<u64>) -> Result<()> {
+    let Some(limit) = limit else { return Ok(()) };
+    let bytes = slab_bytes(layout);
+    let (needed, free) = (count as u64 * bytes, limit.saturating_sub(used as u64 * bytes));
+    if needed > free {
+        return Err(Error::OutOfHostMemory { what: format!("{count} KV slabs"), needed, free, limit });
+    }
+    Ok(())
 }
 
 #[cfg(test)]

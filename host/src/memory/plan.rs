@@ -1,3 +1,4 @@
+use super::arena::{check_limit, slab_bytes};
 use super::{MemoryLimits, PageLayout, SLAB_PAGES};
 use crate::pipeline::{MAX_TOKENS, Select};
 use crate::{Error, KvConfig, Result};
@@ -102,13 +103,7 @@ impl RequestPlan {
         if let Some(pages) = limits.gpu_pages {
             self.fit(pages, pages)?;
         }
-        match (self.limits(layout).host_bytes, limits.host_bytes) {
-            (Some(needed), Some(limit)) if needed > limit => {
-                let what = format!("{} KV slabs", self.host_slabs());
-                Err(Error::OutOfHostMemory { what, needed, free: limit, limit })
-            }
-            _ => Ok(()),
-        }
+        check_limit(layout, self.host_slabs(), 0, limits.host_bytes)
     }
 
     /// GPU pages of the request.
@@ -123,10 +118,9 @@ impl RequestPlan {
 
     /// The limits under which exactly this request fits.
     pub fn limits(&self, layout: &PageLayout) -> MemoryLimits {
-        let slab_bytes = (SLAB_PAGES * layout.page_bytes()) as u64;
         MemoryLimits {
             gpu_pages: Some(self.gpu_pages()),
-            host_bytes: Some(self.host_slabs() as u64 * slab_bytes),
+            host_bytes: Some(self.host_slabs() as u64 * slab_bytes(layout)),
         }
     }
 }

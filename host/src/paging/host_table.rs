@@ -22,6 +22,11 @@ impl HostTable {
         self.slabs.get(slab).map(|slab| HostPage { slab: *slab, index })
     }
 
+    /// The host page of `key` if it is complete there, or `None`.
+    pub fn published(&self, key: u32) -> Option<HostPage> {
+        self.lookup(key).filter(|_| (key as usize) < self.valid_pages)
+    }
+
     /// Records that page `key`, the next one, is complete on the host.
     ///
     /// # Panics

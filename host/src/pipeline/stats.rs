@@ -48,22 +48,6 @@ pub enum Stage {
     Attention,
 }
 
-impl Stage {
-    /// The stages, in the order of a step.
-    pub const ALL: [Self; 5] = [Self::Index, Self::Offload, Self::Select, Self::Retrieve, Self::Attention];
-
-    /// The stage's name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Index => "index",
-            Self::Offload => "offload",
-            Self::Select => "select",
-            Self::Retrieve => "retrieve",
-            Self::Attention => "attention",
-        }
-    }
-}
-
 /// Time spent in each stage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StageTimes([Duration; 5]);
@@ -77,10 +61,5 @@ impl StageTimes {
     /// Adds to a stage's time.
     pub fn add(&mut self, stage: Stage, time: Duration) {
         self.0[stage as usize] += time;
-    }
-
-    /// All stages together.
-    pub fn total(&self) -> Duration {
-        self.0.iter().sum()
     }
 }

@@ -45,7 +45,7 @@ impl CpuBackend {
     pub fn audit(&self, request: RequestId, layer: usize, kv_head: usize) -> Option<Vec<(u32, bool)>> {
         let row = self.row(request, layer, kv_head)?;
         let compare = |(key, page)| {
-            let host = row.host().lookup(key).filter(|_| (key as usize) < row.host().valid_pages());
+            let host = row.host().published(key);
             (key, host.is_some_and(|host| self.tiers.arena.page(host) == self.tiers.pool.page(page)))
         };
         Some(row.cache().resident().map(compare).collect())

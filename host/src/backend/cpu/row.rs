@@ -82,7 +82,7 @@ impl Row {
         Ok(summaries)
     }
 
-    /// Index: summarises the partitions that become retrievable with this step.
+    /// Index: summarises the partitions that become retrievable with this step. Not for methods without one.
     pub fn index(
         &mut self,
         config: &KvConfig,
@@ -92,9 +92,6 @@ impl Row {
         keys: NewTokens<'_>,
     ) {
         let width = config.summary_width();
-        if width == 0 {
-            return;
-        }
         let (layout, head_dim) = (config.layout(), keys.head_dim);
         let tokens = config.partition_tokens();
         let retrievable = config.zones(entry.after()).retrievable;
@@ -184,7 +181,7 @@ impl Row {
     /// Hands the steady pages that are now retrievable to the cache; their bytes stay where they are.
     fn leave_steady(&mut self, retrievable: &std::ops::Range<u32>, counters: &mut Counters) {
         while let Some((key, page)) = self.steady.leave(retrievable.clone()) {
-            assert!((key as usize) < self.host.valid_pages(), "page {key} left before the host had it");
+            assert!(self.host.published(key).is_some(), "page {key} left before the host had it");
             let adoption = self.cache.adopt(key, page);
             self.steady.recycle(adoption.spare);
             counters.adopted_pages += u64::from(adoption.spare != page);
@@ -247,8 +244,7 @@ impl Row {
         config.partition_map().expand(&self.selected, &mut self.pages);
         self.cache.resolve(&self.pages, &mut self.resolution)?;
         for copy in &self.resolution.copies {
-            assert!((copy.key as usize) < self.host.valid_pages(), "page {} is not on the host", copy.key);
-            let source = self.host.lookup(copy.key).expect("valid pages have a place");
+            let source = self.host.published(copy.key).expect("a selected page is complete on the host");
             pool.page_mut(copy.page).copy_from_slice(arena.page(source));
         }
 
