@@ -1,0 +1,6 @@
+//! Atomics.
+
+pub(crate) mod access;
+pub(crate) mod contended;
+pub(crate) mod order;
+pub(crate) mod rmw;

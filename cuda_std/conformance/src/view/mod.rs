@@ -1,0 +1,5 @@
+//! Loads and stores.
+
+pub(crate) mod cached;
+pub(crate) mod cut;
+pub(crate) mod element;

@@ -1,0 +1,5 @@
+//! Collectives of a warp.
+
+pub(crate) mod collective;
+pub(crate) mod combined;
+pub(crate) mod shuffle;
