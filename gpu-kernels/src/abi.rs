@@ -1,0 +1,57 @@
+//! What host and kernels agree on: layouts, block sizes and limits. The only file that knows strides.
+
+/// Threads of a warp.
+pub const WARP: u32 = 32;
+
+/// Bytes of a word, the widest access of a thread. Pages, keys and summaries are whole words.
+pub const WORD_BYTES: usize = 16;
+
+/// bf16 elements of a word.
+pub const WORD_ELEMENTS: usize = 8;
+
+/// One page to copy from the host tier to the GPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct PageCopy {
+    /// The page, counted from the base of the host pages.
+    pub host_page: u32,
+    /// The physical page on the GPU.
+    pub device_page: u32,
+}
+
+// SAFETY: two u32 without padding, any bits.
+unsafe impl bytemuck::Zeroable for PageCopy {}
+// SAFETY: as above.
+unsafe impl bytemuck::Pod for PageCopy {}
+
+#[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
+// SAFETY: 8 bytes aligned to 8, no padding.
+unsafe impl cuda_std::Value for PageCopy {}
+
+/// The launch of [`gather`](crate::ptx()).
+pub mod gather {
+    /// Threads of a block.
+    pub const BLOCK: u32 = 512;
+
+    /// Words that a warp has in flight: four a lane, 2 KiB.
+    pub const PIECE_WORDS: u32 = 4 * super::WARP;
+
+    /// The longest list for pages of `page_words` words: words are counted in 32 bits.
+    pub const fn max_copies(page_words: u32) -> u32 {
+        (u32::MAX - PIECE_WORDS) / page_words
+    }
+}
+
+/// The launch of `chunk_mean`.
+pub mod chunk_mean {
+    /// Threads of a block.
+    pub const BLOCK: u32 = 256;
+
+    /// The most summaries of a launch: the threads are counted in 32 bits.
+    pub const MAX_SUMMARIES: u32 = (u32::MAX - BLOCK) / super::WARP;
+
+    /// Blocks for `summaries` summaries (chunks x KV heads): a warp makes one.
+    pub const fn grid(summaries: u32) -> u32 {
+        summaries.div_ceil(BLOCK / super::WARP)
+    }
+}

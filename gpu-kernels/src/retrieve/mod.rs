@@ -1,0 +1,5 @@
+//! Retrieve: makes the selected pages resident.
+
+mod gather;
+
+pub use gather::gather;
