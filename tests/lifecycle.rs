@@ -106,6 +106,7 @@ fn a_long_traffic_of_requests_never_leaks_and_never_changes_a_result() {
         let limits = MemoryLimits {
             gpu_pages: one.gpu_pages.map(|pages| 2 * pages),
             host_bytes: one.host_bytes.map(|bytes| 2 * bytes),
+            ..one
         };
         let mut run = Setup { limits, ..setup.clone() }.start();
         let mut previous: Option<RequestId> = None;

@@ -170,6 +170,19 @@ pub enum Error {
     #[error(transparent)]
     Kv(#[from] spinkv::Error),
 
+    /// A trace could not be read or written.
+    #[error(transparent)]
+    Trace(#[from] crate::simulator::TraceError),
+
+    /// A plot could not be drawn.
+    #[error("{}: {reason}", path.display())]
+    Plot {
+        /// The file.
+        path: PathBuf,
+        /// What the drawing said.
+        reason: String,
+    },
+
     /// A prompt without tokens.
     #[error("the prompt is empty: at least 1 token is needed")]
     EmptyPrompt,

@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::memory::PeakBound;
 use crate::model::{DecodeToken, Model, Wanted};
 use crate::sampling::{Sampler, SamplingParams};
+use crate::simulator::{Recorder, Trace};
 use crate::tokenizer::Tokenizer;
 
 /// What to generate, with which method, in how much memory.
@@ -39,6 +40,8 @@ pub struct GenerateOptions {
     pub sampling: SamplingParams,
     /// Whether to go on past the model's end token.
     pub ignore_eos: bool,
+    /// Whether to record which pages the steps select.
+    pub record_trace: bool,
 }
 
 impl Default for GenerateOptions {
@@ -54,6 +57,7 @@ impl Default for GenerateOptions {
             max_tokens: 64,
             sampling: SamplingParams::greedy(),
             ignore_eos: false,
+            record_trace: false,
         }
     }
 }
@@ -125,6 +129,8 @@ pub struct Generation {
     pub prefill_stages: StageTimes,
     /// The bound of the resident memory.
     pub peak_bound: PeakBound,
+    /// What the steps selected, if that was asked for.
+    pub trace: Option<Trace>,
 }
 
 /// A prompt that can be generated from: encoded, and checked against a model's configuration and the options.
@@ -138,6 +144,8 @@ pub struct Prepared {
     buffering: f64,
     sampler: Sampler,
     ignore_eos: bool,
+    /// The name of the trace to record.
+    trace: Option<String>,
 }
 
 impl Prepared {
@@ -178,9 +186,10 @@ impl Prepared {
         }
 
         let (limits, buffering, ignore_eos) = (options.limits, options.buffering, options.ignore_eos);
-        let prepared = Self { prompt, max_new, kv, limits, buffering, sampler, ignore_eos };
+        let trace = options.record_trace.then(|| options.method.clone());
+        let prepared = Self { prompt, max_new, kv, limits, buffering, sampler, ignore_eos, trace };
         let plan = RequestPlan::new(&prepared.kv, prepared.max_context(), buffering)?;
-        plan.check_limits(&layout, &limits)?;
+        plan.check_limits(&prepared.kv, &limits)?;
         Ok(prepared)
     }
 
@@ -209,7 +218,9 @@ pub fn generate(
     let mut pipeline = prepared.pipeline();
     let request = pipeline.admit(prepared.max_context())?;
     let plan = *pipeline.admitted(request)?;
-    let Prepared { prompt, max_new, kv, mut sampler, ignore_eos, .. } = prepared;
+    let max_context = prepared.max_context();
+    let Prepared { prompt, max_new, kv, mut sampler, ignore_eos, trace, .. } = prepared;
+    let mut recorder = trace.map(|name| Recorder::new(&pipeline, &name, prompt.len(), max_context));
 
     let (mut text, mut tokens, mut stream) = (String::new(), Vec::new(), tokenizer.stream());
     let mut prefill_time = None;
@@ -239,6 +250,9 @@ pub fn generate(
             }
             let hidden = model.decode(&mut pipeline, &[DecodeToken { request, token }])?;
             logits = model.logits(&hidden);
+            if let Some(recorder) = &mut recorder {
+                recorder.step(&pipeline, request);
+            }
         };
         if finish != Finish::Cancelled {
             let _ = say(stream.finish()?);
@@ -269,6 +283,7 @@ pub fn generate(
         usage,
         decode_stages,
         prefill_stages,
+        trace: recorder.map(Recorder::finish),
     })
 }
 

@@ -7,6 +7,7 @@ pub mod generate;
 pub mod memory;
 pub mod model;
 pub mod sampling;
+pub mod simulator;
 pub mod tokenizer;
 
 pub use error::{Error, Result};

@@ -8,10 +8,13 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     let result = match cli::Arguments::parse().command {
-        cli::Command::Generate(arguments) => cli::generate::run(&arguments),
+        cli::Command::Generate(arguments) => cli::generate::run(&arguments).map(|()| ExitCode::SUCCESS),
+        cli::Command::Simulate(arguments) => cli::simulate::run(&arguments).map(|()| ExitCode::SUCCESS),
+        cli::Command::Metadata(arguments) => cli::metadata::run(&arguments).map(|()| ExitCode::SUCCESS),
+        cli::Command::Devices(arguments) => cli::devices::run(&arguments),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             cli::say(&format!("spinkv: {error}\n"));
             ExitCode::from(2)

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use spinkv::KvConfig;
 use spinkv::backend::cpu::attend_prompt_scratch;
-use spinkv::memory::RequestPlan;
+use spinkv::memory::{RequestPlan, SUMMARY_ELEMENT_BYTES, footprint};
 
 use crate::model::{Model, PREFILL_CHUNK};
 
@@ -21,7 +21,7 @@ const OVERHEAD_BYTES: u64 = 96 << 20;
 /// checkpoint   the safetensors files, which are mapped while they are read
 /// gpu_pages    rows x (steady + mandatory + buffering pages) x page bytes
 /// host_pages   rows x slabs x 16 pages x page bytes
-/// summaries    rows x partitions x width x 4
+/// summaries    rows x segments x partitions of a segment x width x 4
 /// activations  4 (T (H + 2 K + d) + C (2 H + 2 Q + 2 F)) + threads x one attention tile + 4 vocab
 /// overhead     96 MiB
 /// ```
@@ -50,7 +50,7 @@ impl PeakBound {
         let (hidden, mlp, head_dim) = (config.hidden_size, config.intermediate_size, config.head_dim);
         let (queries, keys) = (config.query_heads * head_dim, config.kv_heads * head_dim);
         let limits = plan.limits(layout);
-        let partitions = kv.retrievable_partitions(plan.max_tokens).len();
+        let longest = footprint(kv, plan, plan.max_tokens, SUMMARY_ELEMENT_BYTES);
         let activations = prompt_tokens * (hidden + 2 * keys + head_dim)
             + PREFILL_CHUNK * 2 * (hidden + queries + mlp)
             + config.vocab_size;
@@ -61,7 +61,7 @@ impl PeakBound {
             checkpoint: model.file_bytes(),
             gpu_pages: (plan.gpu_pages() * layout.page_bytes()) as u64,
             host_pages: limits.host_bytes.unwrap_or(0),
-            summaries: (plan.rows * partitions * kv.summary_width() * float) as u64,
+            summaries: longest.gpu.summaries,
             activations: (activations * float + tiles) as u64,
             overhead: OVERHEAD_BYTES,
         }

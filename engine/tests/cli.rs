@@ -287,3 +287,26 @@ fn numbers_beyond_all_bounds_are_refused() {
         json(&["--prompt", QUESTION, "--max-tokens", &huge, "--budget", &huge, "--gpu-pages", &huge]);
     assert_eq!(report["finish"], "stop");
 }
+
+/// Where there is a driver there may be a GPU, and the command's answer is another.
+#[test]
+fn devices_says_why_there_are_none() {
+    let spinkv = || {
+        let mut command = Command::cargo_bin("spinkv").expect("the binary is built");
+        command.arg("devices");
+        command
+    };
+    let assert = spinkv().arg("--json").assert();
+    let found: Value =
+        serde_json::from_slice(&assert.get_output().stdout).expect("standard output is one JSON object");
+    let reason = found["reason"].as_str().unwrap_or_default();
+    if !reason.contains("no CUDA driver") {
+        println!("SKIPPED: devices_says_why_there_are_none, since this machine has a CUDA driver: {found}");
+        return;
+    }
+    assert.code(2);
+    assert_eq!(found["devices"], serde_json::json!([]));
+    let reason =
+        predicate::str::contains("spinkv: no CUDA driver").and(predicate::str::contains("libcuda.so.1"));
+    spinkv().assert().code(2).stdout("").stderr(reason);
+}

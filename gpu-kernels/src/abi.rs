@@ -36,6 +36,9 @@ pub mod gather {
     /// Words that a warp has in flight: four a lane, 2 KiB.
     pub const PIECE_WORDS: u32 = 4 * super::WARP;
 
+    /// The most blocks: the words that they all have in flight, which the kernel advances by, are counted in 32 bits.
+    pub const MAX_BLOCKS: u32 = u32::MAX / (BLOCK / super::WARP * PIECE_WORDS);
+
     /// The longest list for pages of `page_words` words: words are counted in 32 bits.
     pub const fn max_copies(page_words: u32) -> u32 {
         (u32::MAX - PIECE_WORDS) / page_words
@@ -49,6 +52,9 @@ pub mod chunk_mean {
 
     /// The most summaries of a launch: the threads are counted in 32 bits.
     pub const MAX_SUMMARIES: u32 = (u32::MAX - BLOCK) / super::WARP;
+
+    /// The most words of all summaries of a launch: counted in 32 bits, a warp's width at a time.
+    pub const MAX_WORDS: u32 = u32::MAX - super::WARP;
 
     /// Blocks for `summaries` summaries (chunks x KV heads): a warp makes one.
     pub const fn grid(summaries: u32) -> u32 {

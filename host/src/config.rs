@@ -1,7 +1,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::memory::PageLayout;
+use crate::memory::{PageLayout, SLAB_PAGES};
+use crate::paging::SEGMENT_KEYS;
 use crate::partition::PartitionMap;
 use crate::pipeline::{Index, Method, Select, SteadyZone, Zones};
 use crate::{Error, KvShape, Result};
@@ -109,6 +110,27 @@ impl KvConfig {
     /// The most pages that the steady zone holds at any length.
     pub fn max_steady_pages(&self) -> usize {
         self.steady.max_pages(self.zone_unit, self.layout.page_tokens())
+    }
+
+    /// Pages of the sinks, where the steady zone has as many.
+    pub fn sink_pages(&self) -> usize {
+        self.steady.sinks.next_multiple_of(self.zone_unit) / self.layout.page_tokens()
+    }
+
+    /// Segments that a row of `tokens` tokens needs: those of all pages that can be selected.
+    pub fn segments(&self, tokens: usize) -> usize {
+        let pages = self.retrievable_pages(tokens);
+        if pages.is_empty() { 0 } else { (pages.end as usize).div_ceil(SEGMENT_KEYS) }
+    }
+
+    /// Partitions whose summaries one segment has room for: those that begin on its pages.
+    pub fn segment_partitions(&self) -> usize {
+        (SEGMENT_KEYS * self.layout.page_tokens()).div_ceil(self.partition_tokens)
+    }
+
+    /// Host slabs that a row of `tokens` tokens needs: pages that are not full yet are on the GPU alone.
+    pub fn host_slabs(&self, tokens: usize) -> usize {
+        (tokens / self.layout.page_tokens()).div_ceil(SLAB_PAGES)
     }
 
     fn retrievable(&self, tokens: usize, unit: usize) -> Range<u32> {

@@ -73,6 +73,27 @@ pub enum Error {
         total: usize,
     },
 
+    #[error(
+        "out of GPU memory: a request of {max_tokens} tokens needs at least {needed} bytes (pages {pages}, tables \
+         {tables}, summaries {summaries}, its prompt's K and V of two layers {prompt}), {free} of {limit} are free"
+    )]
+    OutOfGpuMemory {
+        max_tokens: usize,
+        needed: u64,
+        pages: u64,
+        tables: u64,
+        summaries: u64,
+        prompt: u64,
+        free: u64,
+        limit: u64,
+    },
+
+    #[error(
+        "a request of {max_tokens} tokens needs {mandatory} mandatory slots a row, 16-bit slot ids name {limit}: \
+         choose a smaller budget or pages of more than {page_tokens} tokens"
+    )]
+    TooManySlots { max_tokens: usize, mandatory: usize, page_tokens: usize, limit: usize },
+
     #[error("out of host memory: {needed} bytes needed for {what}, {free} of {limit} are free")]
     OutOfHostMemory { what: String, needed: u64, free: u64, limit: u64 },
 
@@ -115,8 +136,11 @@ pub enum Error {
     #[error("method {method:?} returned an invalid selection: {reason}")]
     InvalidSelection { method: String, reason: String },
 
-    #[error("a selection of {selected} pages does not fit a row's {capacity} slots")]
-    SelectionExceedsCapacity { selected: usize, capacity: usize },
+    #[error(
+        "a selection of {selected} pages does not fit a row's {capacity} slots, of which {pinned} hold other \
+         pages that are pinned"
+    )]
+    SelectionExceedsCapacity { selected: usize, capacity: usize, pinned: usize },
 }
 
 /// The name that `name` is probably a misspelling of: at most two letters off, whatever the case. Digits must

@@ -135,12 +135,26 @@ impl PartitionMap {
     }
 }
 
-/// The clusters of one row in CSR form. Each cluster starts on a page of its own, so a page holds tokens of
-/// one cluster only.
+/// Where one cluster lies among its row's pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClusterRun {
+    /// The page key of the first page.
+    pub first_key: u32,
+    /// Pages of the cluster.
+    pub pages: u32,
+    /// Valid tokens of the last page, at least 1; 0 if there are no pages.
+    pub last_tokens: u32,
+}
+
+/// The offset table of one row's clusters. Each cluster starts on a page of its own, so a page holds tokens of one
+/// cluster only.
+///
+/// Two numbers a cluster, 8 bytes, as a kernel would read them; pages and the last page's tokens follow from the
+/// tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterTable {
     page_tokens: u32,
-    /// First page key of each cluster, and past the end the total: `[clusters + 1]`.
+    /// First page key of each cluster: `[clusters]`.
     first_key: Vec<u32>,
     /// Tokens of each cluster: `[clusters]`.
     tokens: Vec<u32>,
@@ -149,14 +163,13 @@ pub struct ClusterTable {
 impl ClusterTable {
     /// An empty table.
     pub fn new(page_tokens: usize) -> Self {
-        Self { page_tokens: page_tokens as u32, first_key: vec![0], tokens: Vec::new() }
+        Self { page_tokens: page_tokens as u32, first_key: Vec::new(), tokens: Vec::new() }
     }
 
     /// Adds a cluster of `tokens` tokens after the others and returns its id. An empty cluster has an id
     /// and no pages.
     pub fn push(&mut self, tokens: u32) -> u32 {
-        let next = self.total_pages() + tokens.div_ceil(self.page_tokens);
-        self.first_key.push(next);
+        self.first_key.push(self.total_pages());
         self.tokens.push(tokens);
         self.tokens.len() as u32 - 1
     }
@@ -173,17 +186,30 @@ impl ClusterTable {
 
     /// Pages of all clusters together, padding included.
     pub fn total_pages(&self) -> u32 {
-        self.first_key[self.first_key.len() - 1]
+        self.len().checked_sub(1).map_or(0, |last| {
+            let run = self.run(last as u32);
+            run.first_key + run.pages
+        })
+    }
+
+    /// Where cluster `id` lies.
+    pub fn run(&self, id: u32) -> ClusterRun {
+        let (first_key, tokens) = (self.first_key[id as usize], self.tokens[id as usize]);
+        let pages = tokens.div_ceil(self.page_tokens);
+        ClusterRun { first_key, pages, last_tokens: tokens - pages.saturating_sub(1) * self.page_tokens }
     }
 
     /// The pages of cluster `id`, ascending; the last one may be partly filled.
     pub fn pages(&self, id: u32) -> impl Iterator<Item = SelectedPage> + use<> {
-        let id = id as usize;
-        let (first, end) = (self.first_key[id], self.first_key[id + 1]);
-        let (page_tokens, tokens) = (self.page_tokens, self.tokens[id]);
-        (first..end).map(move |key| SelectedPage {
-            key,
-            tokens: page_tokens.min(tokens - (key - first) * page_tokens),
+        let (ClusterRun { first_key, pages, last_tokens }, full) = (self.run(id), self.page_tokens);
+        (1..=pages).map(move |page| SelectedPage {
+            key: first_key + page - 1,
+            tokens: if page == pages { last_tokens } else { full },
         })
+    }
+
+    /// Bytes of the table.
+    pub fn bytes(&self) -> usize {
+        size_of_val(self.first_key.as_slice()) + size_of_val(self.tokens.as_slice())
     }
 }

@@ -1,15 +1,12 @@
 //! What holds for all inputs, each against a naive model written here.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use proptest::prelude::*;
 use spinkv::algorithms::ShadowKv;
 use spinkv::backend::cpu::{mean_key, top_k};
-use spinkv::memory::{
-    HostArena, HostPage, KvDtype, PageLayout, PagePool, PhysicalPage, RequestPlan, SLAB_PAGES,
-};
-use spinkv::paging::{HostTable, Lru, PageCopy, Resolution, RowCache, SteadyPages};
+use spinkv::memory::{KvDtype, PageLayout, RequestPlan, SLAB_PAGES};
 use spinkv::partition::{ClusterTable, PartitionKind, PartitionMap, SelectedPage};
 use spinkv::pipeline::{Budget, SteadyZone, Zones};
 use spinkv::{Error, KvConfig, KvShape};
@@ -132,6 +129,7 @@ proptest! {
             prop_assert_eq!(pages.iter().map(|page| page.tokens).sum::<u32>(), *size);
         }
         prop_assert_eq!(table.total_pages(), next);
+        prop_assert_eq!(table.bytes(), 8 * sizes.len());
         // Each cluster pads less than one page.
         let padding = next as usize * page_tokens - sizes.iter().sum::<u32>() as usize;
         prop_assert!(padding <= sizes.len() * (page_tokens - 1));
@@ -142,293 +140,6 @@ proptest! {
         PartitionMap::Cluster(table).expand(&ids, &mut found);
         prop_assert!(found.is_sorted_by(|a, b| a.key < b.key));
         prop_assert_eq!(found, expected);
-    }
-}
-
-/// What is done to a cache.
-#[derive(Clone, Debug)]
-enum Use {
-    Step(BTreeSet<u32>),
-    /// Another selection within the same step.
-    Again(BTreeSet<u32>),
-    Adopt(u32),
-    Idle,
-}
-
-fn uses() -> impl Strategy<Value = Vec<Use>> {
-    let selection = || prop::collection::btree_set(0u32..30, 0..10);
-    let one = prop_oneof![
-        5 => selection().prop_map(Use::Step),
-        1 => selection().prop_map(Use::Again),
-        3 => (0u32..45).prop_map(Use::Adopt),
-        1 => Just(Use::Idle),
-    ];
-    prop::collection::vec(one, 0..60)
-}
-
-/// A cache as the documents describe it, by search.
-#[derive(Clone)]
-struct Model {
-    now: u64,
-    /// Slot to (key, step of its last use).
-    slots: Vec<Option<(u32, u64)>>,
-    physical: Vec<u32>,
-}
-
-impl Model {
-    fn slot(&self, key: u32) -> Option<usize> {
-        self.slots.iter().position(|slot| slot.is_some_and(|(owner, _)| owner == key))
-    }
-
-    fn resident(&self) -> BTreeMap<u32, u32> {
-        let owned = self.slots.iter().zip(&self.physical);
-        owned.filter_map(|(slot, page)| slot.map(|(key, _)| (key, *page))).collect()
-    }
-
-    /// Empty slots, lowest first; then the slots used longest ago, of equals the lowest, in slot order. Nothing
-    /// that `keep` names leaves.
-    fn room(&self, need: usize, keep: &BTreeSet<u32>) -> (Vec<usize>, Vec<u32>) {
-        let empty = (0..self.slots.len()).filter(|slot| self.slots[*slot].is_none());
-        let mut targets: Vec<_> = empty.take(need).collect();
-        let mut victims: Vec<(u64, usize)> = Vec::new();
-        for (slot, held) in self.slots.iter().enumerate() {
-            if let Some((key, used)) = held
-                && !keep.contains(key)
-            {
-                victims.push((*used, slot));
-            }
-        }
-        victims.sort();
-        let mut victims: Vec<_> = victims[..need - targets.len()].iter().map(|(_, slot)| *slot).collect();
-        victims.sort();
-        let evicted = victims.iter().map(|slot| self.slots[*slot].unwrap().0).collect();
-        targets.extend(victims);
-        (targets, evicted)
-    }
-
-    fn resolve(&mut self, selection: &BTreeSet<u32>) -> Resolution {
-        let missing: Vec<_> = selection.iter().copied().filter(|key| self.slot(*key).is_none()).collect();
-        let (targets, evicted) = self.room(missing.len(), selection);
-        let mut copies = Vec::new();
-        for (key, slot) in missing.iter().zip(targets) {
-            self.slots[slot] = Some((*key, self.now));
-            copies.push(PageCopy { key: *key, page: PhysicalPage(self.physical[slot]) });
-        }
-        let mut pages = Vec::new();
-        for key in selection {
-            let slot = self.slot(*key).unwrap();
-            self.slots[slot] = Some((*key, self.now));
-            pages.push(PhysicalPage(self.physical[slot]));
-        }
-        Resolution { pages, copies, evicted }
-    }
-}
-
-fn selection_of(keys: &BTreeSet<u32>) -> Vec<SelectedPage> {
-    keys.iter().map(|key| SelectedPage { key: *key, tokens: 8 }).collect()
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(600))]
-
-    /// Invariants I1 to I6, I9 and I13 of the design: each answer is the model's, which has them by construction,
-    /// and those that tables can break are checked once more on the tables.
-    #[test]
-    fn the_cache_of_a_row_is_least_recently_used_to_the_step(capacity in 0usize..12, uses in uses()) {
-        let first = 100u32;
-        let start: Vec<u32> = (first..first + capacity as u32).collect();
-        let new = || RowCache::<Lru>::new(start.iter().copied().map(PhysicalPage).collect(), 64);
-        let (mut cache, mut twin) = (new(), new());
-        let mut model = Model { now: 0, slots: vec![None; capacity], physical: start.clone() };
-        let (mut out, mut twin_out) = (Resolution::default(), Resolution::default());
-        // Physical pages outside the cache, as a steady zone holds them.
-        let mut outside: Vec<u32> = (0..5).collect();
-
-        for one in &uses {
-            match one {
-                Use::Idle => {
-                    cache.tick();
-                    twin.tick();
-                    model.now += 1;
-                }
-                Use::Step(keys) | Use::Again(keys) => {
-                    if matches!(one, Use::Step(_)) {
-                        cache.tick();
-                        twin.tick();
-                        model.now += 1;
-                    }
-                    let before: Vec<_> = cache.resident().collect();
-                    let found = cache.resolve(&selection_of(keys), &mut out);
-                    prop_assert_eq!(&found, &twin.resolve(&selection_of(keys), &mut twin_out));
-                    if keys.len() > capacity {
-                        let selected = keys.len();
-                        prop_assert_eq!(found, Err(Error::SelectionExceedsCapacity { selected, capacity }));
-                        prop_assert!(cache.resident().eq(before));
-                        prop_assert!(out.pages.is_empty() && out.copies.is_empty() && out.evicted.is_empty());
-                        continue;
-                    }
-                    prop_assert_eq!(found, Ok(()));
-                    prop_assert_eq!(&out, &twin_out);
-                    let free = capacity - before.len();
-                    let misses = keys.iter().filter(|key| !before.iter().any(|(held, _)| held == *key)).count();
-                    prop_assert_eq!(out.copies.len(), misses);
-                    prop_assert_eq!(out.hits(), keys.len() - misses);
-                    prop_assert_eq!(out.evicted.len(), misses.saturating_sub(free));
-                    prop_assert!(out.evicted.iter().all(|key| !keys.contains(key)));
-                    for (key, page) in keys.iter().zip(&out.pages) {
-                        prop_assert_eq!(cache.lookup(*key), Some(*page));
-                    }
-                    prop_assert_eq!(&out, &model.resolve(keys));
-                }
-                Use::Adopt(key) if model.slot(*key).is_some() => {}
-                Use::Adopt(key) => {
-                    let page = outside.remove(0);
-                    let adoption = cache.adopt(*key, PhysicalPage(page));
-                    prop_assert_eq!(adoption, twin.adopt(*key, PhysicalPage(page)));
-                    outside.push(adoption.spare.0);
-                    if capacity == 0 {
-                        prop_assert_eq!((adoption.spare.0, adoption.evicted), (page, None));
-                        continue;
-                    }
-                    prop_assert_eq!(cache.lookup(*key), Some(PhysicalPage(page)));
-                    let (targets, evicted) = model.room(1, &BTreeSet::new());
-                    prop_assert_eq!(adoption.evicted, evicted.first().copied());
-                    prop_assert_eq!(adoption.spare.0, model.physical[targets[0]]);
-                    model.slots[targets[0]] = Some((*key, model.now));
-                    model.physical[targets[0]] = page;
-                }
-            }
-            let resident: BTreeMap<u32, u32> = cache.resident().map(|(key, page)| (key, page.0)).collect();
-            prop_assert_eq!(&resident, &model.resident());
-            prop_assert_eq!(cache.resident().count(), resident.len());
-            prop_assert_eq!((cache.len(), cache.capacity()), (resident.len(), capacity));
-            prop_assert_eq!(cache.is_empty(), resident.is_empty());
-            for key in 0..50 {
-                prop_assert_eq!(cache.lookup(key).map(|page| page.0), resident.get(&key).copied());
-            }
-            let held = cache.physical_pages().iter().map(|page| page.0);
-            let all: BTreeSet<u32> = held.chain(outside.iter().copied()).collect();
-            prop_assert!(all.into_iter().eq((0..5).chain(start.iter().copied())), "a physical page was lost");
-        }
-    }
-
-    #[test]
-    fn pages_are_free_or_held_once_and_keep_their_bytes(
-        limit in prop::option::of(0usize..60),
-        turns in prop::collection::vec((0usize..12, any::<prop::sample::Index>(), any::<bool>()), 0..40),
-    ) {
-        let mut pool = PagePool::new(PageLayout::new(1, 8, KvDtype::Bf16).unwrap(), limit);
-        let mut held: Vec<(Vec<PhysicalPage>, u128)> = Vec::new();
-        for (turn, (count, which, give_back)) in turns.into_iter().enumerate() {
-            let used: usize = held.iter().map(|(pages, _)| pages.len()).sum();
-            if give_back && !held.is_empty() {
-                let (pages, _) = held.swap_remove(which.index(held.len()));
-                pool.give_back(pages);
-            } else if count <= limit.map_or(usize::MAX, |limit| limit - used) {
-                let pages = pool.take(count).unwrap();
-                prop_assert_eq!(pages.len(), count);
-                pages.iter().for_each(|page| pool.page_mut(*page).fill(turn as u128));
-                held.push((pages, turn as u128));
-            }
-            let ids: BTreeSet<_> = held.iter().flat_map(|(pages, _)| pages).collect();
-            let used: usize = held.iter().map(|(pages, _)| pages.len()).sum();
-            prop_assert_eq!(ids.len(), used, "a page was given out twice");
-            prop_assert_eq!(pool.used_pages(), used);
-            prop_assert_eq!(pool.free_pages(), pool.limit() - used);
-            if let Some(limit) = limit {
-                prop_assert_eq!(pool.limit(), limit);
-                prop_assert!(ids.iter().all(|page| (page.0 as usize) < limit));
-            }
-            for (pages, mark) in &held {
-                for page in pages {
-                    prop_assert!(pool.page(*page).iter().all(|word| word == mark), "{page:?} changed");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn slabs_are_vacant_or_held_once_and_the_limit_is_kept(
-        limit in prop::option::of(0usize..12),
-        turns in prop::collection::vec((0usize..5, any::<prop::sample::Index>(), any::<bool>()), 0..30),
-    ) {
-        let layout = PageLayout::new(1, 8, KvDtype::Bf16).unwrap();
-        // Half a slab more than whole ones: it is of no use.
-        let bytes = limit.map(|slabs| (slabs * SLAB_PAGES * 32 + SLAB_PAGES * 16) as u64);
-        let mut arena = HostArena::new(layout, bytes);
-        prop_assert_eq!(arena.slab_bytes(), (SLAB_PAGES * 32) as u64);
-        // Slabs of each request, with what is written in them.
-        let mut requests: Vec<Vec<(spinkv::memory::SlabId, u128)>> = Vec::new();
-        for (turn, (count, which, take)) in turns.into_iter().enumerate() {
-            let used: usize = requests.iter().map(Vec::len).sum();
-            if take {
-                let fits = limit.is_none_or(|limit| used + count <= limit);
-                match arena.take(count) {
-                    Ok(slabs) => {
-                        prop_assert!(fits);
-                        prop_assert_eq!(slabs.len(), count);
-                        for slab in &slabs {
-                            for index in 0..SLAB_PAGES {
-                                let page = arena.page_mut(HostPage { slab: *slab, index });
-                                prop_assert!(page.iter().all(|word| *word == 0), "a slab with old bytes");
-                                page.fill((turn * SLAB_PAGES + index) as u128 + 1);
-                            }
-                        }
-                        requests.push(slabs.into_iter().map(|slab| (slab, turn as u128)).collect());
-                    }
-                    Err(Error::OutOfHostMemory { needed, free, limit: of, .. }) => {
-                        prop_assert!(!fits);
-                        prop_assert_eq!(needed, count as u64 * arena.slab_bytes());
-                        prop_assert_eq!((free, Some(of)), (of - used as u64 * arena.slab_bytes(), bytes));
-                    }
-                    Err(other) => prop_assert!(false, "{}", other),
-                }
-            } else if !requests.is_empty() {
-                let taken = requests.swap_remove(which.index(requests.len()));
-                taken.iter().for_each(|(slab, _)| arena.give_back(*slab));
-            }
-            prop_assert_eq!(arena.used_slabs(), requests.iter().map(Vec::len).sum::<usize>());
-            for (slab, turn) in requests.iter().flatten() {
-                for index in 0..SLAB_PAGES {
-                    let mark = turn * SLAB_PAGES as u128 + index as u128 + 1;
-                    let page = arena.page(HostPage { slab: *slab, index });
-                    prop_assert!(page.iter().all(|word| *word == mark), "{slab:?} changed");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn steady_pages_are_conserved_and_leave_in_order(
-        count in 1usize..12,
-        turns in prop::collection::vec((any::<bool>(), 0u32..4, 0u32..8), 0..50),
-    ) {
-        let mut steady = SteadyPages::new((0..count as u32).map(PhysicalPage).collect());
-        let mut model: BTreeMap<u32, PhysicalPage> = BTreeMap::new();
-        let mut next = 0;
-        for (push, skip, length) in turns {
-            if push && model.len() < count {
-                next += skip;
-                model.insert(next, steady.push(next));
-                next += 1;
-            } else if !push {
-                let first = model.keys().next().copied().unwrap_or(0) + skip;
-                let expected = model.range(first..first + length).next().map(|(key, page)| (*key, *page));
-                let left = steady.leave(first..first + length);
-                prop_assert_eq!(left, expected);
-                if let Some((key, page)) = left {
-                    model.remove(&key);
-                    steady.recycle(page);
-                }
-            }
-            prop_assert!(steady.pages().iter().copied().eq(model.clone()));
-            for key in 0..next + 2 {
-                prop_assert_eq!(steady.lookup(key), model.get(&key).copied());
-            }
-            let all: BTreeSet<u32> = steady.physical_pages().map(|page| page.0).collect();
-            prop_assert!(all.into_iter().eq(0..count as u32));
-            prop_assert_eq!(steady.physical_pages().count(), count);
-        }
     }
 }
 
@@ -528,23 +239,6 @@ proptest! {
         }
     }
 
-    #[test]
-    fn host_pages_are_found_by_key_and_valid_in_order(slabs in 0usize..6, publish in 0usize..400) {
-        let layout = PageLayout::new(1, 8, KvDtype::Bf16).unwrap();
-        let mut arena = HostArena::new(layout, None);
-        let ids = arena.take(slabs).unwrap();
-        let mut table = HostTable::new(ids.clone());
-        for key in 0..(slabs + 1) * SLAB_PAGES {
-            let expected = ids.get(key / SLAB_PAGES).map(|slab| HostPage { slab: *slab, index: key % SLAB_PAGES });
-            prop_assert_eq!(table.lookup(key as u32), expected);
-        }
-        prop_assert_eq!(table.slabs(), ids);
-        let publish = publish.min(slabs * SLAB_PAGES);
-        (0..publish as u32).for_each(|key| table.publish(key));
-        prop_assert_eq!(table.valid_pages(), publish);
-        let hole = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| table.publish(publish as u32 + 1)));
-        prop_assert!(hole.is_err(), "a hole was published");
-    }
 }
 
 proptest! {
@@ -587,15 +281,9 @@ proptest! {
         prop_assert_eq!(plan.host_slabs(), 6 * plan.row.host_slabs);
 
         let least = 6 * (plan.row.steady_pages + plan.row.mandatory_pages);
-        match plan.fit(free, total) {
-            Ok(fitted) => {
-                prop_assert!(least <= free && fitted.gpu_pages() <= free);
-                prop_assert_eq!(fitted.row.mandatory_pages, plan.row.mandatory_pages);
-                prop_assert_eq!(fitted.row.steady_pages, plan.row.steady_pages);
-                // One page more for each row would be too many, or more than was wanted.
-                let whole = fitted.row.buffering_pages == plan.row.buffering_pages;
-                prop_assert!(whole || fitted.row.buffering_pages < plan.row.buffering_pages && fitted.gpu_pages() + 6 > free);
-            }
+        prop_assert_eq!(plan.least_gpu_pages(), least);
+        match plan.check_gpu_pages(free, total) {
+            Ok(()) => prop_assert!(least <= free),
             Err(Error::OutOfGpuPages { needed, free: reported, total: of, .. }) => {
                 prop_assert!(least > free);
                 prop_assert_eq!((needed, reported, of), (least, free, total));
@@ -603,21 +291,4 @@ proptest! {
             Err(other) => prop_assert!(false, "{}", other),
         }
     }
-}
-
-#[test]
-#[should_panic(expected = "steady and cached at once")]
-fn a_page_that_is_cached_cannot_be_adopted() {
-    let mut cache = RowCache::<Lru>::new(vec![PhysicalPage(0), PhysicalPage(1)], 8);
-    cache.adopt(4, PhysicalPage(2));
-    cache.adopt(4, PhysicalPage(3));
-}
-
-#[test]
-#[should_panic(expected = "given back twice")]
-fn a_slab_cannot_be_given_back_twice() {
-    let mut arena = HostArena::new(PageLayout::new(1, 8, KvDtype::F32).unwrap(), None);
-    let slab = arena.take(1).unwrap()[0];
-    arena.give_back(slab);
-    arena.give_back(slab);
 }

@@ -1,6 +1,7 @@
 //! What a launch can be refused for, and what a kernel can do wrong.
 
 use std::fmt::{self, Display, Formatter};
+use std::io;
 use std::panic::Location;
 
 /// A place in the grid or in a block: x, y, z.
@@ -364,6 +365,32 @@ pub enum LaunchError {
         bytes: usize,
         /// The hardware's limit.
         limit: usize,
+    },
+    /// Stacks on which not even an empty kernel can run.
+    #[error("stacks of {bytes} bytes are too small: a thread needs at least {limit}")]
+    StackTooSmall {
+        /// `Launch::stack_bytes`.
+        bytes: usize,
+        /// The least.
+        limit: usize,
+    },
+    /// Stacks larger than any kernel needs.
+    #[error("stacks of {bytes} bytes exceed the {limit} that a thread can have")]
+    StackTooLarge {
+        /// `Launch::stack_bytes`.
+        bytes: usize,
+        /// The most.
+        limit: usize,
+    },
+    /// The system has no memory for all the stacks. Threads may have run before that showed.
+    #[error(
+        "the system refused a thread's stack of {bytes} bytes ({reason}): use smaller stacks or fewer resident blocks"
+    )]
+    StackRefused {
+        /// `Launch::stack_bytes`.
+        bytes: usize,
+        /// What the system said.
+        reason: io::ErrorKind,
     },
     /// A launch from within a kernel.
     #[error("a kernel cannot launch kernels")]

@@ -1,9 +1,9 @@
 //! Launches.
 
-use std::panic::Location;
+use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
 
 use super::fault::{Fault, FaultKind, Index, LaunchError};
-use super::schedule;
+use super::{schedule, stacks};
 
 /// Shared memory that a block can have on the largest hardware.
 const SHARED_LIMIT: usize = 227 * 1024;
@@ -29,7 +29,7 @@ pub struct Launch {
     pub poll_limit: u64,
     /// Accesses and turns of threads in all, then a livelock.
     pub step_limit: u64,
-    /// Each thread's stack. Past its end the process is killed, as by any stack overflow.
+    /// Each thread's stack, 16 KiB to 1 GiB. Past its end the process is killed, as by any stack overflow.
     pub stack_bytes: usize,
 }
 
@@ -71,14 +71,22 @@ impl Launch {
     #[track_caller]
     pub fn run(&self, kernel: impl Fn()) -> Result<Report, Fault> {
         let (location, nowhere) = (Location::caller(), Index::default());
-        self.check().map_err(|refused| Fault {
+        let fault = |refused| Fault {
             kernel: "",
             block: nowhere,
             thread: nowhere,
             location,
             kind: FaultKind::Launch(refused),
-        })?;
-        schedule::run(self, &kernel).map_err(|fault| *fault)
+        };
+        self.check().map_err(fault)?;
+        // A stack that the system refuses unwinds to here, and the machine is lost; kernels' panics do not come this far.
+        match catch_unwind(AssertUnwindSafe(|| schedule::run(self, &kernel))) {
+            Ok(result) => result.map_err(|fault| *fault),
+            Err(payload) => match payload.downcast() {
+                Ok(refused) => Err(fault(*refused)),
+                Err(payload) => resume_unwind(payload),
+            },
+        }
     }
 
     fn check(&self) -> Result<(), LaunchError> {
@@ -98,6 +106,7 @@ impl Launch {
         if self.shared_bytes > SHARED_LIMIT {
             return Err(LaunchError::SharedTooLarge { bytes: self.shared_bytes, limit: SHARED_LIMIT });
         }
+        stacks::check(self.stack_bytes)?;
         if schedule::is_running() {
             return Err(LaunchError::Nested);
         }

@@ -28,6 +28,17 @@ fn launches_outside_of_the_hardwares_limits_are_refused() {
     let error = refused(one.shared(bytes));
     assert_eq!(error, LaunchError::SharedTooLarge { bytes, limit });
     assert_eq!(error.to_string(), "232449 bytes of shared memory exceed the 232448 that a block can have");
+    let (least, most) = (16 << 10, 1 << 30);
+    for stack_bytes in [0, 1, least - 1] {
+        let error = refused(Launch { stack_bytes, ..one });
+        assert_eq!(error, LaunchError::StackTooSmall { bytes: stack_bytes, limit: least });
+    }
+    for stack_bytes in [most + 1, usize::MAX - 4095, usize::MAX] {
+        let error = refused(Launch { stack_bytes, ..one });
+        assert_eq!(error, LaunchError::StackTooLarge { bytes: stack_bytes, limit: most });
+    }
+    let error = refused(Launch { stack_bytes: 4096, ..one });
+    assert_eq!(error.to_string(), "stacks of 4096 bytes are too small: a thread needs at least 16384");
     for block in [(1024, 1, 1), (4, 4, 64), (32, 32, 1)] {
         assert_eq!(Launch { block, ..one }.shared(limit).run(nothing).unwrap().threads, 1024);
     }

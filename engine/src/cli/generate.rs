@@ -1,4 +1,4 @@
-use std::io::{ErrorKind, IsTerminal, Read, Write};
+use std::io::{IsTerminal, Read};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,6 +16,7 @@ use spinkv_engine::sampling::SamplingParams;
 use spinkv_engine::tokenizer::Tokenizer;
 use spinkv_engine::{Error, Result};
 
+use super::output::Output;
 use super::{demo, report, say};
 
 /// Answer one prompt, and say what it took.
@@ -80,6 +81,10 @@ pub(crate) struct GenerateArguments {
     #[arg(long, value_name = "PAGES", help_heading = "Memory")]
     gpu_pages: Option<usize>,
 
+    /// GPU memory for pages, tables, summaries and a prompt's layers together, in MiB [default: no limit]
+    #[arg(long, value_name = "MIB", help_heading = "Memory")]
+    gpu_mib: Option<u64>,
+
     /// Cache pages beyond those that one step needs, as a multiple of them
     #[arg(long, default_value_t = spinkv::pipeline::DEFAULT_BUFFERING, value_name = "RATIO", help_heading = "Memory")]
     buffering: f64,
@@ -142,6 +147,10 @@ pub(crate) struct GenerateArguments {
     #[arg(long, help_heading = "Sampling")]
     ignore_eos: bool,
 
+    /// Also write which pages the steps select to FILE, for `spinkv simulate --trace FILE`
+    #[arg(long, value_name = "FILE")]
+    record_trace: Option<PathBuf>,
+
     /// Print one JSON object instead of text and table
     #[arg(long)]
     json: bool,
@@ -184,42 +193,17 @@ pub(crate) fn run(arguments: &GenerateArguments) -> Result<()> {
         ControlFlow::Continue(())
     });
     bar.finish_and_clear();
-    let report = report::Report::new(&directory, &options, &generation?, prompt.question.as_ref());
+    let generation = generation?;
+    if let (Some(path), Some(trace)) = (&arguments.record_trace, &generation.trace) {
+        trace.save(path)?;
+    }
+    let report = report::Report::new(&directory, &options, &generation, prompt.question.as_ref());
     let _ = output.write(&if arguments.json { report.json() + "\n" } else { "\n".to_owned() });
     output.finish()?;
     if !arguments.json {
         say(&report.to_string());
     }
     Ok(())
-}
-
-/// Standard output. Remembers what went wrong, since text is written from where no error can be returned.
-#[derive(Default)]
-struct Output {
-    error: Option<std::io::Error>,
-}
-
-impl Output {
-    fn write(&mut self, text: &str) -> ControlFlow<()> {
-        let mut stdout = std::io::stdout().lock();
-        match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(error) => {
-                self.error.get_or_insert(error);
-                ControlFlow::Break(())
-            }
-        }
-    }
-
-    /// A closed pipe is the reader's way to say that it has enough; any other failure lost what was asked for.
-    fn finish(self) -> Result<()> {
-        match self.error {
-            Some(source) if source.kind() != ErrorKind::BrokenPipe => {
-                Err(Error::Io { path: "standard output".into(), source })
-            }
-            _ => Ok(()),
-        }
-    }
 }
 
 impl GenerateArguments {
@@ -233,6 +217,7 @@ impl GenerateArguments {
             kv_dtype: if self.kv_dtype == "f32" { KvDtype::F32 } else { KvDtype::Bf16 },
             limits: MemoryLimits {
                 gpu_pages: self.gpu_pages,
+                gpu_bytes: self.gpu_mib.map(|mib| mib.saturating_mul(1 << 20)),
                 host_bytes: self.host_mib.map(|mib| mib.saturating_mul(1 << 20)),
             },
             buffering: self.buffering,
@@ -245,6 +230,7 @@ impl GenerateArguments {
                 seed: self.seed,
             },
             ignore_eos: self.ignore_eos,
+            record_trace: self.record_trace.is_some(),
         })
     }
 

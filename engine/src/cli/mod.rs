@@ -1,8 +1,12 @@
 //! Commands and what they print.
 
 mod demo;
+pub(crate) mod devices;
 pub(crate) mod generate;
+pub(crate) mod metadata;
+mod output;
 mod report;
+pub(crate) mod simulate;
 
 use std::io::Write;
 
@@ -27,5 +31,18 @@ pub(crate) struct Arguments {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Answer one prompt, and say what it took.
-    Generate(generate::GenerateArguments),
+    Generate(Box<generate::GenerateArguments>),
+    /// Replay what steps select through caches of any policy and size, and model what the misses cost.
+    ///
+    /// Traces are generated, or read from files that `spinkv generate --record-trace` and --save write. They run
+    /// through the cache that backends use. Sizes are multiples of what one step selects: 1 holds nothing else, 6 is
+    /// what `spinkv generate` gives a request by default. The policy belady knows the future: no other misses less in
+    /// the same memory.
+    Simulate(simulate::SimulateArguments),
+    /// Work out what tables, summaries and pages take, by formula.
+    Metadata(metadata::MetadataArguments),
+    /// List this machine's GPUs, or say why there are none.
+    ///
+    /// The exit code is 0 if there is a GPU and 2 if there is none.
+    Devices(devices::DevicesArguments),
 }

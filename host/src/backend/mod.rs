@@ -5,6 +5,8 @@
 //! whose tables live on a GPU takes every decision of a step there.
 
 pub mod cpu;
+#[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+pub mod cuda;
 
 use crate::memory::{MemoryUsage, RequestPlan};
 use crate::pipeline::{Counters, RequestId};
@@ -63,7 +65,7 @@ pub struct PromptChunk {
 
 /// The stages of a step, and the memory that they work on.
 ///
-/// The caller keeps the order index, offload, select, retrieve, attend within a layer, checks the lengths of
+/// The caller keeps the order prepare, index, offload, select, retrieve, attend within a layer, checks the lengths of
 /// all tensors and names only admitted requests. Layouts are those of the [crate].
 pub trait Backend {
     /// Activations in the memory that the backend computes in: `[f32]` on the CPU.
@@ -75,15 +77,25 @@ pub trait Backend {
     /// Elements of a tensor.
     fn elements(tensor: &Self::Tensor) -> usize;
 
-    /// Sets a request's pages aside on both tiers and returns the plan that it got, whose buffering may be
-    /// smaller than asked for.
+    /// Admits a request and sets its pages aside. Buffering, its own and that of others, is shared out anew: see
+    /// [`share_out`](crate::memory::share_out).
     ///
     /// # Errors
-    /// [`Error::OutOfGpuPages`], [`Error::OutOfHostMemory`], [`Error::AllocationFailed`]; nothing is then
-    /// changed.
-    fn admit(&mut self, request: RequestId, plan: RequestPlan) -> Result<RequestPlan>;
+    /// [`Error::OutOfGpuPages`], [`Error::OutOfGpuMemory`], [`Error::OutOfHostMemory`], [`Error::AllocationFailed`];
+    /// nothing is then changed.
+    fn admit(&mut self, request: RequestId, plan: RequestPlan) -> Result<()>;
 
-    /// Frees what a request holds.
+    /// What an admitted request may hold, with the buffering that it has now.
+    fn plan(&self, request: RequestId) -> Option<&RequestPlan>;
+
+    /// Makes room for the tokens of a step, before its first stage: segments, summaries and host slabs grow with
+    /// the context.
+    ///
+    /// # Errors
+    /// [`Error::AllocationFailed`]; nothing is then changed, and the step may be tried again.
+    fn prepare(&mut self, step: &Step<'_>) -> Result<()>;
+
+    /// Frees what a request holds; what a transfer still touches, when that is complete.
     fn release(&mut self, request: RequestId);
 
     /// Summarises the partitions that leave the steady zone in this step. Their keys are in steady pages or

@@ -1,4 +1,4 @@
-use super::{PageLayout, Word, allocate};
+use super::{HostMemory, HostProgress, PageLayout, PlainMemory, Stamped, Word};
 use crate::{Error, Result};
 
 /// Pages of one slab. A slab belongs to one row, so a row's misses stay within few address ranges, and the
@@ -6,7 +6,7 @@ use crate::{Error, Result};
 pub const SLAB_PAGES: usize = 16;
 
 /// The id of a slab of the host arena.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SlabId(u32);
 
 /// The place of a page in the host arena.
@@ -20,20 +20,33 @@ pub struct HostPage {
 
 /// Host memory for the full KV of every request, in slabs of [`SLAB_PAGES`] pages.
 ///
-/// A request takes its slabs when it is admitted. They are zeroed lazily by the system, so pages that are not
-/// written yet cost address space only.
+/// Layer-major: within each extension the slabs of one layer lie side by side, so that what a layer's step misses,
+/// over all requests, lies in a narrow range of addresses. Extensions double, so there are few. Slabs are counted
+/// by reference: the row that took one, any row that shares it, and every transfer that touches it; the last to
+/// let go frees it.
 #[derive(Debug)]
-pub struct HostArena {
+pub struct HostArena<M = PlainMemory> {
     layout: PageLayout,
     limit_bytes: Option<u64>,
-    slabs: Vec<Option<Box<[Word]>>>,
-    vacant: Vec<SlabId>,
+    memory: M,
+    slabs: Vec<Slab>,
+    /// Vacant slabs of each layer, the lowest last: `[layers]`.
+    vacant: Vec<Vec<SlabId>>,
+    used: usize,
 }
 
-impl HostArena {
-    /// An arena of at most `limit_bytes`.
-    pub fn new(layout: PageLayout, limit_bytes: Option<u64>) -> Self {
-        Self { layout, limit_bytes, slabs: Vec::new(), vacant: Vec::new() }
+#[derive(Clone, Copy, Debug)]
+struct Slab {
+    layer: u32,
+    references: u32,
+    generation: u32,
+}
+
+impl<M: HostMemory> HostArena<M> {
+    /// An arena of at most `limit_bytes` for the rows of `layers` layers.
+    pub fn new(layout: PageLayout, layers: usize, limit_bytes: Option<u64>, memory: M) -> Self {
+        let vacant = vec![Vec::new(); layers];
+        Self { layout, limit_bytes, memory, slabs: Vec::new(), vacant, used: 0 }
     }
 
     /// Bytes of one slab.
@@ -41,68 +54,144 @@ impl HostArena {
         slab_bytes(&self.layout)
     }
 
-    /// Takes `count` slabs.
+    /// Makes `slabs` slabs of each layer ready beforehand, so that taking them allocates nothing; `progress`
+    /// hears of each chunk.
+    ///
+    /// # Errors
+    /// [`Error::OutOfHostMemory`] beyond the limit; what the memory refuses. Nothing is then changed.
+    pub fn reserve(&mut self, slabs: usize, progress: &mut dyn FnMut(HostProgress)) -> Result<()> {
+        let layers = self.vacant.len();
+        let ready = self.slabs.len() / layers;
+        let missing = slabs.saturating_sub(ready);
+        check_limit(&self.layout, missing * layers, self.slabs.len(), self.limit_bytes)?;
+        if missing == 0 { Ok(()) } else { self.extend(missing, progress) }
+    }
+
+    /// Takes `count` slabs for rows of `layer`.
     ///
     /// # Errors
     /// [`Error::OutOfHostMemory`] if they don't fit the limit, [`Error::AllocationFailed`] if the system has no
     /// memory; nothing is then taken.
-    pub fn take(&mut self, count: usize) -> Result<Vec<SlabId>> {
-        check_limit(&self.layout, count, self.used_slabs(), self.limit_bytes)?;
-        let mut taken = Vec::with_capacity(count);
-        for _ in 0..count {
-            match allocate(SLAB_PAGES * self.layout.page_words(), "a host KV slab") {
-                Ok(words) => taken.push(self.insert(words)),
-                Err(error) => {
-                    taken.into_iter().for_each(|slab| self.give_back(slab));
-                    return Err(error);
-                }
+    pub fn take(&mut self, layer: usize, count: usize) -> Result<Vec<SlabId>> {
+        check_limit(&self.layout, count, self.used, self.limit_bytes)?;
+        let missing = count.saturating_sub(self.vacant[layer].len());
+        if missing > 0 {
+            let layers = self.vacant.len();
+            let ready = self.slabs.len() / layers;
+            let limit = self.limit_bytes.map_or(usize::MAX, |limit| (limit / self.slab_bytes()) as usize);
+            if missing > limit / layers - ready {
+                let (needed, free) = (missing as u64 * self.slab_bytes(), 0);
+                let (what, limit) =
+                    (format!("{count} KV slabs of one layer"), self.limit_bytes.unwrap_or(u64::MAX));
+                return Err(Error::OutOfHostMemory { what, needed, free, limit });
             }
+            let doubled = missing.max(ready).min(limit / layers - ready);
+            let quiet = &mut |_| {};
+            self.extend(doubled, quiet).or_else(|_| self.extend(missing, quiet))?;
         }
+        let vacant = &mut self.vacant[layer];
+        let mut taken = vacant.split_off(vacant.len() - count);
+        taken.reverse();
+        taken.iter().for_each(|slab| self.slabs[slab.0 as usize].references = 1);
+        self.used += count;
         Ok(taken)
     }
 
-    /// Gives a slab back to the system.
+    /// Keeps a slab until one more [`release`](Self::release).
     ///
     /// # Panics
     /// If nobody holds it.
-    pub fn give_back(&mut self, slab: SlabId) {
-        let words = self.slabs[slab.0 as usize].take();
-        assert!(words.is_some(), "{slab:?} given back twice");
-        self.vacant.push(slab);
+    pub fn retain(&mut self, slab: SlabId) {
+        let references = &mut self.slabs[slab.0 as usize].references;
+        assert!(*references > 0, "{slab:?} is retained and nobody holds it");
+        *references += 1;
     }
 
-    /// Slabs that requests hold.
+    /// Lets go of a slab; the last one to do so frees it. In debug builds its bytes become NaNs, so that a stale
+    /// read shows.
+    ///
+    /// # Panics
+    /// If nobody holds it.
+    pub fn release(&mut self, slab: SlabId) {
+        let state = &mut self.slabs[slab.0 as usize];
+        assert!(state.references > 0, "{slab:?} released twice");
+        state.references -= 1;
+        if state.references == 0 {
+            state.generation = state.generation.wrapping_add(1);
+            self.vacant[state.layer as usize].push(slab);
+            self.used -= 1;
+            if cfg!(debug_assertions) {
+                let poison = vec![Word::MAX; self.layout.page_words()];
+                (0..SLAB_PAGES).for_each(|index| self.write(HostPage { slab, index }, &poison));
+            }
+        }
+    }
+
+    /// The slab with its generation, to be kept beyond a step.
+    pub fn stamp(&self, slab: SlabId) -> Stamped<SlabId> {
+        Stamped { id: slab, generation: self.slabs[slab.0 as usize].generation }
+    }
+
+    /// Whether the slab is still what it was when it was stamped.
+    pub fn is_current(&self, slab: Stamped<SlabId>) -> bool {
+        let state = self.slabs[slab.id.0 as usize];
+        state.references > 0 && state.generation == slab.generation
+    }
+
+    /// How often a slab is held.
+    pub fn references(&self, slab: SlabId) -> u32 {
+        self.slabs[slab.0 as usize].references
+    }
+
+    /// Slabs that somebody holds.
     pub fn used_slabs(&self) -> usize {
-        self.slabs.len() - self.vacant.len()
+        self.used
     }
 
-    /// The bytes of a page.
-    ///
-    /// # Panics
-    /// If nobody holds its slab.
-    pub fn page(&self, page: HostPage) -> &[Word] {
-        let words = self.layout.page_words();
-        let slab = self.slabs[page.slab.0 as usize].as_ref().expect("a page of a slab that is held");
-        &slab[page.index * words..(page.index + 1) * words]
+    /// Slabs that are ready and that nobody holds.
+    pub fn vacant_slabs(&self) -> usize {
+        self.slabs.len() - self.used
     }
 
-    /// The bytes of a page, to write.
-    ///
-    /// # Panics
-    /// If nobody holds its slab.
-    pub fn page_mut(&mut self, page: HostPage) -> &mut [Word] {
-        let words = self.layout.page_words();
-        let slab = self.slabs[page.slab.0 as usize].as_mut().expect("a page of a slab that is held");
-        &mut slab[page.index * words..(page.index + 1) * words]
+    /// Words of a page.
+    pub fn page_words(&self) -> usize {
+        self.layout.page_words()
     }
 
-    fn insert(&mut self, words: Box<[Word]>) -> SlabId {
-        let id = self.vacant.pop().unwrap_or_else(|| {
-            self.slabs.push(None);
-            SlabId(self.slabs.len() as u32 - 1)
-        });
-        self.slabs[id.0 as usize] = Some(words);
-        id
+    /// Copies the bytes of a page out.
+    pub fn read(&self, page: HostPage, to: &mut [Word]) {
+        self.memory.read(self.first_word(page), to);
+    }
+
+    /// Copies the bytes of a page in.
+    pub fn write(&mut self, page: HostPage, from: &[Word]) {
+        assert_eq!(from.len(), self.layout.page_words(), "a page is written whole");
+        self.memory.write(self.first_word(page), from);
+    }
+
+    fn first_word(&self, page: HostPage) -> usize {
+        (page.slab.0 as usize * SLAB_PAGES + page.index) * self.layout.page_words()
+    }
+
+    /// Appends `slabs` slabs of each layer.
+    fn extend(&mut self, slabs: usize, progress: &mut dyn FnMut(HostProgress)) -> Result<()> {
+        let (first, layers) = (self.slabs.len(), self.vacant.len());
+        let (count, most) = (slabs.saturating_mul(layers), u32::MAX as usize);
+        if count > most - first {
+            // More than 32-bit ids can name.
+            let bytes = |slabs: usize| (slabs as u64).saturating_mul(self.slab_bytes());
+            let (needed, free, limit) = (bytes(count), bytes(most - first), bytes(most));
+            let what = format!("{count} KV slabs");
+            return Err(Error::OutOfHostMemory { what, needed, free, limit });
+        }
+        self.memory.extend(count * SLAB_PAGES * self.layout.page_words(), progress)?;
+        for layer in 0..layers {
+            let ids = (first + layer * slabs..first + (layer + 1) * slabs).rev().map(|id| SlabId(id as u32));
+            self.vacant[layer].splice(0..0, ids);
+            let slab = Slab { layer: layer as u32, references: 0, generation: 0 };
+            self.slabs.resize(self.slabs.len() + slabs, slab);
+        }
+        Ok(())
     }
 }
 
@@ -120,36 +209,4 @@ pub(super) fn check_limit(layout: &PageLayout, count: usize, used: usize, limit:
         return Err(Error::OutOfHostMemory { what: format!("{count} KV slabs"), needed, free, limit });
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::memory::KvDtype;
-
-    const SLAB_BYTES: u64 = SLAB_PAGES as u64 * 4096;
-
-    #[test]
-    fn slabs_beyond_the_limit_are_refused_and_nothing_is_taken() {
-        let layout = PageLayout::new(8, 128, KvDtype::Bf16).unwrap();
-        let mut arena = HostArena::new(layout, Some(3 * SLAB_BYTES));
-        arena.take(2).unwrap();
-        let (needed, free, limit) = (2 * SLAB_BYTES, SLAB_BYTES, 3 * SLAB_BYTES);
-        let what = "2 KV slabs".to_owned();
-        assert_eq!(arena.take(2).unwrap_err(), Error::OutOfHostMemory { what, needed, free, limit });
-        arena.take(1).unwrap();
-        assert_eq!(arena.used_slabs(), 3);
-    }
-
-    #[test]
-    fn slabs_that_come_back_are_zero_again() {
-        let layout = PageLayout::new(8, 128, KvDtype::Bf16).unwrap();
-        let mut arena = HostArena::new(layout, None);
-        let first = arena.take(1).unwrap()[0];
-        arena.page_mut(HostPage { slab: first, index: SLAB_PAGES - 1 }).fill(1);
-        arena.give_back(first);
-        let second = arena.take(1).unwrap()[0];
-        assert_eq!(first, second);
-        assert!(arena.page(HostPage { slab: second, index: SLAB_PAGES - 1 }).iter().all(|word| *word == 0));
-    }
 }

@@ -1,46 +1,42 @@
-//! The tiers: a pool of GPU pages, an arena of host pages, and the plan that says how much of each a
-//! request needs.
+//! The tiers: a pool of GPU pages, an arena of host pages, the transfers between them, and the plans, the shares and
+//! the accounts that say how much of each a request gets.
 
+mod admission;
+mod allocator;
 mod arena;
+mod elastic;
+mod footprint;
+mod host_memory;
 mod layout;
 mod plan;
 mod pool;
+mod stamp;
+mod summary;
+mod transfer;
 
+pub use admission::Admission;
+pub use allocator::Allocator;
 pub use arena::{HostArena, HostPage, SLAB_PAGES, SlabId};
+pub use elastic::{Share, share_out};
+pub use footprint::{
+    FlatLayout, GpuBytes, HostBytes, MemoryUsage, SUMMARY_ELEMENT_BYTES, footprint, slot_array_bytes,
+};
+pub use host_memory::{HostMemory, HostProgress, PlainMemory};
 pub use layout::{KvDtype, MAX_PAGE_TOKENS, PageLayout, Word};
 pub use plan::{RequestPlan, RowPlan};
-pub use pool::{PagePool, PhysicalPage};
+pub use pool::{PageCensus, PagePool, PhysicalPage};
+pub use stamp::Stamped;
+pub use summary::SummaryPool;
+pub use transfer::{Direction, RowId, Transfer, Transfers};
 
 /// How much of each tier may be used. `None` means as much as the machine gives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemoryLimits {
     /// Pages of the GPU pool, over all rows of all requests.
     pub gpu_pages: Option<usize>,
+    /// Bytes of everything that requests need on the GPU: pages, tables, summaries and the K and V of a prompt's
+    /// layers.
+    pub gpu_bytes: Option<u64>,
     /// Bytes of the host arena.
     pub host_bytes: Option<u64>,
-}
-
-/// Bytes in use, by tier and by kind.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MemoryUsage {
-    /// GPU pages that requests hold, cached or steady.
-    pub gpu_pages_bytes: u64,
-    /// GPU tables: page key to slot, slots, recency, steady lists.
-    pub gpu_tables_bytes: u64,
-    /// GPU summaries, what Select reads.
-    pub gpu_summaries_bytes: u64,
-    /// Host pages that requests hold.
-    pub host_pages_bytes: u64,
-    /// Host tables: page key to host page.
-    pub host_tables_bytes: u64,
-}
-
-/// Zeroed storage of `words` words, or a typed error where the system refuses it.
-///
-/// Goes through the zeroing allocator, so pages that are never written cost no physical memory.
-fn allocate(words: usize, what: &str) -> crate::Result<Box<[Word]>> {
-    bytemuck::allocation::try_zeroed_slice_box(words).map_err(|()| crate::Error::AllocationFailed {
-        what: what.to_owned(),
-        bytes: (words * size_of::<Word>()) as u64,
-    })
 }

@@ -1,6 +1,7 @@
-use super::arena::{check_limit, slab_bytes};
-use super::{MemoryLimits, PageLayout, SLAB_PAGES};
-use crate::pipeline::{MAX_TOKENS, Select};
+use super::arena::slab_bytes;
+use super::{Admission, MemoryLimits, PageLayout};
+use crate::paging::MAX_SLOTS;
+use crate::pipeline::{MAX_TOKENS, RequestId, Select};
 use crate::{Error, KvConfig, Result};
 
 /// What each row of a request holds, at its longest.
@@ -45,7 +46,8 @@ impl RequestPlan {
     ///
     /// # Errors
     /// [`Error::EmptyRequest`] if `max_tokens` is 0, [`Error::ContextTooLong`] beyond [`MAX_TOKENS`],
-    /// [`Error::InvalidBuffering`] for a `buffering` that is negative or not a number.
+    /// [`Error::InvalidBuffering`] for a `buffering` that is negative or not a number, [`Error::TooManySlots`] for a
+    /// row whose mandatory pages have no 16-bit slot ids.
     pub fn new(config: &KvConfig, max_tokens: usize, buffering: f64) -> Result<Self> {
         if max_tokens == 0 {
             return Err(Error::EmptyRequest);
@@ -69,41 +71,58 @@ impl RequestPlan {
                     .map_or(selectable_pages, |pages| pages.min(selectable_pages))
             }
         };
+        if mandatory_pages > MAX_SLOTS {
+            let page_tokens = layout.page_tokens();
+            return Err(Error::TooManySlots {
+                max_tokens,
+                mandatory: mandatory_pages,
+                page_tokens,
+                limit: MAX_SLOTS,
+            });
+        }
         let buffering_pages = (mandatory_pages as f64 * buffering) as usize;
+        let most = selectable_pages.min(MAX_SLOTS) - mandatory_pages;
         let row = RowPlan {
             steady_pages: config.max_steady_pages().min(layout.pages(max_tokens)),
             mandatory_pages,
-            buffering_pages: buffering_pages.min(selectable_pages - mandatory_pages),
-            host_slabs: (max_tokens / layout.page_tokens()).div_ceil(SLAB_PAGES),
+            buffering_pages: buffering_pages.min(most),
+            host_slabs: config.host_slabs(max_tokens),
         };
         Ok(Self { max_tokens, rows: config.shape().rows(), row })
     }
 
-    /// The plan with as much buffering as `free` of a pool's `total` pages allow. Mandatory pages are never
-    /// cut.
+    /// Checks that the steady and mandatory pages fit into `free` of a pool's `total` pages.
     ///
     /// # Errors
-    /// [`Error::OutOfGpuPages`] if not even the mandatory pages fit.
-    pub fn fit(mut self, free: usize, total: usize) -> Result<Self> {
+    /// [`Error::OutOfGpuPages`].
+    pub fn check_gpu_pages(&self, free: usize, total: usize) -> Result<()> {
         let RowPlan { steady_pages: steady, mandatory_pages: mandatory, .. } = self.row;
-        let needed = self.rows * (steady + mandatory);
+        let needed = self.least_gpu_pages();
         if needed > free {
             let (max_tokens, rows) = (self.max_tokens, self.rows);
             return Err(Error::OutOfGpuPages { max_tokens, needed, rows, steady, mandatory, free, total });
         }
-        self.row.buffering_pages = self.row.buffering_pages.min((free - needed) / self.rows);
-        Ok(self)
+        Ok(())
     }
 
     /// Checks that an empty machine with these limits could admit the request.
     ///
     /// # Errors
-    /// [`Error::OutOfGpuPages`] and [`Error::OutOfHostMemory`].
-    pub fn check_limits(&self, layout: &PageLayout, limits: &MemoryLimits) -> Result<()> {
-        if let Some(pages) = limits.gpu_pages {
-            self.fit(pages, pages)?;
-        }
-        check_limit(layout, self.host_slabs(), 0, limits.host_bytes)
+    /// [`Error::OutOfGpuPages`], [`Error::OutOfGpuMemory`] and [`Error::OutOfHostMemory`].
+    pub fn check_limits(&self, config: &KvConfig, limits: &MemoryLimits) -> Result<()> {
+        Admission::new(*limits).admit(config, RequestId(0), self).map(|_| ())
+    }
+
+    /// GPU pages of the request without buffering.
+    pub fn least_gpu_pages(&self) -> usize {
+        self.rows * (self.row.steady_pages + self.row.mandatory_pages)
+    }
+
+    /// GPU bytes of its prompt's K and V, of two layers: one runs while the other's are written back.
+    pub fn prompt_bytes(&self, config: &KvConfig) -> u64 {
+        let (shape, dtype) = (config.shape(), config.layout().dtype());
+        let token = 2 * shape.kv_heads * shape.head_dim * dtype.bytes();
+        (shape.layers.min(2) * self.max_tokens * token) as u64
     }
 
     /// GPU pages of the request.
@@ -120,6 +139,7 @@ impl RequestPlan {
     pub fn limits(&self, layout: &PageLayout) -> MemoryLimits {
         MemoryLimits {
             gpu_pages: Some(self.gpu_pages()),
+            gpu_bytes: None,
             host_bytes: Some(self.host_slabs() as u64 * slab_bytes(layout)),
         }
     }

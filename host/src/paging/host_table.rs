@@ -1,19 +1,42 @@
 use crate::memory::{HostPage, SLAB_PAGES, SlabId};
 
-/// Where the pages of one row are in host memory, and how many of them are complete there.
+/// Where the pages of one row are in host memory, and which of them are complete there.
 ///
-/// One entry per slab. A page may be selected only when it lies below [`valid_pages`](Self::valid_pages):
-/// before that its only copy is on the GPU.
-#[derive(Debug)]
+/// One entry per slab, added as the context grows. A page may leave the GPU only when it is
+/// [published](Self::published): before that its only copy is there. And it may be published only when a forward
+/// pass has written all of its tokens: a token that was sampled and not yet passed through the model has none.
+#[derive(Debug, Default)]
 pub struct HostTable {
     slabs: Vec<SlabId>,
-    valid_pages: usize,
+    /// For each slab, which of its pages are complete.
+    valid: Vec<u16>,
+    /// Pages all of whose tokens were written by a forward pass: keys below this number.
+    computed: u32,
 }
 
+const _: () = assert!(SLAB_PAGES == u16::BITS as usize, "one bit for each page of a slab");
+
 impl HostTable {
-    /// The table of a row whose pages lie in `slabs`, in key order.
-    pub fn new(slabs: Vec<SlabId>) -> Self {
-        Self { slabs, valid_pages: 0 }
+    /// Bytes of the table for each slab.
+    pub const SLAB_BYTES: u64 = (size_of::<SlabId>() + size_of::<u16>()) as u64;
+
+    /// Bytes of the table without slabs.
+    pub const COUNT_BYTES: u64 = size_of::<u32>() as u64;
+
+    /// Adds the next slabs, in key order.
+    pub fn extend(&mut self, slabs: impl IntoIterator<Item = SlabId>) {
+        self.slabs.extend(slabs);
+        self.valid.resize(self.slabs.len(), 0);
+    }
+
+    /// Takes the last slabs back, down to `slabs` of them.
+    ///
+    /// # Panics
+    /// If a page of one is published.
+    pub fn truncate(&mut self, slabs: usize) -> Vec<SlabId> {
+        assert!(self.valid[slabs..].iter().all(|valid| *valid == 0), "a published page loses its slab");
+        self.valid.truncate(slabs);
+        self.slabs.split_off(slabs)
     }
 
     /// The host page of `key`, or `None` beyond the last slab.
@@ -24,21 +47,36 @@ impl HostTable {
 
     /// The host page of `key` if it is complete there, or `None`.
     pub fn published(&self, key: u32) -> Option<HostPage> {
-        self.lookup(key).filter(|_| (key as usize) < self.valid_pages)
+        let page = self.lookup(key)?;
+        let valid = self.valid[key as usize / SLAB_PAGES] & 1 << page.index;
+        (valid != 0).then_some(page)
     }
 
-    /// Records that page `key`, the next one, is complete on the host.
+    /// Records that forward passes have written all tokens of the pages below `pages`.
+    pub fn set_computed(&mut self, pages: u32) {
+        debug_assert!(pages >= self.computed, "computed tokens do not go away");
+        self.computed = pages;
+    }
+
+    /// Pages all of whose tokens were written by a forward pass.
+    pub fn computed(&self) -> u32 {
+        self.computed
+    }
+
+    /// Records that page `key` is complete on the host.
     ///
     /// # Panics
-    /// If pages are published out of order: a hole would be read as valid.
+    /// If it is already, if it has no slab, or if one of its tokens was never computed.
     pub fn publish(&mut self, key: u32) {
-        assert_eq!(key as usize, self.valid_pages, "pages are published in order");
-        self.valid_pages += 1;
+        assert!(key < self.computed, "page {key} is published and {} are computed", self.computed);
+        assert!(self.published(key).is_none(), "page {key} is published twice");
+        let page = self.lookup(key).expect("a page that is published has a slab");
+        self.valid[key as usize / SLAB_PAGES] |= 1 << page.index;
     }
 
-    /// Pages that are complete on the host: keys below this number.
+    /// Pages that are complete on the host.
     pub fn valid_pages(&self) -> usize {
-        self.valid_pages
+        self.valid.iter().map(|valid| valid.count_ones() as usize).sum()
     }
 
     /// The slabs, in key order.
@@ -48,6 +86,6 @@ impl HostTable {
 
     /// Bytes of the table.
     pub fn bytes(&self) -> usize {
-        size_of_val(self.slabs.as_slice()) + size_of_val(&self.valid_pages)
+        size_of_val(self.slabs.as_slice()) + size_of_val(self.valid.as_slice()) + size_of_val(&self.computed)
     }
 }

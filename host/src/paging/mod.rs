@@ -3,12 +3,24 @@
 //! These are the reference semantics. They know ids, never bytes, so that a GPU kernel can be held against
 //! them and a simulator can run on them.
 
+mod bits;
 mod cache;
+mod dedup;
+mod directory;
 mod host_table;
 mod policy;
+mod segment;
+mod slot_map;
 mod steady;
 
-pub use cache::{Adoption, PageCopy, Resolution, RowCache, SlotId};
+pub use cache::{Adoption, PageCopy, Resolution, RowCache, Shrunk};
+pub use dedup::Deduplicator;
+pub use directory::{Directory, RowSlots};
 pub use host_table::HostTable;
-pub use policy::{EvictionPolicy, Lru};
+pub use policy::{
+    Belady, BucketedLru, EvictionPolicy, Fifo, Future, Lru, PreviousStep, Random, SaturatingLru, SlotStates,
+    StepClock,
+};
+pub use segment::{MAX_SLOTS, SEGMENT_KEYS, SegmentId, SegmentPool};
+pub use slot_map::{FlatMap, SlotId, SlotMap};
 pub use steady::SteadyPages;

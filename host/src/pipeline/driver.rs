@@ -57,7 +57,7 @@ impl fmt::Display for Tokens {
 
 #[derive(Debug)]
 struct Request {
-    plan: RequestPlan,
+    max_tokens: usize,
     /// Tokens that have passed through every layer.
     tokens: usize,
     next_layer: usize,
@@ -94,18 +94,19 @@ impl<B: Backend> Pipeline<B> {
     }
 
     /// Admits a request of up to `max_tokens` tokens, prompt and generated ones together, and gives it what it
-    /// needs on both tiers.
+    /// needs on both tiers. Where memory is short, the requests that run give buffering for it.
     ///
     /// # Errors
-    /// Those of [`plan`](Self::plan); [`Error::OutOfGpuPages`], [`Error::OutOfHostMemory`] or [`Error::AllocationFailed`] if it does not
-    /// fit beside the requests that run; they lose nothing.
+    /// Those of [`plan`](Self::plan); [`Error::OutOfGpuPages`], [`Error::OutOfGpuMemory`], [`Error::OutOfHostMemory`] or
+    /// [`Error::AllocationFailed`] if not even its mandatory pages fit beside those of the requests that run; they
+    /// lose nothing.
     pub fn admit(&mut self, max_tokens: usize) -> Result<RequestId> {
         let plan = self.plan(max_tokens)?;
         let id = RequestId(self.next_id);
-        let plan = self.backend.admit(id, plan)?;
+        self.backend.admit(id, plan)?;
         self.next_id += 1;
-        self.requests
-            .insert(id, Request { plan, tokens: 0, next_layer: 0, step: Tokens::DECODED, failed: false });
+        let state = Request { max_tokens, tokens: 0, next_layer: 0, step: Tokens::DECODED, failed: false };
+        self.requests.insert(id, state);
         Ok(id)
     }
 
@@ -149,8 +150,8 @@ impl<B: Backend> Pipeline<B> {
     ///
     /// # Errors
     /// [`Error::UnknownRequest`], [`Error::DuplicateRequest`], [`Error::RequestFailed`],
-    /// [`Error::ContextFull`], [`Error::LayerOrder`], [`Error::StepMismatch`] and [`Error::TensorLength`] before
-    /// anything changed. An error out of a stage ([`Error::InvalidSelection`]) fails the batch's requests: they can
+    /// [`Error::ContextFull`], [`Error::LayerOrder`], [`Error::StepMismatch`], [`Error::TensorLength`] and
+    /// [`Error::AllocationFailed`] before anything changed. An error out of a stage ([`Error::InvalidSelection`]) fails the batch's requests: they can
     /// only be released.
     pub fn decode(
         &mut self,
@@ -175,6 +176,7 @@ impl<B: Backend> Pipeline<B> {
         self.check_length("outputs", out, batch.len() * self.config().shape().query_heads)?;
 
         let step = Step { layer, entries: &entries };
+        self.backend.prepare(&step)?;
         let stages = (|| {
             let (backend, times) = (&mut self.backend, &mut self.decode_times);
             timed(times, Stage::Index, || backend.index(&step, keys))?;
@@ -194,12 +196,13 @@ impl<B: Backend> Pipeline<B> {
         self.requests.get(&request).map(|state| state.tokens).ok_or(Error::UnknownRequest(request))
     }
 
-    /// What an admitted request may hold; its buffering may be less than was wanted.
+    /// What an admitted request may hold; its buffering may be less than was wanted, and changes as others come
+    /// and go.
     ///
     /// # Errors
     /// [`Error::UnknownRequest`].
     pub fn admitted(&self, request: RequestId) -> Result<&RequestPlan> {
-        self.requests.get(&request).map(|state| &state.plan).ok_or(Error::UnknownRequest(request))
+        self.backend.plan(request).ok_or(Error::UnknownRequest(request))
     }
 
     /// What the pipeline was made for.
@@ -210,6 +213,11 @@ impl<B: Backend> Pipeline<B> {
     /// The backend.
     pub fn backend(&self) -> &B {
         &self.backend
+    }
+
+    /// The backend, to tend to its memory between steps.
+    pub fn backend_mut(&mut self) -> &mut B {
+        &mut self.backend
     }
 
     /// What happened to pages so far.
@@ -241,7 +249,7 @@ impl<B: Backend> Pipeline<B> {
         if layer != state.next_layer {
             return Err(Error::LayerOrder { request, expected: state.next_layer, found: layer });
         }
-        let (tokens, limit) = (step.count, state.plan.max_tokens);
+        let (tokens, limit) = (step.count, state.max_tokens);
         if tokens > limit - state.tokens {
             return Err(Error::ContextFull { request, tokens, held: state.tokens, limit });
         }
@@ -312,8 +320,8 @@ impl<B: Backend> PrefillLayer<'_, B> {
     /// host, and the cache is warmed by what that query selects.
     ///
     /// # Errors
-    /// [`Error::TensorLength`], or [`Error::PromptQueries`] if the prompt has fewer queries left; nothing is then
-    /// changed. An error out of a stage fails the request.
+    /// [`Error::TensorLength`], [`Error::PromptQueries`] if the prompt has fewer queries left, or
+    /// [`Error::AllocationFailed`] for its last query; nothing is then changed. An error out of a stage fails the request.
     pub fn attend(&mut self, tokens: usize, queries: &B::Tensor, out: &mut B::Tensor) -> Result<()> {
         let Self { pipeline, request, layer, keys, values, .. } = self;
         let left = self.tokens - self.attended;
@@ -333,6 +341,9 @@ impl<B: Backend> PrefillLayer<'_, B> {
             queries: tokens,
         }];
         let step = Step { layer: *layer, entries: &entries };
+        if last {
+            pipeline.backend.prepare(&step)?;
+        }
         let stages = (|| {
             let (backend, times) = (&mut pipeline.backend, &mut pipeline.prefill_times);
             timed(times, Stage::Attention, || backend.attend_prompt(&chunk, queries, keys, values, out))?;

@@ -14,6 +14,8 @@ pub struct Counters {
     pub warm_pages: u64,
     /// Pages that left a cache for another.
     pub evicted_pages: u64,
+    /// Pages that left a cache because it shrank.
+    pub shrunk_pages: u64,
     /// Pages that went from the steady zone to a cache without being copied.
     pub adopted_pages: u64,
     /// Pages written to the host.

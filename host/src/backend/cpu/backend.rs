@@ -2,10 +2,14 @@ use std::collections::HashMap;
 
 use rayon::prelude::*;
 
-use super::row::{NewTokens, Row, Tiers};
+use super::row::{NewTokens, Row, Shared, Tiers, new_partitions};
 use super::{attend, attend_prompt};
 use crate::backend::{Backend, PromptChunk, Step, StepEntry};
-use crate::memory::{HostArena, MemoryLimits, MemoryUsage, PagePool, RequestPlan, Word};
+use crate::memory::{
+    Admission, Allocator, GpuBytes, HostArena, HostBytes, MemoryLimits, MemoryUsage, PageCensus, PagePool,
+    PlainMemory, RequestPlan, RowId, SummaryPool, Transfers, Word,
+};
+use crate::paging::{Directory, SegmentPool, StepClock};
 use crate::pipeline::{Counters, Place, RequestId};
 use crate::{KvConfig, KvShape, Result};
 
@@ -13,55 +17,254 @@ use crate::{KvConfig, KvShape, Result};
 #[derive(Debug)]
 pub struct CpuBackend {
     config: KvConfig,
+    allocator: Allocator,
     tiers: Tiers,
-    requests: HashMap<RequestId, Rows>,
+    summaries: SummaryPool,
+    admission: Admission,
+    requests: HashMap<RequestId, Request>,
 }
 
-/// The rows of a request, `[layers, kv_heads]`.
-type Rows = Vec<Row>;
+/// What a request holds.
+#[derive(Debug)]
+struct Request {
+    /// As planned, with the buffering that it has now.
+    plan: RequestPlan,
+    clock: StepClock,
+    directory: Directory,
+    /// One block for each segment of the directory: `[rows][partitions, width]`.
+    summaries: Vec<Box<[f32]>>,
+    /// `[layers, kv_heads]`.
+    rows: Vec<Row>,
+}
+
+impl Request {
+    fn shared(&self, id: RequestId, row: usize) -> Shared<'_> {
+        let id = RowId { request: id, row: row as u32 };
+        Shared { id, directory: &self.directory, clock: self.clock }
+    }
+
+    /// Each row, with what it shares with the others.
+    fn rows_mut(&mut self, id: RequestId) -> impl Iterator<Item = (Shared<'_>, &mut Row)> {
+        let (directory, clock) = (&self.directory, self.clock);
+        self.rows.iter_mut().enumerate().map(move |(row, state)| {
+            let id = RowId { request: id, row: row as u32 };
+            (Shared { id, directory, clock }, state)
+        })
+    }
+}
 
 impl CpuBackend {
     /// A backend without requests.
     pub fn new(config: KvConfig, limits: MemoryLimits) -> Self {
-        let layout = *config.layout();
+        let (layout, shape) = (*config.layout(), *config.shape());
+        let allocator = Allocator::default();
+        let memory = PlainMemory::lazy(allocator.clone());
+        let block = shape.rows() * config.segment_partitions() * config.summary_width();
         Self {
-            config,
             tiers: Tiers {
-                pool: PagePool::new(layout, limits.gpu_pages),
-                arena: HostArena::new(layout, limits.host_bytes),
+                pool: PagePool::new(layout, limits.gpu_pages, allocator.clone()),
+                arena: HostArena::new(layout, shape.layers, limits.host_bytes, memory),
+                segments: SegmentPool::new(shape.rows(), allocator.clone()),
+                transfers: Transfers::default(),
                 counters: Counters::default(),
             },
+            summaries: SummaryPool::new(block, allocator.clone()),
+            admission: Admission::new(limits),
             requests: HashMap::new(),
+            allocator,
+            config,
         }
+    }
+
+    /// Completes transfers only when somebody waits for them or by
+    /// [`complete_transfers`](Self::complete_transfers), in an order drawn from `seed`. For tests: results must
+    /// not change.
+    pub fn with_late_transfers(mut self, seed: u64) -> Self {
+        self.tiers.transfers = Transfers::late(seed);
+        self
+    }
+
+    /// Completes up to `count` of the transfers under way, whichever, and returns how many.
+    pub fn complete_transfers(&mut self, count: usize) -> usize {
+        let Tiers { transfers, pool, arena, .. } = &mut self.tiers;
+        let done = transfers.complete(count, pool, arena);
+        for transfer in &done {
+            let RowId { request, row } = transfer.row();
+            // A request that ended has nothing to publish.
+            let Some(state) = self.requests.get_mut(&request) else { continue };
+            let (shared, row) = state.rows_mut(request).nth(row as usize).expect("a row of the request");
+            row.complete(&self.tiers.segments, &shared, transfer);
+        }
+        self.share_out();
+        done.len()
+    }
+
+    /// The transfers under way.
+    pub fn transfers(&self) -> &Transfers {
+        &self.tiers.transfers
+    }
+
+    /// Where the storage of tables, summaries and pages comes from.
+    pub fn allocator(&self) -> &Allocator {
+        &self.allocator
+    }
+
+    /// Where the GPU's pages are.
+    pub fn page_census(&self) -> PageCensus {
+        self.tiers.pool.census()
     }
 
     /// The partitions that a row's last step selected, ascending; `None` for an unknown row.
     pub fn selected(&self, request: RequestId, layer: usize, kv_head: usize) -> Option<&[u32]> {
-        self.row(request, layer, kv_head).map(Row::selected)
+        self.row(request, layer, kv_head).map(|(_, row)| row.selected())
+    }
+
+    /// Pages of a row that are complete on the host; `None` for an unknown row.
+    pub fn published_pages(&self, request: RequestId, layer: usize, kv_head: usize) -> Option<usize> {
+        self.row(request, layer, kv_head).map(|(_, row)| row.host().valid_pages())
     }
 
     /// For each page of a row's cache, by page key, whether it holds the same bytes as its host page; what
-    /// stands behind "no stale page is ever read". `None` for an unknown row.
+    /// stands behind "no stale page is ever read". Pages that a transfer touches are left out. `None` for an unknown
+    /// row.
     pub fn audit(&self, request: RequestId, layer: usize, kv_head: usize) -> Option<Vec<(u32, bool)>> {
-        let row = self.row(request, layer, kv_head)?;
+        let (_, row) = self.row(request, layer, kv_head)?;
+        let mut bytes = vec![0; self.config.layout().page_words()];
+        let settled = row.cache().resident().filter(|(_, page)| !self.tiers.pool.is_held(*page));
         let compare = |(key, page)| {
-            let host = row.host().published(key);
-            (key, host.is_some_and(|host| self.tiers.arena.page(host) == self.tiers.pool.page(page)))
+            let same = row.host().published(key).is_some_and(|host| {
+                self.tiers.arena.read(host, &mut bytes);
+                bytes == self.tiers.pool.page(page)
+            });
+            (key, same)
         };
-        Some(row.cache().resident().map(compare).collect())
+        Some(settled.map(compare).collect())
     }
 
-    fn row(&self, request: RequestId, layer: usize, kv_head: usize) -> Option<&Row> {
+    pub(super) fn tiers(&self) -> &Tiers {
+        &self.tiers
+    }
+
+    /// All rows.
+    pub(super) fn rows(&self) -> impl Iterator<Item = (Shared<'_>, &Row)> {
+        self.requests.iter().flat_map(|(id, request)| {
+            let shared = move |(row, state)| (request.shared(*id, row), state);
+            request.rows.iter().enumerate().map(shared)
+        })
+    }
+
+    fn row(&self, request: RequestId, layer: usize, kv_head: usize) -> Option<(Shared<'_>, &Row)> {
         let shape = self.config.shape();
         let known = layer < shape.layers && kv_head < shape.kv_heads;
-        let rows = self.requests.get(&request).filter(|_| known)?;
-        Some(&rows[layer * shape.kv_heads + kv_head])
+        let state = self.requests.get(&request).filter(|_| known)?;
+        let row = layer * shape.kv_heads + kv_head;
+        Some((state.shared(request, row), &state.rows[row]))
+    }
+
+    /// Gives a request the segments, summaries and slabs that its rows need for `tokens` tokens.
+    fn extend(&mut self, id: RequestId, tokens: usize) -> Result<()> {
+        let (config, shape) = (&self.config, *self.config.shape());
+        let request = self.requests.get_mut(&id).expect("an admitted request");
+        while request.directory.len() < config.segments(tokens) {
+            let block = self.summaries.take()?;
+            match self.tiers.segments.take() {
+                Ok(segment) => {
+                    request.directory.push(segment);
+                    request.summaries.push(block);
+                }
+                Err(error) => {
+                    self.summaries.give_back(block);
+                    return Err(error);
+                }
+            }
+        }
+        for (layer, rows) in request.rows.chunks_mut(shape.kv_heads).enumerate() {
+            for row in rows {
+                let missing = config.host_slabs(tokens) - row.host().slabs().len();
+                row.host_mut().extend(self.tiers.arena.take(layer, missing)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes back what a request of `tokens` tokens does not need.
+    fn truncate(&mut self, id: RequestId, tokens: usize) {
+        let request = self.requests.get_mut(&id).expect("an admitted request");
+        while request.directory.len() > self.config.segments(tokens) {
+            let segment = request.directory.pop().expect("more segments than needed");
+            self.tiers.segments.give_back(segment);
+            self.summaries.give_back(request.summaries.pop().expect("one block a segment"));
+        }
+        let slabs = self.config.host_slabs(tokens);
+        for row in &mut request.rows {
+            let keep = slabs.min(row.host().slabs().len());
+            row.host_mut().truncate(keep).into_iter().for_each(|slab| self.tiers.arena.release(slab));
+        }
+    }
+
+    /// Shrinks caches to the buffering that they are due. Every request's mandatory pages stay.
+    fn shrink(&mut self) {
+        for (id, buffering) in self.admission.buffering(&self.config) {
+            let Some(request) = self.requests.get_mut(&id) else { continue };
+            if buffering < request.plan.row.buffering_pages {
+                request.plan.row.buffering_pages = buffering;
+                let slots = request.plan.row.slots();
+                for (shared, row) in request.rows_mut(id) {
+                    row.resize(&mut self.tiers, &shared, slots, &mut Vec::new());
+                }
+            }
+        }
+    }
+
+    /// Shares out what is free as buffering, as far as pages are there; what transfers still touch comes with
+    /// the next call.
+    fn share_out(&mut self) {
+        self.shrink();
+        for (id, buffering) in self.admission.buffering(&self.config) {
+            let request = self.requests.get_mut(&id).expect("an admitted request");
+            let free = self.tiers.pool.free_pages() / request.plan.rows;
+            let more = free.min(buffering - request.plan.row.buffering_pages);
+            if more == 0 {
+                continue;
+            }
+            // A cache that cannot grow works on as it is.
+            let Ok(mut pages) = self.tiers.pool.take(request.plan.rows * more) else { return };
+            request.plan.row.buffering_pages += more;
+            let slots = request.plan.row.slots();
+            for (shared, row) in request.rows_mut(id) {
+                row.resize(&mut self.tiers, &shared, slots, &mut pages);
+            }
+        }
+    }
+
+    /// Makes sure that `pages` pages can be taken once all caches have shrunk to what they are due.
+    fn reserve_pages(&mut self, pages: usize) -> Result<()> {
+        let mut surplus = 0;
+        for (id, buffering) in self.admission.buffering(&self.config) {
+            if let Some(Request { plan, .. }) = self.requests.get(&id) {
+                surplus += plan.rows * plan.row.buffering_pages.saturating_sub(buffering);
+            }
+        }
+        if self.tiers.pool.free_pages() + surplus < pages {
+            self.wait_for_ended();
+        }
+        self.tiers.pool.reserve(pages.saturating_sub(surplus))
+    }
+
+    /// Waits for the transfers of requests that have ended; whether there were any.
+    fn wait_for_ended(&mut self) -> bool {
+        let Tiers { pool, arena, transfers, .. } = &mut self.tiers;
+        let ended = |id: &RequestId| !self.requests.contains_key(id);
+        !transfers.wait(|transfer| ended(&transfer.row().request), pool, arena).is_empty()
     }
 }
 
 /// A row that takes part in a step.
 struct Part<'a> {
     row: &'a mut Row,
+    shared: Shared<'a>,
+    /// The row's summaries, one piece a segment, `[partitions, width]`.
+    summaries: Vec<&'a mut [f32]>,
     entry: StepEntry,
     place: Place,
     /// The entry's first token within the step's keys and values.
@@ -91,7 +294,12 @@ impl Part<'_> {
 }
 
 /// The rows of a step, in the order `[entries, kv_heads]`.
-fn parts<'a>(requests: &'a mut HashMap<RequestId, Rows>, shape: &KvShape, step: &Step<'_>) -> Vec<Part<'a>> {
+fn parts<'a>(
+    requests: &'a mut HashMap<RequestId, Request>,
+    config: &KvConfig,
+    step: &Step<'_>,
+) -> Vec<Part<'a>> {
+    let shape = config.shape();
     let mut entries = HashMap::with_capacity(step.entries.len());
     let (mut first_token, mut queries) = (0, 0);
     for (index, entry) in step.entries.iter().enumerate() {
@@ -99,14 +307,23 @@ fn parts<'a>(requests: &'a mut HashMap<RequestId, Rows>, shape: &KvShape, step: 
         entries.insert(entry.request, (index, *entry, first_token, queries - 1));
         first_token += entry.new;
     }
+    let row_elements = config.segment_partitions() * config.summary_width();
     let mut parts = Vec::with_capacity(step.entries.len() * shape.kv_heads);
-    for (request, rows) in requests.iter_mut() {
+    for (request, state) in requests.iter_mut() {
         let Some(&(index, entry, first_token, last_query)) = entries.get(request) else { continue };
-        let rows = &mut rows[step.layer * shape.kv_heads..][..shape.kv_heads];
-        for (kv_head, row) in rows.iter_mut().enumerate() {
+        let first_row = step.layer * shape.kv_heads;
+        let mut summaries: Vec<Vec<&mut [f32]>> = (0..shape.kv_heads).map(|_| Vec::new()).collect();
+        for block in state.summaries.iter_mut().filter(|_| row_elements > 0) {
+            let rows = block[first_row * row_elements..].chunks_exact_mut(row_elements);
+            summaries.iter_mut().zip(rows).for_each(|(pieces, piece)| pieces.push(piece));
+        }
+        let rows = &mut state.rows[first_row..][..shape.kv_heads];
+        for ((kv_head, row), summaries) in rows.iter_mut().enumerate().zip(summaries) {
             let place = Place { layer: step.layer, kv_head };
+            let id = RowId { request: *request, row: (first_row + kv_head) as u32 };
+            let shared = Shared { id, directory: &state.directory, clock: state.clock };
             let index = index * shape.kv_heads + kv_head;
-            parts.push(Part { row, entry, place, first_token, last_query, index });
+            parts.push(Part { row, shared, summaries, entry, place, first_token, last_query, index });
         }
     }
     // A hash map's order must not show.
@@ -125,56 +342,87 @@ impl Backend for CpuBackend {
         tensor.len()
     }
 
-    fn admit(&mut self, request: RequestId, plan: RequestPlan) -> Result<RequestPlan> {
-        let Self { config, tiers: Tiers { pool, arena, .. }, requests } = self;
-        let plan = plan.fit(pool.free_pages(), pool.limit())?;
-        let summaries: Vec<_> =
-            (0..plan.rows).map(|_| Row::reserve_summaries(config, &plan)).collect::<Result<_>>()?;
-        let mut slabs = arena.take(plan.host_slabs())?;
-        let mut pages = match pool.take(plan.gpu_pages()) {
-            Ok(pages) => pages,
-            Err(error) => {
-                slabs.into_iter().for_each(|slab| arena.give_back(slab));
-                return Err(error);
-            }
-        };
-        let row = |summaries| {
-            let pages = pages.split_off(pages.len() - plan.row.gpu_pages());
-            let slabs = slabs.split_off(slabs.len() - plan.row.host_slabs);
-            Row::new(config, &plan, summaries, pages, slabs)
-        };
-        requests.insert(request, summaries.into_iter().map(row).collect());
-        Ok(plan)
+    fn admit(&mut self, request: RequestId, mut plan: RequestPlan) -> Result<()> {
+        let directory = Directory::new(self.config.segments(plan.max_tokens), &self.allocator)?;
+        let due = self.admission.admit(&self.config, request, &plan)?;
+        plan.row.buffering_pages = due[&request];
+        if let Err(error) = self.reserve_pages(plan.gpu_pages()) {
+            self.admission.remove(request);
+            return Err(error);
+        }
+        // Nothing can fail from here on.
+        self.shrink();
+        let mut pages = self.tiers.pool.take(plan.gpu_pages()).expect("pages that were reserved");
+        let row = |_| Row::new(&self.config, &plan, pages.split_off(pages.len() - plan.row.gpu_pages()));
+        let rows = (0..plan.rows).map(row).collect();
+        let state = Request { plan, clock: StepClock::default(), directory, summaries: Vec::new(), rows };
+        self.requests.insert(request, state);
+        self.share_out();
+        Ok(())
+    }
+
+    fn plan(&self, request: RequestId) -> Option<&RequestPlan> {
+        self.requests.get(&request).map(|state| &state.plan)
     }
 
     fn release(&mut self, request: RequestId) {
-        for row in self.requests.remove(&request).into_iter().flatten() {
-            row.host().slabs().iter().for_each(|slab| self.tiers.arena.give_back(*slab));
+        let Some(mut state) = self.requests.remove(&request) else { return };
+        self.admission.remove(request);
+        for row in &state.rows {
+            row.host().slabs().iter().for_each(|slab| self.tiers.arena.release(*slab));
             self.tiers.pool.give_back(row.pages());
         }
+        while let Some(segment) = state.directory.pop() {
+            self.tiers.segments.give_back(segment);
+        }
+        state.summaries.into_iter().for_each(|block| self.summaries.give_back(block));
+        self.share_out();
+    }
+
+    fn prepare(&mut self, step: &Step<'_>) -> Result<()> {
+        for (index, entry) in step.entries.iter().enumerate() {
+            let mut outcome = self.extend(entry.request, entry.after());
+            if outcome.is_err() && self.wait_for_ended() {
+                outcome = self.extend(entry.request, entry.after());
+            }
+            if let Err(error) = outcome {
+                for entry in &step.entries[..=index] {
+                    self.truncate(entry.request, entry.before);
+                }
+                return Err(error);
+            }
+        }
+        if step.layer == 0 {
+            for entry in step.entries {
+                self.requests.get_mut(&entry.request).expect("an admitted request").clock.tick();
+                if entry.before > 0 {
+                    self.admission.prompt_done(entry.request);
+                }
+            }
+        }
+        Ok(())
     }
 
     fn index(&mut self, step: &Step<'_>, keys: &[f32]) -> Result<()> {
-        let Self { config, tiers: Tiers { pool, .. }, requests } = self;
+        let Self { config, tiers: Tiers { pool, .. }, requests, .. } = self;
         // Most decode steps index nothing: not worth waking threads for.
-        let partitions = |tokens| config.retrievable_partitions(tokens).len();
-        let grows = |entry: &StepEntry| partitions(entry.after()) > partitions(entry.before);
+        let grows = |entry: &StepEntry| !new_partitions(config, entry).is_empty();
         if config.summary_width() > 0 && step.entries.iter().any(grows) {
             let shape = config.shape();
-            parts(requests, shape, step).into_par_iter().for_each(|part| {
+            parts(requests, config, step).into_par_iter().for_each(|mut part| {
                 let keys = part.new_tokens(shape, keys);
-                part.row.index(config, pool, part.place, &part.entry, keys);
+                part.row.index(config, pool, part.place, &part.entry, keys, &mut part.summaries);
             });
         }
         Ok(())
     }
 
     fn offload(&mut self, step: &Step<'_>, keys: &[f32], values: &[f32]) -> Result<()> {
-        let Self { config, tiers, requests } = self;
+        let Self { config, tiers, requests, .. } = self;
         let shape = config.shape();
-        for part in parts(requests, shape, step) {
+        for part in parts(requests, config, step) {
             let (keys, values) = (part.new_tokens(shape, keys), part.new_tokens(shape, values));
-            part.row.offload(config, tiers, &part.entry, keys, values);
+            part.row.offload(config, tiers, &part.shared, &part.entry, keys, values);
         }
         Ok(())
     }
@@ -182,25 +430,24 @@ impl Backend for CpuBackend {
     fn select(&mut self, step: &Step<'_>, queries: &[f32]) -> Result<()> {
         let Self { config, requests, .. } = self;
         let shape = config.shape();
-        parts(requests, shape, step).into_par_iter().try_for_each(|part| {
+        parts(requests, config, step).into_par_iter().try_for_each(|part| {
             let queries = part.last_queries(shape, queries);
-            part.row.select(config, part.place, &part.entry, queries)
+            part.row.select(config, part.place, &part.entry, queries, &part.summaries)
         })
     }
 
     fn retrieve(&mut self, step: &Step<'_>) -> Result<()> {
-        let Self { config, tiers, requests } = self;
-        let shape = config.shape();
-        parts(requests, shape, step)
+        let Self { config, tiers, requests, .. } = self;
+        parts(requests, config, step)
             .into_iter()
-            .try_for_each(|part| part.row.retrieve(config, tiers, &part.entry))
+            .try_for_each(|part| part.row.retrieve(config, tiers, &part.shared, &part.entry))
     }
 
     fn attend(&mut self, step: &Step<'_>, queries: &[f32], out: &mut [f32]) -> Result<()> {
-        let Self { config, tiers: Tiers { pool, .. }, requests } = self;
+        let Self { config, tiers: Tiers { pool, .. }, requests, .. } = self;
         let shape = config.shape();
         let width = shape.group() * shape.head_dim;
-        parts(requests, shape, step).into_par_iter().zip(out.par_chunks_mut(width)).for_each(
+        parts(requests, config, step).into_par_iter().zip(out.par_chunks_mut(width)).for_each(
             |(part, out)| {
                 let listed = part.row.listed().iter();
                 let pages: Vec<(&[Word], usize)> =
@@ -228,17 +475,26 @@ impl Backend for CpuBackend {
     }
 
     fn usage(&self) -> MemoryUsage {
-        let page_bytes = self.config.layout().page_bytes() as u64;
-        let mut usage = MemoryUsage {
-            gpu_pages_bytes: self.tiers.pool.used_pages() as u64 * page_bytes,
-            host_pages_bytes: self.tiers.arena.used_slabs() as u64 * self.tiers.arena.slab_bytes(),
-            ..MemoryUsage::default()
+        let Tiers { pool, arena, segments, .. } = &self.tiers;
+        let page_bytes = self.config.layout().page_bytes();
+        let mut gpu = GpuBytes {
+            segments: (segments.used() * segments.segment_bytes()) as u64,
+            in_flight_pages: (pool.census().in_flight * page_bytes) as u64,
+            ..GpuBytes::default()
         };
-        for row in self.requests.values().flatten() {
-            usage.gpu_tables_bytes += row.gpu_table_bytes() as u64;
-            usage.gpu_summaries_bytes += row.summary_bytes() as u64;
-            usage.host_tables_bytes += row.host().bytes() as u64;
+        let mut host =
+            HostBytes { pages: arena.used_slabs() as u64 * arena.slab_bytes(), ..HostBytes::default() };
+        for request in self.requests.values() {
+            gpu.directories += request.directory.bytes() as u64;
+            gpu.summaries += request.summaries.iter().map(|block| size_of_val(&**block) as u64).sum::<u64>();
         }
-        usage
+        for (_, row) in self.rows() {
+            gpu.slot_arrays += row.cache().bytes() as u64;
+            gpu.steady_lists += row.steady().bytes() as u64;
+            gpu.steady_pages += (row.steady().physical_pages().len() * page_bytes) as u64;
+            gpu.cache_pages += (row.cache().capacity() * page_bytes) as u64;
+            host.page_tables += row.host().bytes() as u64;
+        }
+        MemoryUsage { gpu, host }
     }
 }

@@ -2,12 +2,13 @@
 //!
 //! Both tiers are ordinary memory, but the rules are those of a GPU: attention reads only pages of the GPU
 //! pool, and a page that is not there is copied from the host arena first. The work of each stage is a free
-//! function of the kernel's name, over slices: [`mean_key`], [`score`], [`top_k`], [`attend()`] and
-//! [`attend_prompt()`].
+//! function over slices: [`mean_key`], [`score`], [`top_k`], [`gather()`], [`attend()`] and [`attend_prompt()`].
 
 mod attend;
 mod attend_prompt;
+mod audit;
 mod backend;
+mod gather;
 mod index;
 pub mod linalg;
 pub mod math;
@@ -17,5 +18,6 @@ mod select;
 pub use attend::attend;
 pub use attend_prompt::{attend_prompt, attend_prompt_scratch};
 pub use backend::CpuBackend;
+pub use gather::gather;
 pub use index::mean_key;
 pub use select::{score, top_k};

@@ -1,18 +1,43 @@
+use std::borrow::Cow;
+use std::ops::Range;
+
 use super::index::mean_key;
 use super::select::{score, top_k};
 use crate::backend::{StepEntry, StepKind};
-use crate::memory::{HostArena, KvDtype, PagePool, PhysicalPage, RequestPlan, SlabId, Word};
-use crate::paging::{HostTable, Lru, Resolution, RowCache, SteadyPages};
+use crate::memory::{
+    Direction, HostArena, HostPage, KvDtype, PagePool, PhysicalPage, RequestPlan, RowId, Transfer, Transfers,
+};
+use crate::paging::{
+    BucketedLru, Directory, HostTable, Resolution, RowCache, RowSlots, SegmentPool, SlotId, SteadyPages,
+    StepClock,
+};
 use crate::partition::SelectedPage;
 use crate::pipeline::{Budget, Candidates, Counters, Index, Partition, Place, Select};
 use crate::{Error, KvConfig, Result};
+
+/// The most pages of one transfer: a prompt's pages go to the host in pieces, each published by itself.
+const TRANSFER_PAGES: usize = 64;
 
 /// The memory that rows live in.
 #[derive(Debug)]
 pub(super) struct Tiers {
     pub pool: PagePool,
     pub arena: HostArena,
+    pub segments: SegmentPool,
+    pub transfers: Transfers,
     pub counters: Counters,
+}
+
+impl Tiers {
+    /// Starts a transfer; what is handed back is complete.
+    fn start(&mut self, transfer: Transfer) -> Option<Transfer> {
+        self.transfers.start(transfer, &mut self.pool, &mut self.arena)
+    }
+
+    /// Waits for transfers, and returns them.
+    fn wait(&mut self, which: impl Fn(&Transfer) -> bool) -> Vec<Transfer> {
+        self.transfers.wait(which, &mut self.pool, &mut self.arena)
+    }
 }
 
 /// New keys or values of one row: token `i` is at `data[i * stride..][..head_dim]`.
@@ -29,14 +54,30 @@ impl NewTokens<'_> {
     }
 }
 
-/// One row: its tables, its summaries, and the lists that its stages hand on.
+/// What a row shares with the others of its request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shared<'a> {
+    pub id: RowId,
+    pub directory: &'a Directory,
+    pub clock: StepClock,
+}
+
+impl<'a> Shared<'a> {
+    fn map(&self, pool: &'a mut SegmentPool) -> RowSlots<'a> {
+        RowSlots { pool, directory: self.directory, row: self.id.row as usize }
+    }
+
+    pub fn slot(&self, pool: &SegmentPool, key: u32) -> Option<SlotId> {
+        self.directory.slot(pool, self.id.row as usize, key)
+    }
+}
+
+/// One row: its tables, and the lists that its stages hand on.
 #[derive(Debug)]
 pub(super) struct Row {
     steady: SteadyPages,
-    cache: RowCache<Lru>,
+    cache: RowCache<BucketedLru>,
     host: HostTable,
-    /// `[partitions, width]`, from the first retrievable partition on.
-    summaries: Vec<f32>,
     /// Select's result: partition ids, ascending.
     selected: Vec<u32>,
     /// Retrieve's result: the pages to attend to and their valid tokens, in token order.
@@ -46,21 +87,13 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// A row without tokens, which may use `pages` and `slabs` as its plan says and keeps its summaries in
-    /// `summaries`. All tables get their final size, so no step allocates for them.
-    pub fn new(
-        config: &KvConfig,
-        plan: &RequestPlan,
-        summaries: Vec<f32>,
-        mut pages: Vec<PhysicalPage>,
-        slabs: Vec<SlabId>,
-    ) -> Self {
+    /// A row without tokens, which may use `pages` as its plan says.
+    pub fn new(config: &KvConfig, plan: &RequestPlan, mut pages: Vec<PhysicalPage>) -> Self {
         let slots = pages.split_off(plan.row.steady_pages);
         Self {
-            steady: SteadyPages::new(pages),
-            cache: RowCache::new(slots, config.retrievable_pages(plan.max_tokens).end),
-            host: HostTable::new(slabs),
-            summaries,
+            steady: SteadyPages::new(pages, config.sink_pages()),
+            cache: RowCache::new(slots, BucketedLru::default()),
+            host: HostTable::default(),
             selected: Vec::new(),
             listed: Vec::new(),
             pages: Vec::new(),
@@ -68,41 +101,23 @@ impl Row {
         }
     }
 
-    /// Room for the summaries of a row at its longest.
-    ///
-    /// # Errors
-    /// [`Error::AllocationFailed`] if the system has no memory.
-    pub fn reserve_summaries(config: &KvConfig, plan: &RequestPlan) -> Result<Vec<f32>> {
-        let elements = config.retrievable_partitions(plan.max_tokens).len() * config.summary_width();
-        let mut summaries = Vec::new();
-        summaries.try_reserve_exact(elements).map_err(|_| Error::AllocationFailed {
-            what: "summaries".to_owned(),
-            bytes: (elements * size_of::<f32>()) as u64,
-        })?;
-        Ok(summaries)
-    }
-
-    /// Index: summarises the partitions that become retrievable with this step. Not for methods without one.
+    /// Index: summarises the partitions that become retrievable with this step into `summaries`, one piece a
+    /// segment, `[partitions, width]`. Not for methods without one.
     pub fn index(
-        &mut self,
+        &self,
         config: &KvConfig,
         pool: &PagePool,
         place: Place,
         entry: &StepEntry,
         keys: NewTokens<'_>,
+        summaries: &mut [&mut [f32]],
     ) {
         let width = config.summary_width();
         let (layout, head_dim) = (config.layout(), keys.head_dim);
-        let tokens = config.partition_tokens();
-        let retrievable = config.zones(entry.after()).retrievable;
-        let (indexed, wanted) = (self.summaries.len() / width, retrievable.len() / tokens);
-        if indexed == wanted {
-            return;
-        }
-        self.summaries.resize(wanted * width, 0.0);
+        let (tokens, segment_partitions) = (config.partition_tokens(), config.segment_partitions());
         let mut partition_keys = vec![0.0; tokens * head_dim];
-        for (offset, summary) in self.summaries.chunks_exact_mut(width).enumerate().skip(indexed) {
-            let first = retrievable.start + offset * tokens;
+        for id in new_partitions(config, entry) {
+            let first = id as usize * tokens;
             for (token, key) in (first..).zip(partition_keys.chunks_exact_mut(head_dim)) {
                 if token < entry.before {
                     let page = (token / layout.page_tokens()) as u32;
@@ -112,6 +127,8 @@ impl Row {
                     store_rounded(layout.dtype(), keys.get(token - entry.before), key);
                 }
             }
+            let (segment, index) = (id as usize / segment_partitions, id as usize % segment_partitions);
+            let summary = &mut summaries[segment][index * width..][..width];
             match config.method().index() {
                 Index::Custom(operator) => {
                     let partition = Partition { place, first_token: first, head_dim, keys: &partition_keys };
@@ -127,16 +144,19 @@ impl Row {
         &mut self,
         config: &KvConfig,
         tiers: &mut Tiers,
+        shared: &Shared<'_>,
         entry: &StepEntry,
         keys: NewTokens<'_>,
         values: NewTokens<'_>,
     ) {
-        let Tiers { pool, arena, counters } = tiers;
         let layout = config.layout();
         let page_tokens = layout.page_tokens();
         let retrievable = config.retrievable_pages(entry.after());
         // The step begins here: pages that are adopted in it are as young as those it selects.
-        self.cache.tick();
+        self.cache.begin_step(shared.clock);
+        self.host.set_computed((entry.after() / page_tokens) as u32);
+        let mut transfer = Transfer::new(shared.id, Direction::ToHost);
+        let mut staging = vec![0; layout.page_words()];
         let mut left = false;
         let mut token = entry.before;
         while token < entry.after() {
@@ -148,7 +168,8 @@ impl Row {
             // leave make room, and only then new pages join.
             let steady = self.steady.lookup(key);
             if steady.is_none() && !left {
-                self.leave_steady(&retrievable, counters);
+                self.send(tiers, shared, &mut transfer);
+                self.leave_steady(tiers, shared, &retrievable);
                 left = true;
             }
             let write = |page: &mut [_]| {
@@ -159,47 +180,91 @@ impl Row {
             };
             if steady.is_none() && retrievable.contains(&key) {
                 // The middle of a prompt never sees the GPU pool.
-                write(self.host_page(arena, key));
+                write(&mut staging);
+                transfer.add_staged(key, &staging, self.host_page(key));
             } else {
                 let page = steady.unwrap_or_else(|| self.steady.push(key));
-                write(pool.page_mut(page));
+                assert!(!tiers.pool.is_held(page), "{page:?} is written while a transfer reads it");
+                write(tiers.pool.page_mut(page));
                 if complete {
-                    self.host_page(arena, key).copy_from_slice(pool.page(page));
+                    transfer.add(key, page, self.host_page(key));
                 }
             }
-            if complete {
-                self.host.publish(key);
-                counters.offloaded_pages += 1;
+            if transfer.len() == TRANSFER_PAGES {
+                self.send(tiers, shared, &mut transfer);
             }
             token = end;
         }
+        self.send(tiers, shared, &mut transfer);
         if !left {
-            self.leave_steady(&retrievable, counters);
+            self.leave_steady(tiers, shared, &retrievable);
         }
     }
 
-    /// Hands the steady pages that are now retrievable to the cache; their bytes stay where they are.
-    fn leave_steady(&mut self, retrievable: &std::ops::Range<u32>, counters: &mut Counters) {
-        while let Some((key, page)) = self.steady.leave(retrievable.clone()) {
-            assert!(self.host.published(key).is_some(), "page {key} left before the host had it");
-            let adoption = self.cache.adopt(key, page);
-            self.steady.recycle(adoption.spare);
-            counters.adopted_pages += u64::from(adoption.spare != page);
-            counters.evicted_pages += u64::from(adoption.evicted.is_some());
+    /// Starts a transfer to the host, and leaves an empty one.
+    fn send(&mut self, tiers: &mut Tiers, shared: &Shared<'_>, transfer: &mut Transfer) {
+        if !transfer.is_empty() {
+            let full = std::mem::replace(transfer, Transfer::new(shared.id, Direction::ToHost));
+            tiers.counters.offloaded_pages += full.len() as u64;
+            let complete = tiers.start(full);
+            complete.iter().for_each(|transfer| self.complete(&tiers.segments, shared, transfer));
         }
     }
 
-    fn host_page<'a>(&self, arena: &'a mut HostArena, key: u32) -> &'a mut [Word] {
-        arena.page_mut(self.host.lookup(key).expect("the plan counts the host's pages"))
+    /// Waits for those transfers of this row that `which` names.
+    fn wait(&mut self, tiers: &mut Tiers, shared: &Shared<'_>, which: impl Fn(&Transfer) -> bool) {
+        for transfer in tiers.wait(|transfer| transfer.row() == shared.id && which(transfer)) {
+            self.complete(&tiers.segments, shared, &transfer);
+        }
     }
 
-    /// Select: picks partitions for the group's queries, `[group, head_dim]`.
+    /// A transfer of this row is complete: pages on the host are published, and slots that it pinned let go of.
+    pub fn complete(&mut self, segments: &SegmentPool, shared: &Shared<'_>, transfer: &Transfer) {
+        for key in transfer.keys() {
+            let slot = shared.slot(segments, key);
+            match transfer.direction() {
+                Direction::ToHost => {
+                    self.host.publish(key);
+                    slot.into_iter().for_each(|slot| self.cache.unpin(slot));
+                }
+                Direction::ToGpu => self.cache.unpin(slot.expect("a page in flight keeps its slot")),
+            }
+        }
+    }
+
+    /// Hands the steady pages that are now retrievable to the cache; their bytes stay where they are. One that the
+    /// host has not got yet is pinned until it has.
+    fn leave_steady(&mut self, tiers: &mut Tiers, shared: &Shared<'_>, retrievable: &Range<u32>) {
+        while let Some((key, page)) = self.steady.leave(retrievable) {
+            if self.host.published(key).is_none() && self.cache.pinned() == self.cache.capacity() {
+                self.wait(tiers, shared, |transfer| transfer.touches(page));
+            }
+            let mut map = shared.map(&mut tiers.segments);
+            let adoption = self.cache.adopt(&mut map, key, page);
+            if self.host.published(key).is_none() {
+                let slot =
+                    shared.slot(&tiers.segments, key).expect("a page that only the GPU has gets a slot");
+                self.cache.pin(slot);
+            }
+            self.steady.replace(key, adoption.spare);
+            tiers.counters.adopted_pages += u64::from(adoption.spare != page);
+            tiers.counters.evicted_pages += u64::from(adoption.evicted.is_some());
+        }
+    }
+
+    fn host_page(&self, key: u32) -> HostPage {
+        self.host.lookup(key).expect("slabs come before the pages that they hold")
+    }
+
+    /// Select: picks partitions for the group's queries, `[group, head_dim]`, by `summaries`, one piece a segment,
+    /// `[partitions, width]`.
     pub fn select(
         &mut self,
         config: &KvConfig,
         place: Place,
         entry: &StepEntry,
         queries: &[f32],
+        summaries: &[&mut [f32]],
     ) -> Result<()> {
         let (head_dim, tokens) = (config.layout().head_dim(), config.partition_tokens());
         let ids = config.retrievable_partitions(entry.after());
@@ -214,7 +279,8 @@ impl Row {
             }
             Select::TopK { merge, budget } => {
                 let (mut scores, mut logits) = (vec![0.0; count], vec![0.0; count]);
-                score(queries, &self.summaries, head_dim, merge, &mut scores, &mut logits);
+                let summaries = in_one_piece(config, summaries, ids);
+                score(queries, &summaries, head_dim, merge, &mut scores, &mut logits);
                 top_k(&scores, limit(budget), &mut self.selected);
                 self.selected.iter_mut().for_each(|id| *id += first);
             }
@@ -223,7 +289,7 @@ impl Row {
                     place,
                     queries,
                     head_dim,
-                    summaries: &self.summaries,
+                    summaries: &in_one_piece(config, summaries, ids),
                     first,
                     count,
                     limit: limit(budget),
@@ -238,17 +304,34 @@ impl Row {
     }
 
     /// Retrieve: makes the selected pages resident and lists the pages of this step in token order.
-    pub fn retrieve(&mut self, config: &KvConfig, tiers: &mut Tiers, entry: &StepEntry) -> Result<()> {
-        let Tiers { pool, arena, counters } = tiers;
+    pub fn retrieve(
+        &mut self,
+        config: &KvConfig,
+        tiers: &mut Tiers,
+        shared: &Shared<'_>,
+        entry: &StepEntry,
+    ) -> Result<()> {
         self.pages.clear();
         config.partition_map().expand(&self.selected, &mut self.pages);
-        self.cache.resolve(&self.pages, &mut self.resolution)?;
+        self.wait_for_selection(tiers, shared);
+        self.cache.resolve(&mut shared.map(&mut tiers.segments), &self.pages, &mut self.resolution)?;
+        let mut transfer = Transfer::new(shared.id, Direction::ToGpu);
         for copy in &self.resolution.copies {
             let source = self.host.published(copy.key).expect("a selected page is complete on the host");
-            pool.page_mut(copy.page).copy_from_slice(arena.page(source));
+            transfer.add(copy.key, copy.page, source);
+        }
+        if tiers.start(transfer).is_none() {
+            for copy in &self.resolution.copies {
+                let slot = shared.slot(&tiers.segments, copy.key).expect("a page that is fetched has a slot");
+                self.cache.pin(slot);
+            }
+        }
+        if entry.kind == StepKind::Decode {
+            // Also for what a prompt's warm start fetches.
+            self.wait(tiers, shared, |transfer| transfer.direction() == Direction::ToGpu);
         }
 
-        let misses = self.resolution.copies.len() as u64;
+        let (misses, counters) = (self.resolution.copies.len() as u64, &mut tiers.counters);
         if entry.kind == StepKind::Prompt {
             counters.warm_pages += misses;
         } else {
@@ -257,21 +340,55 @@ impl Row {
         }
         counters.evicted_pages += self.resolution.evicted.len() as u64;
 
-        let retrievable = config.retrievable_pages(entry.after());
         let page_tokens = config.layout().page_tokens();
-        let (sinks, tail) = self
-            .steady
-            .pages()
-            .split_at(self.steady.pages().partition_point(|(key, _)| *key < retrievable.start));
-        let steady = |(key, page): &(u32, PhysicalPage)| {
-            (*page, page_tokens.min(entry.after() - *key as usize * page_tokens) as u32)
+        let steady = |(key, page): (u32, PhysicalPage)| {
+            (page, page_tokens.min(entry.after() - key as usize * page_tokens) as u32)
         };
         let selected = self.resolution.pages.iter().zip(&self.pages);
         self.listed.clear();
-        self.listed.extend(sinks.iter().map(steady));
+        self.listed.extend(self.steady.sinks().map(steady));
         self.listed.extend(selected.map(|(page, selected)| (*page, selected.tokens)));
-        self.listed.extend(tail.iter().map(steady));
+        self.listed.extend(self.steady.tail().map(steady));
         Ok(())
+    }
+
+    /// Waits until each selected page is on the GPU or complete on the host, and until no pin is in their way.
+    fn wait_for_selection(&mut self, tiers: &mut Tiers, shared: &Shared<'_>) {
+        if tiers.transfers.under_way().is_empty() {
+            return;
+        }
+        let nowhere = |page: &SelectedPage| {
+            shared.slot(&tiers.segments, page.key).is_none() && self.host.published(page.key).is_none()
+        };
+        if self.pages.iter().any(nowhere) {
+            self.wait(tiers, shared, |transfer| transfer.direction() == Direction::ToHost);
+        }
+        if self.pages.len() + self.cache.pinned() > self.cache.capacity() {
+            self.wait(tiers, shared, |_| true);
+        }
+    }
+
+    /// Gives the cache `slots` slots, `spare` holding the pages for new ones, and returns the pages of those that
+    /// go.
+    pub fn resize(
+        &mut self,
+        tiers: &mut Tiers,
+        shared: &Shared<'_>,
+        slots: usize,
+        spare: &mut Vec<PhysicalPage>,
+    ) {
+        let capacity = self.cache.capacity();
+        if slots >= capacity {
+            self.cache.grow(spare.split_off(spare.len() - (slots - capacity)));
+            return;
+        }
+        if self.cache.pinned() > slots {
+            self.wait(tiers, shared, |_| true);
+        }
+        let shrunk = self.cache.shrink(&mut shared.map(&mut tiers.segments), capacity - slots);
+        assert_eq!(self.cache.capacity(), slots, "pins keep no more slots than stay");
+        tiers.counters.shrunk_pages += shrunk.evicted.len() as u64;
+        tiers.pool.give_back(shrunk.pages);
     }
 
     /// The pages of this step and their valid tokens, in token order.
@@ -284,26 +401,49 @@ impl Row {
         &self.selected
     }
 
-    /// The row's places on both tiers, to be freed.
+    /// The row's GPU pages.
     pub fn pages(&self) -> impl Iterator<Item = PhysicalPage> {
-        self.steady.physical_pages().chain(self.cache.physical_pages().iter().copied())
+        self.steady.physical_pages().iter().copied().chain(self.cache.physical_pages())
+    }
+
+    pub fn steady(&self) -> &SteadyPages {
+        &self.steady
     }
 
     pub fn host(&self) -> &HostTable {
         &self.host
     }
 
-    pub fn cache(&self) -> &RowCache<Lru> {
+    pub fn host_mut(&mut self) -> &mut HostTable {
+        &mut self.host
+    }
+
+    pub fn cache(&self) -> &RowCache<BucketedLru> {
         &self.cache
     }
+}
 
-    pub fn gpu_table_bytes(&self) -> usize {
-        self.cache.bytes() + self.steady.bytes()
-    }
+/// The partitions that become retrievable with a step.
+pub(super) fn new_partitions(config: &KvConfig, entry: &StepEntry) -> Range<u32> {
+    let (before, after) =
+        (config.retrievable_partitions(entry.before), config.retrievable_partitions(entry.after()));
+    before.end.max(after.start)..after.end
+}
 
-    pub fn summary_bytes(&self) -> usize {
-        size_of_val(self.summaries.as_slice())
+/// The summaries of partitions `ids`, which may lie in several segments.
+fn in_one_piece<'a>(config: &KvConfig, segments: &'a [&mut [f32]], ids: Range<u32>) -> Cow<'a, [f32]> {
+    let (partitions, width) = (config.segment_partitions(), config.summary_width());
+    let (first, end) = (ids.start as usize, ids.end as usize);
+    if width == 0 || first == end {
+        return Cow::Borrowed(&[]);
     }
+    let pieces = (first / partitions..end.div_ceil(partitions)).map(|segment| {
+        let start = segment * partitions;
+        let range = first.max(start) - start..(end - start).min(partitions);
+        &segments[segment][range.start * width..range.end * width]
+    });
+    let pieces: Vec<&[f32]> = pieces.collect();
+    if let [piece] = pieces[..] { Cow::Borrowed(piece) } else { Cow::Owned(pieces.concat()) }
 }
 
 fn store_rounded(dtype: KvDtype, from: &[f32], to: &mut [f32]) {
