@@ -56,7 +56,7 @@ pub(crate) fn run(arguments: &DevicesArguments) -> Result<ExitCode> {
 }
 
 impl Devices {
-    #[cfg(all(feature = "cuda", target_os = "linux"))]
+    #[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
     fn find() -> Self {
         use spinkv::backend::cuda::driver;
 
@@ -67,14 +67,18 @@ impl Devices {
         list().unwrap_or_else(|error| Self { reason: Some(error.to_string()), ..Self::default() })
     }
 
-    #[cfg(not(all(feature = "cuda", target_os = "linux")))]
+    #[cfg(not(all(
+        feature = "cuda",
+        target_os = "linux",
+        any(target_arch = "x86_64", target_arch = "aarch64")
+    )))]
     fn find() -> Self {
-        let reason = "this binary was built without GPU support, which is the feature \"cuda\" on Linux";
+        let reason = "this binary was built without GPU support, which is the feature \"cuda\" on 64-bit x86 and Arm Linux";
         Self { reason: Some(reason.to_owned()), ..Self::default() }
     }
 }
 
-#[cfg(all(feature = "cuda", target_os = "linux"))]
+#[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 impl Device {
     fn new(device: spinkv::backend::cuda::driver::Device) -> Self {
         let (major, minor) = device.compute_capability;

@@ -27,7 +27,8 @@ use crate::abi::{WARP, WORD_ELEMENTS};
 ///
 /// # Safety
 /// The views have the shapes above, and `kv_heads * first_chunk[requests]` is at most
-/// [`MAX_SUMMARIES`](crate::abi::chunk_mean::MAX_SUMMARIES).
+/// [`MAX_SUMMARIES`](crate::abi::chunk_mean::MAX_SUMMARIES), that times `head_words` at most
+/// [`MAX_WORDS`](crate::abi::chunk_mean::MAX_WORDS).
 #[kernel(collectives(shuffle = 8))]
 pub unsafe fn chunk_mean(
     keys: Global<U32x4>,
