@@ -2,7 +2,7 @@
 ///
 /// An entry is `name(covers = [..], expects = [..], in = [type; n], out = [type; n], ..) |io| { body }`: the functions
 /// that it is the test of, the words that its PTX must hold, the row of a thread in the input and in the output, and more
-/// fields of [`Case`](crate::Case) where they differ from the usual. The body is the kernel; `io` is its [`Io`](crate::kernel::Io).
+/// fields of [`Case`](crate::Case) where they differ from the usual. The body is the kernel; `io` is its `kernel::Io`.
 macro_rules! conform {
     ($table:ident: $(
         $name:ident(

@@ -2,7 +2,7 @@
 //!
 //! `cuda_std` has two faces, PTX and an emulator, and a kernel is only as trustworthy under the emulator as the two agree.
 //! Each [`Case`] here is a kernel that calls one function on a row of input words a thread and writes what it gets to a row
-//! of output words; the same [`inputs`] on both must give the same output, to the bit. Launched with anything else than a
+//! of output words; the same [`inputs()`] on both must give the same output, to the bit. Launched with anything else than a
 //! case's own shape a kernel is undefined.
 //!
 //! Seen from a host crate there are the table of [`CASES`] and the [`ptx()`]; the feature `emulate` adds `run_on_emulator`.
