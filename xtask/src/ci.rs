@@ -1,6 +1,5 @@
 //! What a change must pass, and benches: calls of cargo and of other tasks, one after another.
 
-use std::process::Command;
 use std::time::Instant;
 
 use crate::Outcome;
@@ -68,9 +67,8 @@ fn step(name: &str, run: impl FnOnce() -> Outcome) -> Outcome {
 
 /// Calls cargo with these arguments, and a variable of the environment if one is given.
 fn cargo(arguments: &str, environment: Option<(&str, &str)>) -> Outcome {
-    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     eprintln!("xtask: cargo {arguments}");
-    let status = Command::new(cargo).args(arguments.split_whitespace()).envs(environment).status();
+    let status = crate::cargo().args(arguments.split_whitespace()).envs(environment).status();
     match status {
         Ok(status) if status.success() => Ok(()),
         Ok(status) => Err(status.to_string().into()),

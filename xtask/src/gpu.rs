@@ -143,9 +143,8 @@ fn bundle(folder: &Path) -> Outcome<u64> {
 
 /// Builds a test or bench and returns its program.
 fn executable(arguments: &[&str]) -> Outcome<PathBuf> {
-    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     eprintln!("xtask: cargo {}", arguments.join(" "));
-    let output = Command::new(cargo)
+    let output = crate::cargo()
         .args(arguments)
         .args(["--locked", "--no-run", "--message-format", "json-render-diagnostics"])
         .stderr(Stdio::inherit())
