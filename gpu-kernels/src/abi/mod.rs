@@ -1,4 +1,8 @@
-//! What host and kernels agree on: layouts, block sizes and limits. The only file that knows strides.
+//! What host and kernels agree on: layouts, block sizes and limits. The only files that know strides.
+
+mod entry;
+
+pub use entry::{ENTRY_WORDS, Entry};
 
 /// Threads of a warp.
 pub const WARP: u32 = 32;
@@ -8,6 +12,31 @@ pub const WORD_BYTES: usize = 16;
 
 /// bf16 elements of a word.
 pub const WORD_ELEMENTS: usize = 8;
+
+/// Page keys of one segment of the tables, as a directory names it.
+pub const SEGMENT_KEYS: u32 = 512;
+
+/// The segment entry of a page that has no slot. Segments are `[segments, rows of a request, 512]` u16; summaries lie in blocks of the
+/// same numbers, `[segments, rows of a request, partitions of a segment, summary words]`.
+pub const ABSENT_SLOT: u16 = u16::MAX;
+
+/// The most slots of a row.
+pub const MAX_SLOTS: u32 = u16::MAX as u32 - 1;
+
+/// Pages of one slab of host memory: host page `slab * SLAB_PAGES + key % SLAB_PAGES`.
+pub const SLAB_PAGES: u32 = 16;
+
+/// A slot's byte: when its page was last used, the clock modulo 64.
+pub const SLOT_STAMP: u8 = 0x3f;
+
+/// A slot's byte: the page stays. With [`SLOT_HELD`] unset: there is no such slot.
+pub const SLOT_PINNED: u8 = 0x40;
+
+/// A slot's byte: it holds a page.
+pub const SLOT_HELD: u8 = 0x80;
+
+/// The owner of a slot that holds no page.
+pub const NO_KEY: u32 = u32::MAX;
 
 /// One page to copy from the host tier to the GPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
