@@ -35,6 +35,11 @@ impl Arch {
             Self::Sm100a => 86,
         }
     }
+
+    /// Whether it has what came with Hopper, bulk copies among it. Kernel crates are then compiled with `--cfg sm_90`.
+    pub const fn has_sm_90(self) -> bool {
+        matches!(self, Self::Sm90a | Self::Sm100a)
+    }
 }
 
 impl fmt::Display for Arch {

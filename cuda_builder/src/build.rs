@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use crate::arch::Arch;
 use crate::process::{ToolError, run};
@@ -183,7 +184,8 @@ impl CudaBuilder {
     /// # Errors
     /// If no toolchain is complete, the crate does not compile, or something it calls is defined nowhere.
     pub fn build(&self) -> Result<PathBuf, CudaBuilderError> {
-        let built = self.prepare()?.build(self.arch)?;
+        let prepared = self.prepare()?;
+        let built = prepared.finish(&prepared.compile(self.arch)?, self.arch)?;
         match &self.copy_to {
             None => Ok(built.ptx),
             Some(file) => copy(&built.ptx, file),
@@ -201,7 +203,17 @@ impl CudaBuilder {
         folder: impl AsRef<Path>,
     ) -> Result<Vec<Built>, CudaBuilderError> {
         let prepared = self.prepare()?;
-        let mut all = archs.iter().map(|&arch| prepared.build(arch)).collect::<Result<Vec<Built>, _>>()?;
+        // While the compiler is at one, LLVM's tools are at the one before.
+        let mut all = thread::scope(|scope| {
+            let mut under_way = Vec::new();
+            for &arch in archs {
+                let bitcode = prepared.compile(arch)?;
+                let prepared = &prepared;
+                under_way.push(scope.spawn(move || prepared.finish(&bitcode, arch)));
+            }
+            let join = |thread: thread::ScopedJoinHandle<'_, _>| thread.join().expect("it does not panic");
+            under_way.into_iter().map(join).collect::<Result<Vec<Built>, CudaBuilderError>>()
+        })?;
         for built in &mut all {
             built.ptx = copy(&built.ptx, &folder.as_ref().join(format!("{}.ptx", built.arch)))?;
         }
@@ -287,9 +299,10 @@ struct Prepared<'a> {
 }
 
 impl Prepared<'_> {
-    fn build(&self, arch: Arch) -> Result<Built, CudaBuilderError> {
-        let bitcode = self.compile(arch)?;
-        let linked = self.link(&bitcode, arch)?;
+    /// From bitcode, which is then gone, to PTX.
+    fn finish(&self, bitcode: &Path, arch: Arch) -> Result<Built, CudaBuilderError> {
+        let linked = self.link(bitcode, arch)?;
+        std::fs::remove_file(bitcode).map_err(io_error(bitcode))?;
         let optimised = self.optimise(&linked, arch)?;
         let ptx = self.generate(&optimised, arch)?;
         let llvm_ir = if self.settings.emit_llvm_ir {
@@ -306,7 +319,7 @@ impl Prepared<'_> {
     fn compile(&self, arch: Arch) -> Result<PathBuf, CudaBuilderError> {
         let bitcode = self.target_dir.join(TARGET).join(PROFILE).join("deps");
         let bitcode = bitcode.join(format!("{}.bc", self.about.library));
-        // A file of another architecture must not be taken for this one's.
+        // A file of a build that failed must not be taken for this one's.
         if bitcode.exists() {
             std::fs::remove_file(&bitcode).map_err(io_error(&bitcode))?;
         }
@@ -338,12 +351,22 @@ impl Prepared<'_> {
         // Only these concern the architecture, and they reach only the kernel crate: one build of the dependencies
         // serves all. `-C linker=true` makes rustc's own link step do nothing.
         cargo.args(["--", "--emit=llvm-bc", "-C", "linker=true", "-C", &format!("target-cpu={arch}")]);
+        cargo.args(["--check-cfg", "cfg(sm_90)"]);
+        if arch.has_sm_90() {
+            cargo.args(["--cfg", "sm_90"]);
+        }
         let written = run(&mut cargo)?;
         if !written.stderr.is_empty() {
             // The compiler's warnings.
             eprintln!("{}", written.stderr);
         }
-        if bitcode.exists() { Ok(bitcode) } else { Err(CudaBuilderError::NoBitcode(bitcode)) }
+        if !bitcode.exists() {
+            return Err(CudaBuilderError::NoBitcode(bitcode));
+        }
+        // Out of the way of the next architecture's.
+        let own = self.products.join(format!("{arch}.bc"));
+        std::fs::rename(&bitcode, &own).map_err(io_error(&own))?;
+        Ok(own)
     }
 
     /// Flags for every crate, `core` included, in cargo's encoding.

@@ -78,18 +78,21 @@ pub struct Collectives {
     pub matching: u32,
     /// `redux`.
     pub reduce: u32,
+    /// `mma`, `movmatrix`.
+    pub mma: u32,
 }
 
 impl Collectives {
     /// The kinds by name, in the order of the fields.
-    pub fn by_kind(self) -> [(&'static str, u32); 5] {
-        let Self { shuffle, barrier, vote, matching, reduce } = self;
+    pub fn by_kind(self) -> [(&'static str, u32); 6] {
+        let Self { shuffle, barrier, vote, matching, reduce, mma } = self;
         [
             ("shuffle", shuffle),
             ("barrier", barrier),
             ("vote", vote),
             ("matching", matching),
             ("reduce", reduce),
+            ("mma", mma),
         ]
     }
 
@@ -101,6 +104,7 @@ impl Collectives {
             "vote" => &mut self.vote,
             "matching" => &mut self.matching,
             "reduce" => &mut self.reduce,
+            "mma" => &mut self.mma,
             _ => return None,
         })
     }
@@ -149,6 +153,7 @@ impl Function {
                 Some("vote") => &mut counts.vote,
                 Some("match") => &mut counts.matching,
                 Some("redux") => &mut counts.reduce,
+                Some("mma" | "movmatrix") => &mut counts.mma,
                 _ => continue,
             };
             *kind += count;

@@ -145,6 +145,35 @@ define linkonce_odr i32 @__cuda_std_reduce_xor(i32 %mask, i32 %value) #0 {
   ret i32 %result
 }
 
+; The matrix product of a warp. %sums points to the lane's four sums, which it replaces; once inlined they are registers.
+
+define linkonce_odr void @__cuda_std_mma_m16n8k16_bf16(ptr %sums, i32 %a0, i32 %a1, i32 %a2, i32 %a3, i32 %b0, i32 %b1) #0 {
+  %at1 = getelementptr inbounds float, ptr %sums, i64 1
+  %at2 = getelementptr inbounds float, ptr %sums, i64 2
+  %at3 = getelementptr inbounds float, ptr %sums, i64 3
+  %c0 = load float, ptr %sums
+  %c1 = load float, ptr %at1
+  %c2 = load float, ptr %at2
+  %c3 = load float, ptr %at3
+  %result = call { float, float, float, float } asm sideeffect "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};", "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f"(i32 %a0, i32 %a1, i32 %a2, i32 %a3, i32 %b0, i32 %b1, float %c0, float %c1, float %c2, float %c3) #2
+  %d0 = extractvalue { float, float, float, float } %result, 0
+  %d1 = extractvalue { float, float, float, float } %result, 1
+  %d2 = extractvalue { float, float, float, float } %result, 2
+  %d3 = extractvalue { float, float, float, float } %result, 3
+  store float %d0, ptr %sums
+  store float %d1, ptr %at1
+  store float %d2, ptr %at2
+  store float %d3, ptr %at3
+  ret void
+}
+
+; The transpose of an 8 x 8 matrix of 16-bit elements, two a lane.
+
+define linkonce_odr i32 @__cuda_std_transpose_8x8(i32 %pair) #0 {
+  %result = call i32 asm sideeffect "movmatrix.sync.aligned.m8n8.trans.b16 $0, $1;", "=r,r"(i32 %pair) #2
+  ret i32 %result
+}
+
 attributes #0 = { alwaysinline convergent nounwind }
 attributes #1 = { alwaysinline nounwind memory(none) }
 attributes #2 = { convergent nounwind }

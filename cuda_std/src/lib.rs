@@ -13,6 +13,8 @@
 //! | [`shared`] | dynamic shared memory, carved by a const layout |
 //! | [`atomic`] | scoped and ordered read-modify-writes, loads, stores and fences |
 //! | [`copy`] | asynchronous copies from global to shared memory |
+//! | [`bulk`] | bulk copies between the two, and the barriers that count their bytes (sm_90) |
+//! | [`mma`] | matrix products on the tensor cores |
 //! | [`math`], [`bf16`] | fused and approximate arithmetic, bf16 packing |
 //!
 //! # Safety
@@ -52,8 +54,10 @@ macro_rules! with_a_face {
 with_a_face! {
     pub mod atomic;
     pub mod bf16;
+    pub mod bulk;
     pub mod copy;
     pub mod math;
+    pub mod mma;
     pub mod shared;
     pub mod thread;
     mod value;

@@ -19,7 +19,8 @@ use crate::source::{self, Kernel};
 /// committed PTX and the fresh one:
 ///
 /// ptxas takes it for each architecture. Each `#[kernel]` of gpu-kernels is an entry and each entry a `#[kernel]`,
-/// with as many collectives as its attribute declares, as in `#[kernel(collectives(shuffle = 5, barrier = 1))]`: a
+/// with as many collectives as its attribute declares, as in `#[kernel(collectives(shuffle = 5, barrier = 1))]`; those with
+/// `sm_90` are entries of sm_90a and newer alone: a
 /// compiler that duplicates or drops one makes a kernel hang. No spills, no local memory, no load, store or atomic
 /// without a state space. No path of the building machine.
 ///
@@ -156,7 +157,8 @@ impl Check {
     fn product(&self, ptx: &[Ptx], problems: &mut Vec<String>) -> Outcome {
         let kernels = source::kernels_in(&Path::new(PRODUCT.folder).join("src"))?;
         for ptx in ptx {
-            let of_file = entries_and_source(&ptx.module, &kernels).into_iter().chain(memory(&ptx.module));
+            let of_file =
+                entries_and_source(ptx.arch, &ptx.module, &kernels).into_iter().chain(memory(&ptx.module));
             let of_file = of_file.chain(ptx.report.iter().flat_map(spills));
             problems.extend(of_file.map(|problem| format!("{}: {problem}", ptx.name.display())));
         }
@@ -217,13 +219,18 @@ fn first_difference(committed: &Ptx, fresh: &Ptx) -> Option<String> {
 }
 
 /// Kernels in one of PTX and source but not in the other, and collectives that the compiler multiplied or dropped.
-fn entries_and_source(module: &Module, kernels: &BTreeMap<String, Kernel>) -> Vec<String> {
+fn entries_and_source(arch: Arch, module: &Module, kernels: &BTreeMap<String, Kernel>) -> Vec<String> {
     let mut problems = Vec::new();
     for entry in module.entries() {
         match kernels.get(&entry.name) {
             None => problems.push(format!("entry {} has no #[kernel] in the source", entry.name)),
+            Some(kernel) if kernel.declared.sm_90 && !arch.has_sm_90() => problems.push(format!(
+                "entry {} needs sm_90, as {} declares, and this is {arch}",
+                entry.name,
+                kernel.file.display()
+            )),
             Some(kernel) => {
-                let (declared, found) = (kernel.collectives, module.collectives(entry));
+                let (declared, found) = (kernel.declared.collectives, module.collectives(entry));
                 for ((kind, declared), (_, found)) in declared.by_kind().into_iter().zip(found.by_kind()) {
                     if declared != found {
                         problems.push(format!(
@@ -236,7 +243,9 @@ fn entries_and_source(module: &Module, kernels: &BTreeMap<String, Kernel>) -> Ve
             }
         }
     }
-    let missing = kernels.iter().filter(|(name, _)| module.entries().all(|entry| entry.name != **name));
+    let missing = kernels.iter().filter(|(name, kernel)| {
+        (arch.has_sm_90() || !kernel.declared.sm_90) && module.entries().all(|entry| entry.name != **name)
+    });
     problems.extend(
         missing.map(|(name, kernel)| format!("kernel {name} of {} is not an entry", kernel.file.display())),
     );
@@ -273,6 +282,7 @@ fn spills(report: &Report) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::Declared;
     use cuda_builder::Resources;
     use cuda_builder::ptx::Collectives;
 
@@ -285,7 +295,10 @@ mod tests {
         let file = || PathBuf::from("src/k.rs");
         declared
             .iter()
-            .map(|&(name, collectives)| (name.to_owned(), Kernel { file: file(), collectives }))
+            .map(|&(name, collectives)| {
+                let declared = Declared { sm_90: name == "new", collectives };
+                (name.to_owned(), Kernel { file: file(), declared })
+            })
             .collect()
     }
 
@@ -306,17 +319,30 @@ mod tests {
         let module = Module::parse(".visible .entry a() { bar.sync 0; }\n.visible .entry b() { ret; }");
         let one = Collectives { barrier: 1, ..Collectives::default() };
         assert_eq!(
-            entries_and_source(&module, &kernels(&[("a", one), ("b", Collectives::default())])),
+            entries_and_source(Arch::Sm80, &module, &kernels(&[("a", one), ("b", Collectives::default())])),
             [""; 0]
         );
         assert_eq!(
-            entries_and_source(&module, &kernels(&[("a", Collectives::default()), ("c", one)])),
+            entries_and_source(Arch::Sm80, &module, &kernels(&[("a", Collectives::default()), ("c", one)])),
             [
                 "entry a has 1 collectives of kind barrier, but src/k.rs declares 0",
                 "entry b has no #[kernel] in the source",
                 "kernel c of src/k.rs is not an entry",
             ]
         );
+    }
+
+    #[test]
+    fn what_needs_sm_90_is_there_and_nowhere_else() {
+        let (with, without) =
+            (Module::parse(".visible .entry new() { ret; }"), Module::parse(".version 8.0\n"));
+        let kernels = kernels(&[("new", Collectives::default())]);
+        assert_eq!(entries_and_source(Arch::Sm80, &without, &kernels), [""; 0]);
+        assert_eq!(entries_and_source(Arch::Sm90a, &with, &kernels), [""; 0]);
+        let early = entries_and_source(Arch::Sm80, &with, &kernels);
+        assert_eq!(early, ["entry new needs sm_90, as src/k.rs declares, and this is sm_80"]);
+        let missing = entries_and_source(Arch::Sm100a, &without, &kernels);
+        assert_eq!(missing, ["kernel new of src/k.rs is not an entry"]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Which kernels a crate's source has, and the collectives that each declares.
+//! Which kernels a crate's source has, and what each declares.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,7 +15,15 @@ use crate::Outcome;
 pub struct Kernel {
     /// The file that it stands in.
     pub file: PathBuf,
-    /// What its attribute declares: `#[kernel(collectives(shuffle = 5, barrier = 1))]`. Kinds that are left out are 0.
+    pub declared: Declared,
+}
+
+/// What an attribute says: `#[kernel(sm_90, collectives(shuffle = 5, barrier = 1))]`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Declared {
+    /// It is built for the architectures that have what came with Hopper, and not for others.
+    pub sm_90: bool,
+    /// Kinds that are left out are 0.
     pub collectives: Collectives,
 }
 
@@ -30,11 +38,11 @@ pub fn kernels_in(folder: &Path) -> Outcome<BTreeMap<String, Kernel>> {
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
-                for (name, collectives) in kernels_of(&fs::read_to_string(&path)?).map_err(|error| {
+                for (name, declared) in kernels_of(&fs::read_to_string(&path)?).map_err(|error| {
                     let at = error.span().start();
                     format!("{}:{}:{}: {error}", path.display(), at.line, at.column + 1)
                 })? {
-                    let kernel = Kernel { file: path.clone(), collectives };
+                    let kernel = Kernel { file: path.clone(), declared };
                     if let Some(other) = kernels.insert(name.clone(), kernel) {
                         // Both would be the same symbol.
                         return Err(format!(
@@ -52,7 +60,7 @@ pub fn kernels_in(folder: &Path) -> Outcome<BTreeMap<String, Kernel>> {
 }
 
 /// The kernels of a source file.
-fn kernels_of(source: &str) -> syn::Result<Vec<(String, Collectives)>> {
+fn kernels_of(source: &str) -> syn::Result<Vec<(String, Declared)>> {
     let mut found = Vec::new();
     let mut items = syn::parse_file(source)?.items;
     while let Some(item) = items.pop() {
@@ -72,33 +80,47 @@ fn kernels_of(source: &str) -> syn::Result<Vec<(String, Collectives)>> {
     Ok(found)
 }
 
-fn declared(attribute: &Attribute) -> syn::Result<Collectives> {
-    let mut collectives = Collectives::default();
+fn declared(attribute: &Attribute) -> syn::Result<Declared> {
+    let mut declared = Declared::default();
     if matches!(attribute.meta, syn::Meta::Path(_)) {
-        return Ok(collectives);
+        return Ok(declared);
     }
     attribute.parse_args_with(|arguments: ParseStream<'_>| {
-        let word: Ident = arguments.parse()?;
-        if word != "collectives" {
-            return Err(Error::new(word.span(), "only `collectives(..)` is known here"));
-        }
-        let kinds;
-        parenthesized!(kinds in arguments);
-        while !kinds.is_empty() {
-            let kind: Ident = kinds.parse()?;
-            let count = collectives.of_kind(&kind.to_string()).ok_or_else(|| {
-                let known = Collectives::default().by_kind().map(|(name, _)| name).join(", ");
-                Error::new(kind.span(), format!("no kind of collective; known are {known}"))
-            })?;
-            kinds.parse::<Token![=]>()?;
-            *count = kinds.parse::<LitInt>()?.base10_parse()?;
-            if !kinds.is_empty() {
-                kinds.parse::<Token![,]>()?;
+        while !arguments.is_empty() {
+            let word: Ident = arguments.parse()?;
+            if word == "sm_90" {
+                declared.sm_90 = true;
+            } else if word == "collectives" {
+                let kinds;
+                parenthesized!(kinds in arguments);
+                collectives(&kinds, &mut declared.collectives)?;
+            } else {
+                return Err(Error::new(word.span(), "only `sm_90` and `collectives(..)` are known here"));
+            }
+            if !arguments.is_empty() {
+                arguments.parse::<Token![,]>()?;
             }
         }
         Ok(())
     })?;
-    Ok(collectives)
+    Ok(declared)
+}
+
+/// `shuffle = 5, barrier = 1`.
+fn collectives(kinds: ParseStream<'_>, collectives: &mut Collectives) -> syn::Result<()> {
+    while !kinds.is_empty() {
+        let kind: Ident = kinds.parse()?;
+        let count = collectives.of_kind(&kind.to_string()).ok_or_else(|| {
+            let known = Collectives::default().by_kind().map(|(name, _)| name).join(", ");
+            Error::new(kind.span(), format!("no kind of collective; known are {known}"))
+        })?;
+        kinds.parse::<Token![=]>()?;
+        *count = kinds.parse::<LitInt>()?.base10_parse()?;
+        if !kinds.is_empty() {
+            kinds.parse::<Token![,]>()?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -106,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kernels_and_their_collectives_are_found() {
+    fn kernels_and_what_they_declare_are_found() {
         let source = "
             use cuda_std::kernel;
             #[kernel]
@@ -119,21 +141,37 @@ mod tests {
             }
             #[kernel(collectives())]
             pub unsafe fn none() {}
+            #[kernel(sm_90, collectives(barrier = 2))]
+            pub unsafe fn bulk() {}
+            #[kernel(sm_90)]
+            pub unsafe fn bare() {}
             #[inline]
             fn helper() {}
         ";
         let mut kernels = kernels_of(source).unwrap();
         kernels.sort_by(|one, other| one.0.cmp(&other.0));
         let sums = Collectives { shuffle: 5, barrier: 1, ..Collectives::default() };
-        let expected = [("none", Collectives::default()), ("plain", Collectives::default()), ("sums", sums)];
-        assert_eq!(kernels, expected.map(|(name, collectives)| (name.to_owned(), collectives)));
+        let barriers = Collectives { barrier: 2, ..Collectives::default() };
+        let expected = [
+            ("bare", true, Collectives::default()),
+            ("bulk", true, barriers),
+            ("none", false, Collectives::default()),
+            ("plain", false, Collectives::default()),
+            ("sums", false, sums),
+        ];
+        let expected =
+            expected.map(|(name, sm_90, collectives)| (name.to_owned(), Declared { sm_90, collectives }));
+        assert_eq!(kernels, expected);
     }
 
     #[test]
     fn wrong_declarations_are_refused() {
         for (attribute, says) in [
-            ("#[kernel(collectives(shuffles = 5))]", "known are shuffle, barrier, vote, matching, reduce"),
-            ("#[kernel(collective(shuffle = 5))]", "only `collectives(..)` is known"),
+            (
+                "#[kernel(collectives(shuffles = 5))]",
+                "known are shuffle, barrier, vote, matching, reduce, mma",
+            ),
+            ("#[kernel(collective(shuffle = 5))]", "only `sm_90` and `collectives(..)` are known"),
             ("#[kernel(collectives(shuffle = many))]", "expected integer literal"),
         ] {
             let error = kernels_of(&format!("{attribute} pub unsafe fn k() {{}}")).unwrap_err();

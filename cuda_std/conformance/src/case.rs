@@ -1,6 +1,6 @@
 //! The table.
 
-use crate::{atomic, copy, math, shared, thread, view, warp};
+use crate::{atomic, bulk, copy, math, mma, shared, thread, view, warp};
 
 /// One kernel, how it is launched, and what it tests.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +22,8 @@ pub struct Case {
     pub in_words: u32,
     /// Output words of a thread.
     pub out_words: u32,
+    /// It stands in the modules of sm_90a and sm_100a, and not in that of sm_80.
+    pub needs_sm_90: bool,
     /// What the input is made of.
     pub domain: Domain,
     /// Runs it on the emulator.
@@ -70,6 +72,7 @@ pub(crate) const USUAL: Case = Case {
     shared_bytes: 0,
     in_words: 0,
     out_words: 0,
+    needs_sm_90: false,
     domain: Domain::Bits,
     #[cfg(feature = "emulate")]
     kernel: crate::emulate::Kernel::NONE,
@@ -105,7 +108,9 @@ const TABLES: &[&[Case]] = &[
     atomic::contended::CASES,
     atomic::order::CASES,
     copy::CASES,
+    bulk::CASES,
     math::CASES,
+    mma::CASES,
 ];
 
 const COUNT: usize = {

@@ -3,8 +3,16 @@
 /// An entry is `name(covers = [..], expects = [..], in = [type; n], out = [type; n], ..) |io| { body }`: the functions
 /// that it is the test of, the words that its PTX must hold, the row of a thread in the input and in the output, and more
 /// fields of [`Case`](crate::Case) where they differ from the usual. The body is the kernel; `io` is its `kernel::Io`.
+///
+/// `sm_90 TABLE: ..` is a table of kernels that need what came with Hopper. They are all that the modules of such architectures hold.
 macro_rules! conform {
-    ($table:ident: $(
+    (sm_90 $($rest:tt)*) => {
+        conform! { (true, any(not(target_arch = "nvptx64"), sm_90)) $($rest)* }
+    };
+    ($table:ident: $($rest:tt)*) => {
+        conform! { (false, not(sm_90)) $table: $($rest)* }
+    };
+    (($needs_sm_90:literal, $built:meta) $table:ident: $(
         $name:ident(
             covers = [$($covers:expr),* $(,)?],
             expects = [$($expects:expr),* $(,)?],
@@ -25,6 +33,7 @@ macro_rules! conform {
                     in_words: crate::case::words(size_of::<[$in; $ins]>()),
                     out_words: crate::case::words(size_of::<[$out; $outs]>()),
                     $($field: $value,)*
+                    needs_sm_90: $needs_sm_90,
                     #[cfg(feature = "emulate")]
                     kernel: crate::emulate::kernel!($name, $in, $out),
                     ..crate::case::USUAL
@@ -32,7 +41,7 @@ macro_rules! conform {
             ),*]
         };
 
-        #[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
+        #[cfg(all($built, any(target_arch = "nvptx64", feature = "emulate")))]
         pub(crate) mod kernels {
             #[allow(unused_imports, reason = "no subject needs all of it")]
             use crate::kernel::*;

@@ -3,10 +3,12 @@
 use core::cell::Cell;
 
 pub use cuda_std::atomic::{Fence, Order, Scope, fence};
+#[cfg(any(not(target_arch = "nvptx64"), sm_90))]
+pub use cuda_std::bulk;
 pub use cuda_std::prelude::*;
 pub use cuda_std::thread::*;
 pub use cuda_std::warp::*;
-pub use cuda_std::{Value, bf16, copy, math, shared};
+pub use cuda_std::{Value, bf16, copy, math, mma, shared};
 
 /// A thread's rows of the input and the output.
 pub struct Io<I, O> {

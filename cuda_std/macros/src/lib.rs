@@ -7,7 +7,7 @@ use syn::punctuated::Punctuated;
 use syn::{Error, Ident, ItemFn, LitInt, ReturnType, Token, Visibility, parenthesized, parse_macro_input};
 
 /// Collectives that a kernel may declare; `cargo xtask check-kernels` counts the same words in the PTX.
-const COLLECTIVES: [&str; 5] = ["barrier", "shuffle", "vote", "matching", "reduce"];
+const COLLECTIVES: [&str; 6] = ["barrier", "shuffle", "vote", "matching", "reduce", "mma"];
 
 /// Makes a function a kernel.
 ///
@@ -18,8 +18,11 @@ const COLLECTIVES: [&str; 5] = ["barrier", "shuffle", "vote", "matching", "reduc
 /// passed on its own: pointers within structs, and slices, would be accessed through generic addresses.
 ///
 /// `collectives(..)` declares how many warp and block collectives the kernel's PTX holds, loops unrolled: `barrier`,
-/// `shuffle`, `vote`, `matching`, `reduce`. A compiler that duplicates or drops one then fails the check (that it
+/// `shuffle`, `vote`, `matching`, `reduce`, `mma`. A compiler that duplicates or drops one then fails the check (that it
 /// moves none is what their `convergent` mark is for).
+///
+/// `sm_90` says that the kernel needs an architecture that has what came with Hopper. It then stands behind
+/// `cfg(any(not(target_arch = "nvptx64"), sm_90))`, which cuda_builder sets, and is checked for those architectures alone.
 ///
 /// ```ignore
 /// #[kernel(collectives(shuffle = 5, barrier = 1))]
@@ -86,17 +89,27 @@ fn check(function: &ItemFn) -> Result<(), Error> {
     Ok(())
 }
 
-/// `collectives(barrier = 1, shuffle = 5)`, or nothing.
+/// `sm_90` and `collectives(barrier = 1, shuffle = 5)`, either or nothing.
 struct Declared;
 
 impl Parse for Declared {
     fn parse(input: ParseStream<'_>) -> syn::Result<Self> {
-        if input.is_empty() {
+        Punctuated::<Word, Token![,]>::parse_terminated(input)?;
+        Ok(Self)
+    }
+}
+
+/// One of its words.
+struct Word;
+
+impl Parse for Word {
+    fn parse(input: ParseStream<'_>) -> syn::Result<Self> {
+        let word: Ident = input.parse()?;
+        if word == "sm_90" {
             return Ok(Self);
         }
-        let word: Ident = input.parse()?;
         if word != "collectives" {
-            return Err(Error::new(word.span(), "known: collectives(barrier = 1, shuffle = 5, ..)"));
+            return Err(Error::new(word.span(), "known: sm_90, collectives(barrier = 1, shuffle = 5, ..)"));
         }
         let counts;
         parenthesized!(counts in input);

@@ -114,7 +114,7 @@ impl Machine {
                 self.raise(copy.site, FaultKind::FreedBuffer);
                 return None;
             };
-            memory.copy_read(me, index);
+            memory.copy_read(me, index, false);
             // SAFETY: `size` bytes on either side; the source is a copy's own bytes or a buffer that still exists.
             unsafe { std::ptr::copy_nonoverlapping(address, to, copy.size) };
         }

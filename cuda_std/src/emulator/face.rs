@@ -5,17 +5,21 @@ use std::panic::Location;
 
 use crate::Value;
 use crate::atomic::{Fence, Order, Rmw, Scope};
+use crate::bulk::Barrier;
 use crate::emulator::Operation;
 use crate::emulator::barrier::{Kind, barrier};
 use crate::emulator::buffer::Header;
+use crate::emulator::bulk::Sides;
 use crate::emulator::machine::{
     GlobalView, Machine, SharedView, Site, checked, interrupt, suspend, with, yield_turn,
 };
+use crate::emulator::mbarrier;
+use crate::emulator::mma::Fragments;
 use crate::emulator::order::{Chain, Tag};
 use crate::emulator::warp::{Call, collective};
 use crate::emulator::{Access, FaultKind, Space, arithmetic, sfu};
 use crate::view::{LoadCache, StoreCache};
-use crate::warp::ShuffleMode;
+use crate::warp::{FULL_MASK, ShuffleMode};
 
 /// Elements of a buffer.
 pub struct GlobalPointer<T> {
@@ -442,6 +446,19 @@ collectives! {
 }
 
 #[track_caller]
+pub unsafe fn mma_m16n8k16_bf16(a: [u32; 4], b: [u32; 2], c: [f32; 4]) -> [f32; 4] {
+    let mut fragments = Fragments { a, b, c };
+    // The lane that comes last works in all lanes' fragments: they wait here, so theirs are still in place.
+    plain(Operation::Mma, FULL_MASK, (&raw mut fragments) as u64);
+    fragments.c
+}
+
+#[track_caller]
+pub unsafe fn transpose_8x8(pair: u32) -> u32 {
+    plain(Operation::Transpose, FULL_MASK, pair.into()) as u32
+}
+
+#[track_caller]
 pub unsafe fn copy_async<T: Value>(
     to: SharedPointer<T>,
     to_index: usize,
@@ -476,6 +493,63 @@ pub fn wait_group<const PENDING: u32>() {
 
 pub fn wait_all() {
     checked(|machine| machine.wait_for_copies(None));
+}
+
+#[track_caller]
+pub unsafe fn barrier_init(barriers: SharedPointer<Barrier>, index: usize, arrivals: u32) {
+    let site = Location::caller();
+    interrupt();
+    checked(|machine| machine.init_barrier(barriers.view, index, arrivals, site));
+}
+
+#[track_caller]
+pub unsafe fn barrier_arrive_expect(barriers: SharedPointer<Barrier>, index: usize, bytes: u32) {
+    let site = Location::caller();
+    interrupt();
+    checked(|machine| machine.arrive_expect(barriers.view, index, bytes, site));
+}
+
+#[track_caller]
+pub unsafe fn barrier_try_wait(barriers: SharedPointer<Barrier>, index: usize, phase: u32) -> bool {
+    mbarrier::try_wait(barriers.view, index, phase, Location::caller())
+}
+
+#[track_caller]
+pub unsafe fn bulk_copy_in<T: Value>(
+    to: SharedPointer<T>,
+    from: GlobalPointer<T>,
+    len: usize,
+    barriers: SharedPointer<Barrier>,
+    index: usize,
+) {
+    let site = Location::caller();
+    interrupt();
+    let sides = Sides { global: from.view, shared: to.view, len, size: size_of::<T>() };
+    checked(|machine| machine.start_copy_in(sides, barriers.view, index, site));
+}
+
+#[track_caller]
+pub unsafe fn bulk_copy_out<T: Value>(to: GlobalPointer<T>, from: SharedPointer<T>, len: usize) {
+    let site = Location::caller();
+    interrupt();
+    let sides = Sides { global: to.view, shared: from.view, len, size: size_of::<T>() };
+    checked(|machine| machine.start_copy_out(sides, site));
+}
+
+pub fn bulk_commit_group() {
+    with(Machine::commit_copies_out);
+}
+
+pub fn bulk_wait_group<const PENDING: u32>() {
+    checked(|machine| machine.wait_for_copies_out(PENDING, true));
+}
+
+pub fn bulk_wait_group_read<const PENDING: u32>() {
+    checked(|machine| machine.wait_for_copies_out(PENDING, false));
+}
+
+pub fn fence_proxy_async() {
+    with(Machine::fence_proxy);
 }
 
 pub fn fma(a: f32, b: f32, c: f32) -> f32 {

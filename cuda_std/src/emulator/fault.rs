@@ -146,6 +146,8 @@ pub enum Operation {
     ReduceAnd,
     ReduceOr,
     ReduceXor,
+    Mma,
+    Transpose,
 }
 
 /// What a kernel did wrong. The texts name values and limits.
@@ -262,6 +264,74 @@ pub enum FaultKind {
     CopyNotAwaited {
         /// How many.
         copies: usize,
+    },
+    /// A bulk copy that is not whole units of 16 bytes.
+    #[error(
+        "a bulk copy of {bytes} bytes, at byte {global_byte} of its buffer and byte {shared_byte} of shared memory: all three must be multiples of 16, and the first not 0"
+    )]
+    BulkAlignment {
+        /// Its size.
+        bytes: usize,
+        /// Where its global side starts in its buffer.
+        global_byte: usize,
+        /// Where its shared side starts.
+        shared_byte: usize,
+    },
+    /// Bulk copies of a phase that move other bytes than its arrivals said.
+    #[error("bulk copies of {copied} bytes in a phase of a barrier that expects {expected}")]
+    BulkBytes {
+        /// The arrivals' word.
+        expected: i64,
+        /// What was started.
+        copied: i64,
+    },
+    /// A bulk copy of or over what was stored, or onto a barrier that was initialised, without a proxy fence since.
+    #[error(
+        "a bulk copy meets byte {byte} of shared memory, which was stored to without a proxy fence since"
+    )]
+    ProxyFence {
+        /// The byte.
+        byte: usize,
+    },
+    /// A barrier in shared memory that is none.
+    #[error(
+        "byte {byte} of shared memory is used as a barrier, and this block has not initialised one there"
+    )]
+    BarrierUninitialised {
+        /// Its first byte.
+        byte: usize,
+    },
+    /// A second initialisation.
+    #[error("byte {byte} of shared memory already is a barrier")]
+    BarrierInitialised {
+        /// Its first byte.
+        byte: usize,
+    },
+    /// One arrival too many in a phase.
+    #[error("an arrival at a barrier whose phase has had all of its {arrivals}, and still waits for bytes")]
+    BarrierOverrun {
+        /// Arrivals of a phase.
+        arrivals: u32,
+    },
+    /// More arrivals or bytes than a barrier counts.
+    #[error("a barrier with {value} {what}; allowed: 1 to {limit}")]
+    BarrierLimit {
+        /// What is too large.
+        what: &'static str,
+        /// How large.
+        value: i64,
+        /// The most.
+        limit: i64,
+    },
+    /// A wait for a phase whose parity stands for another one.
+    #[error(
+        "a wait for phase {phase} of a barrier of which {ended} have ended: by its parity that is taken for another phase"
+    )]
+    BarrierPhase {
+        /// The one asked for.
+        phase: u32,
+        /// How many have ended.
+        ended: u32,
     },
     /// Threads of one block at different barriers.
     #[error("the thread reaches this barrier while block {}, thread {} waits at the one at {}", other.block, other.thread, other.location)]

@@ -139,8 +139,12 @@ pub struct Report {
     pub matches: u64,
     /// Reductions.
     pub reductions: u64,
+    /// Matrix products.
+    pub matrix_products: u64,
     /// Asynchronous copies of an element.
     pub copies: u64,
+    /// Bulk copies, of any length.
+    pub bulk_copies: u64,
     /// Turns that threads were given.
     pub turns: u64,
     /// A digest of the schedule: launches with equal digests took their turns in the same order.

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::panic::Location;
 use std::ptr;
 
@@ -11,6 +12,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::barrier::Barrier;
 use super::buffer::Header;
+use super::bulk::Bulk;
 use super::copies::Copies;
 use super::fault::{Access, Fault, FaultKind, Index, Other, Space};
 use super::launch::{Launch, Report, Traffic};
@@ -66,6 +68,7 @@ pub(crate) struct Block {
     /// What releases left, by byte of shared memory.
     left: HashMap<usize, Left>,
     pub copies: Vec<Copies>,
+    pub bulk: Bulk,
     pub yielders: Vec<*const Yielder<(), ()>>,
 }
 
@@ -378,7 +381,7 @@ impl Machine {
                 .load_read_only(index, site)
                 .map_err(|stamp| Conflict::ReadOnly(self.sites.at(stamp.tag.site())));
         }
-        count(&mut self.report.global, tag, memory.size);
+        self.report.global.add(tag, memory.size);
         // SAFETY: the view's bounds lie within the buffer's, and the index within the view's.
         let address = unsafe { memory.data.add(index * memory.size) };
         if tag.writes() && !tag.is_atomic() {
@@ -391,6 +394,33 @@ impl Machine {
                 None
             }
         }
+    }
+
+    /// Checks and marks elements of a view one after another, as one access of `by`, which is the running thread or a copy of its.
+    pub fn mark_elements(
+        &mut self,
+        view: GlobalView,
+        elements: Range<usize>,
+        tag: Tag,
+        by: Me,
+        site: Site,
+    ) -> Option<()> {
+        // SAFETY: let go of before this function returns, which calls nobody else that asks for it.
+        let Some(memory) = (unsafe { view.header.memory(view.generation) }) else {
+            self.raise(site, FaultKind::FreedBuffer);
+            return None;
+        };
+        memory.enter(self.id);
+        let order = &self.blocks[self.me.slot].order;
+        for index in elements.clone() {
+            if let Err(conflict) = memory.access(order, by, index, tag) {
+                self.global_conflict(conflict, index, tag, site);
+                return None;
+            }
+        }
+        let bytes = elements.len() * memory.size;
+        self.report.global.add(tag, bytes);
+        Some(())
     }
 
     #[cold]
@@ -434,7 +464,7 @@ impl Machine {
         let byte = view.base + index * size;
         let block = &mut self.blocks[self.me.slot];
         let result = block.shared.access(&block.order, self.me, byte, size, tag);
-        count(&mut self.report.shared, tag, size);
+        self.report.shared.add(tag, size);
         // SAFETY: the array lies within the block's shared memory, and the index within the array.
         let address = unsafe { block.shared.data().add(byte) };
         if tag.writes() && !tag.is_atomic() {
@@ -450,7 +480,7 @@ impl Machine {
     }
 
     #[cold]
-    fn shared_conflict(&mut self, conflict: Conflict, index: usize, byte: usize, tag: Tag, site: Site) {
+    pub fn shared_conflict(&mut self, conflict: Conflict, index: usize, byte: usize, tag: Tag, site: Site) {
         let access = tag.access();
         let kind = match conflict {
             Conflict::Uninitialised => FaultKind::UninitialisedShared { access, index, byte },
@@ -486,13 +516,16 @@ impl Machine {
     }
 }
 
-fn count(traffic: &mut Traffic, tag: Tag, size: usize) {
-    let (loads, stores) = (u64::from(tag.reads()), u64::from(tag.writes()));
-    traffic.atomics += loads & stores;
-    traffic.loads += loads & !stores;
-    traffic.stores += stores & !loads;
-    traffic.bytes_loaded += loads * size as u64;
-    traffic.bytes_stored += stores * size as u64;
+impl Traffic {
+    /// Counts an access to `size` bytes.
+    pub(super) fn add(&mut self, tag: Tag, size: usize) {
+        let (loads, stores) = (u64::from(tag.reads()), u64::from(tag.writes()));
+        self.atomics += loads & stores;
+        self.loads += loads & !stores;
+        self.stores += stores & !loads;
+        self.bytes_loaded += loads * size as u64;
+        self.bytes_stored += stores * size as u64;
+    }
 }
 
 impl Block {
@@ -506,6 +539,7 @@ impl Block {
             shared: SharedMemory::new(shared_bytes),
             left: HashMap::new(),
             copies: (0..threads).map(|_| Copies::default()).collect(),
+            bulk: Bulk::new(threads),
             yielders: vec![ptr::null(); threads],
         }
     }
@@ -520,6 +554,7 @@ impl Block {
         self.barrier = Barrier::default();
         self.left.clear();
         self.copies.iter_mut().for_each(Copies::clear);
+        self.bulk.clear();
     }
 }
 

@@ -44,7 +44,8 @@
 //!   orders what it did in its last epoch);
 //! - [`sync_warp`](crate::warp::sync_warp): the lanes of its mask. Shuffles, votes, matches and reductions order nothing;
 //! - a chain of a release (a release operation, or a fence before a relaxed one) and an acquire that saw its value (or a
-//!   relaxed one with a fence after it). A release of block scope is for its block.
+//!   relaxed one with a fence after it). A release of block scope is for its block;
+//! - a barrier in shared memory: what its arrivals did, and the bulk copies onto it, before who waited for the phase.
 //!
 //! # What it does not see
 //!
@@ -57,15 +58,19 @@
 //! - NaN bits of Rust's own operators, which are the CPU's; all else of their arithmetic is the same.
 //! - Values that PTX leaves open: a shuffle from a lane that takes no part gives the own value.
 //! - When the bytes of an asynchronous copy land, since touching them before the wait is a fault; the source is read at the
-//!   start or at the wait, by chance.
+//!   start or at the wait, by chance. Those of a bulk copy arrive, and count, at a random poll of its barrier.
+//! - Proxy fences that global memory would need: between stores and a bulk copy of one launch.
 
 pub(crate) mod arithmetic;
 pub(crate) mod barrier;
 pub(crate) mod buffer;
+pub(crate) mod bulk;
 mod copies;
 mod fault;
 mod launch;
 pub(crate) mod machine;
+pub(crate) mod mbarrier;
+pub(crate) mod mma;
 pub(crate) mod order;
 mod panics;
 mod schedule;

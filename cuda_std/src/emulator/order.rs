@@ -4,6 +4,9 @@
 //! clock. A later access is ordered after it if it is the thread's own; if the block passed a barrier in between; if a chain of
 //! `sync_warp`s leads from one lane to the other; or if a chain of releases and acquires does. Shuffles, votes and the like
 //! order nothing.
+//!
+//! What a bulk copy does is nobody's own: it is ordered before those who waited for its barrier's phase, and those after them. Its
+//! stamp's clock is the number of that phase, its epoch the one in which someone first waited.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -40,6 +43,7 @@ impl Tag {
     const ATOMIC: u32 = 1 << 20;
     const BLOCK_SCOPE: u32 = 1 << 21;
     const PENDING: u32 = 1 << 22;
+    const BULK: u32 = 1 << 23;
 
     #[inline]
     pub fn at(self, site: u16) -> Self {
@@ -50,6 +54,10 @@ impl Tag {
     }
     pub fn pending(self) -> Self {
         Self(self.0 | Self::PENDING)
+    }
+    /// Of a bulk copy into shared memory, whose stamps have a phase for a clock.
+    pub fn bulk(self) -> Self {
+        Self(self.0 | Self::BULK)
     }
     /// No longer pending.
     pub fn settled(self) -> Self {
@@ -89,6 +97,10 @@ impl Tag {
     #[inline]
     pub fn is_pending(self) -> bool {
         self.0 & Self::PENDING != 0
+    }
+    #[inline]
+    pub fn is_bulk(self) -> bool {
+        self.0 & Self::BULK != 0
     }
     #[inline]
     pub fn is_copy(self) -> bool {
@@ -157,6 +169,27 @@ struct Known {
     epoch: u32,
     /// Clocks of single threads of it, by warp.
     warps: BTreeMap<usize, Clocks>,
+    /// The last phase of each of its barriers in shared memory that was waited for.
+    phases: BTreeMap<u32, Phase>,
+}
+
+/// A phase of a barrier in shared memory, as the clock of a stamp.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Phase(pub u32);
+
+impl Phase {
+    /// Bits of a barrier's number: its byte in shared memory over 8.
+    const BARRIER_BITS: u32 = 15;
+
+    /// Later phases than the number has bits for count as the last of those.
+    pub fn new(barrier_byte: usize, number: u32) -> Self {
+        let number = number.min(u32::MAX >> Self::BARRIER_BITS);
+        Self((number << Self::BARRIER_BITS) | (barrier_byte as u32 / 8))
+    }
+
+    fn barrier(self) -> u32 {
+        self.0 & ((1 << Self::BARRIER_BITS) - 1)
+    }
 }
 
 type Clocks = [u32; LANES];
@@ -184,10 +217,14 @@ fn merge(into: &mut Option<Rc<Knowledge>>, other: &Option<Rc<Knowledge>>) {
         for (&warp, clocks) in &theirs.warps {
             join(ours.warps.entry(warp).or_insert([0; LANES]), clocks);
         }
+        for (&barrier, &phase) in &theirs.phases {
+            let ours = ours.phases.entry(barrier).or_insert(phase);
+            *ours = phase.max(*ours);
+        }
     }
 }
 
-type Released = Option<Rc<Knowledge>>;
+pub(crate) type Released = Option<Rc<Knowledge>>;
 
 /// What releases have left at one element.
 #[derive(Clone, Default)]
@@ -238,6 +275,8 @@ pub(crate) struct BlockOrder {
     warps: Vec<Option<Box<[Clocks; LANES]>>>,
     chains: Vec<Chains>,
     any_chain: bool,
+    /// Each thread's last proxy fence: the epoch, and the clock from which on nothing is fenced.
+    fences: Vec<(u32, u32)>,
 }
 
 impl BlockOrder {
@@ -253,6 +292,7 @@ impl BlockOrder {
             warps: vec![None; count.div_ceil(LANES)],
             chains: vec![Chains::default(); count],
             any_chain: false,
+            fences: vec![(0, 0); count],
         }
     }
 
@@ -265,6 +305,7 @@ impl BlockOrder {
         self.returned.fill(u32::MAX);
         self.any_returned = false;
         self.warps.fill(None);
+        self.fences.fill((0, 0));
         if self.any_chain {
             self.chains.fill(Chains::default());
             self.any_chain = false;
@@ -285,6 +326,9 @@ impl BlockOrder {
     /// Whether everything up to `stamp` happens before what `me` does now.
     #[inline]
     pub fn ordered(&self, stamp: Stamp, me: Me) -> bool {
+        if stamp.tag.is_bulk() {
+            return self.waited_for(stamp, me);
+        }
         if stamp.thread == me.number {
             return true;
         }
@@ -300,6 +344,19 @@ impl BlockOrder {
             }
         }
         self.any_chain && self.learnt(stamp, me)
+    }
+
+    /// Whether `me`, or someone ordered before, has waited for a bulk copy.
+    fn waited_for(&self, stamp: Stamp, me: Me) -> bool {
+        if self.thread_of(stamp).is_some() && stamp.epoch < self.epoch {
+            return true;
+        }
+        let phase = Phase(stamp.clock);
+        let known = self.chains[me.thread].known.as_ref();
+        known.and_then(|known| known.blocks.get(&(stamp.thread / self.count as u32))).is_some_and(|known| {
+            stamp.epoch < known.epoch
+                || known.phases.get(&phase.barrier()).is_some_and(|ended| *ended >= phase)
+        })
     }
 
     #[cold]
@@ -351,6 +408,37 @@ impl BlockOrder {
                 self.chains[warp * LANES + lane].known = all.clone();
             }
         }
+    }
+
+    /// A thread arrives at a barrier in shared memory, where `arriving` is what those before it have left.
+    pub fn arrive(&mut self, me: Me, arriving: &mut Released) {
+        let snapshot = self.snapshot(me);
+        merge(arriving, &snapshot);
+    }
+
+    /// A phase ends: what its arrivals have left joins what those of earlier phases had.
+    pub fn end_phase(&self, phase: Phase, arriving: Released, ended: &mut Released) {
+        merge(ended, &arriving);
+        let ended = Rc::make_mut(ended.get_or_insert_default());
+        ended.blocks.entry(self.block).or_default().phases.insert(phase.barrier(), phase);
+    }
+
+    /// A thread has waited at a barrier in shared memory.
+    pub fn wait(&mut self, me: Me, ended: &Released) {
+        merge(&mut self.chains[me.thread].known, ended);
+        self.any_chain |= ended.is_some();
+    }
+
+    /// A proxy fence.
+    pub fn fence_proxy(&mut self, me: Me) {
+        self.clocks[me.thread] += 1;
+        self.fences[me.thread] = (self.epoch, self.clocks[me.thread]);
+    }
+
+    /// Whether bulk copies of `me` see what `stamp` wrote to shared memory: its thread had a fence since, or `me` one in a later epoch.
+    pub fn is_fenced(&self, stamp: Stamp, me: Me) -> bool {
+        let by_writer = self.thread_of(stamp).is_some_and(|writer| stamp.clock < self.fences[writer].1);
+        stamp.tag.is_bulk() || by_writer || stamp.epoch < self.fences[me.thread].0
     }
 
     pub fn returned(&mut self, thread: usize) {

@@ -30,6 +30,11 @@ fn mark(
     let unordered = |word: &Word| Stamp::of(*word).filter(|stamp| !order.ordered(*stamp, me));
     let excused = |stamp: Stamp| stamp.tag.both_atomic(tag, order.thread_of(stamp).is_some());
 
+    if let Some(stamp) = write.as_deref().and_then(|word| Stamp::of(*word))
+        && stamp.tag.is_pending()
+    {
+        return Err(Conflict::Pending(stamp));
+    }
     if let Some(stamp) = write.as_deref().and_then(unordered) {
         return Err(Conflict::Race(stamp));
     }
@@ -84,6 +89,18 @@ fn record(order: &BlockOrder, me: Me, tag: Tag, [newest, other]: &mut [Word; 2])
         }
     }
     *newest = me.stamp(tag).words();
+}
+
+/// A pending mark of this thread's now is one of the past; with `bulk`, one of a bulk copy of the phase that `me` has for a clock.
+fn settle(word: &mut Word, me: Me, bulk: bool) {
+    if let Some(stamp) = Stamp::of(*word)
+        && stamp.thread == me.number
+        && stamp.tag.is_pending()
+        && stamp.tag.is_bulk() == bulk
+        && (!bulk || stamp.clock == me.clock)
+    {
+        *word = me.stamp(stamp.tag.settled()).words();
+    }
 }
 
 /// The shadow's word for an element; a shadow comes into being when it is first needed.
@@ -151,15 +168,13 @@ impl Memory {
     }
 
     /// The thread has waited for its copy from element `index`: the source was read by now.
-    pub(crate) fn copy_read(&mut self, me: Me, index: usize) {
-        for word in self.reads.get_mut(index).into_iter().flatten() {
-            if let Some(stamp) = Stamp::of(*word)
-                && stamp.thread == me.number
-                && stamp.tag.is_pending()
-            {
-                *word = me.stamp(stamp.tag.settled()).words();
-            }
-        }
+    pub(crate) fn copy_read(&mut self, me: Me, index: usize, bulk: bool) {
+        self.reads.get_mut(index).into_iter().flatten().for_each(|word| settle(word, me, bulk));
+    }
+
+    /// The thread has waited for its copy to element `index`.
+    pub(crate) fn copy_written(&mut self, me: Me, index: usize) {
+        self.writes.get_mut(index).into_iter().for_each(|word| settle(word, me, false));
     }
 }
 
@@ -252,6 +267,22 @@ impl SharedMemory {
             mark(order, me, tag, Some(&mut entry.write), Some(&mut entry.atomic), Some(&mut entry.reads))?;
         }
         Ok(())
+    }
+
+    /// A write to `size` bytes at `byte` that bulk copies of `me` may not see, for want of a fence.
+    pub fn unfenced(&mut self, order: &BlockOrder, me: Me, byte: usize, size: usize) -> Option<Stamp> {
+        let words = self.entries(byte, size).iter().flat_map(|entry| [entry.write, entry.atomic]);
+        // Those of other blocks that were here before do not count.
+        let mut own = words.filter_map(Stamp::of).filter(|stamp| order.thread_of(*stamp).is_some());
+        // What is not even ordered is a fault of its own.
+        own.find(|stamp| !stamp.tag.is_pending() && order.ordered(*stamp, me) && !order.is_fenced(*stamp, me))
+    }
+
+    /// The thread has waited until its copy out of `size` bytes at `byte` had read them.
+    pub fn copy_read(&mut self, me: Me, byte: usize, size: usize) {
+        for entry in self.entries(byte, size) {
+            entry.reads.iter_mut().for_each(|word| settle(word, me, false));
+        }
     }
 
     /// An asynchronous copy of this thread has arrived.

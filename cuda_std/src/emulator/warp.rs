@@ -5,6 +5,7 @@
 
 use super::fault::{FaultKind, Operation};
 use super::machine::{Machine, Site, suspend, with};
+use super::mma;
 use super::order::LANES;
 use crate::warp::ShuffleMode;
 
@@ -150,6 +151,7 @@ impl Machine {
             Operation::Shuffle => &mut report.shuffles,
             Operation::VoteAll | Operation::VoteAny | Operation::VoteBallot => &mut report.votes,
             Operation::MatchAny | Operation::MatchAll => &mut report.matches,
+            Operation::Mma | Operation::Transpose => &mut report.matrix_products,
             _ => &mut report.reductions,
         }
     }
@@ -214,6 +216,16 @@ fn results(operation: Operation, mask: u32, calls: &[Call; LANES], results: &mut
             for lane in lanes() {
                 results[lane] = equal(calls[lane].value).into();
             }
+            return;
+        }
+        Operation::Mma => {
+            let values = calls.map(|call| call.value);
+            // SAFETY: all lanes are here, and each waits in `mma_m16n8k16_bf16` with the address of its own fragments.
+            unsafe { mma::multiply(&values) };
+            return;
+        }
+        Operation::Transpose => {
+            *results = std::array::from_fn(|lane| mma::transposed(lane, |of| calls[of].value as u32).into());
             return;
         }
         Operation::SyncWarp => return,

@@ -4,15 +4,19 @@
 
 mod address;
 mod atomic;
+mod bulk;
 mod copy;
 mod math;
+mod mma;
 mod pointer;
 mod thread;
 mod warp;
 
 pub use atomic::{AtomicFace, fence};
+pub use bulk::*;
 pub use copy::*;
 pub use math::*;
+pub use mma::{mma_m16n8k16_bf16, transpose_8x8};
 pub use pointer::{GlobalPointer, SharedPointer, dynamic_shared};
 pub use thread::*;
 pub use warp::*;

@@ -10,6 +10,7 @@
 
 mod barriers;
 mod bounds;
+mod bulk;
 mod collectives;
 mod copies;
 mod endings;
@@ -24,12 +25,13 @@ use cuda_std::emulator::Fault;
 use cuda_std::prelude::*;
 use cuda_std::shared_layout;
 
-const SOURCES: [&str; 9] = [
+const SOURCES: [&str; 10] = [
     include_str!("bounds.rs"),
     include_str!("uninitialised.rs"),
     include_str!("shared_races.rs"),
     include_str!("global_races.rs"),
     include_str!("copies.rs"),
+    include_str!("bulk.rs"),
     include_str!("barriers.rs"),
     include_str!("collectives.rs"),
     include_str!("endings.rs"),
