@@ -32,6 +32,8 @@ pub struct GenerateOptions {
     pub kv_dtype: KvDtype,
     /// How much of each tier may be used.
     pub limits: MemoryLimits,
+    /// Bytes of host memory to make real beforehand.
+    pub reserve_host_bytes: u64,
     /// Cache pages wanted beyond the mandatory ones, as a multiple of them.
     pub buffering: f64,
     /// The most tokens to generate, at least 1; fewer if the model's context ends before.
@@ -53,6 +55,7 @@ impl Default for GenerateOptions {
             page_tokens: 8,
             kv_dtype: KvDtype::Bf16,
             limits: MemoryLimits::default(),
+            reserve_host_bytes: 0,
             buffering: DEFAULT_BUFFERING,
             max_tokens: 64,
             sampling: SamplingParams::greedy(),
@@ -65,6 +68,13 @@ impl Default for GenerateOptions {
 /// What a generation tells while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event<'a> {
+    /// Host memory that is ready, of what is reserved.
+    Reserve {
+        /// Bytes that are ready.
+        done: usize,
+        /// Bytes that will be.
+        total: usize,
+    },
     /// Parts of the prompt that are done.
     Prefill {
         /// Parts done.
@@ -141,6 +151,7 @@ pub struct Prepared {
     max_new: usize,
     kv: KvConfig,
     limits: MemoryLimits,
+    reserve_host_bytes: u64,
     buffering: f64,
     sampler: Sampler,
     ignore_eos: bool,
@@ -187,14 +198,28 @@ impl Prepared {
 
         let (limits, buffering, ignore_eos) = (options.limits, options.buffering, options.ignore_eos);
         let trace = options.record_trace.then(|| options.method.clone());
-        let prepared = Self { prompt, max_new, kv, limits, buffering, sampler, ignore_eos, trace };
+        let reserve_host_bytes = options.reserve_host_bytes;
+        limits.check_reserve(reserve_host_bytes)?;
+        let prepared =
+            Self { prompt, max_new, kv, limits, reserve_host_bytes, buffering, sampler, ignore_eos, trace };
         let plan = RequestPlan::new(&prepared.kv, prepared.max_context(), buffering)?;
         plan.check_limits(&prepared.kv, &limits)?;
         Ok(prepared)
     }
 
-    fn pipeline(&self) -> Pipeline<CpuBackend> {
-        Pipeline::new(CpuBackend::new(self.kv.clone(), self.limits)).with_buffering(self.buffering)
+    fn pipeline(
+        &self,
+        listen: &mut impl FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> Result<Pipeline<CpuBackend>> {
+        let mut backend = CpuBackend::new(self.kv.clone(), self.limits);
+        if self.reserve_host_bytes > 0 {
+            backend = backend.with_reserved_host(self.reserve_host_bytes, &mut |progress| {
+                let (done, total) = (progress.ready_bytes as usize, progress.total_bytes as usize);
+                // Who breaks off is heard at the first part of the prompt.
+                let _ = listen(Event::Reserve { done, total });
+            })?;
+        }
+        Ok(Pipeline::new(backend).with_buffering(self.buffering))
     }
 
     /// The last token is never passed through the model.
@@ -215,11 +240,11 @@ pub fn generate(
     mut listen: impl FnMut(Event<'_>) -> ControlFlow<()>,
 ) -> Result<Generation> {
     let start = Instant::now();
-    let mut pipeline = prepared.pipeline();
+    let mut pipeline = prepared.pipeline(&mut listen)?;
     let request = pipeline.admit(prepared.max_context())?;
     let plan = *pipeline.admitted(request)?;
     let max_context = prepared.max_context();
-    let Prepared { prompt, max_new, kv, mut sampler, ignore_eos, trace, .. } = prepared;
+    let Prepared { prompt, max_new, kv, reserve_host_bytes, mut sampler, ignore_eos, trace, .. } = prepared;
     let mut recorder = trace.map(|name| Recorder::new(&pipeline, &name, prompt.len(), max_context));
 
     let (mut text, mut tokens, mut stream) = (String::new(), Vec::new(), tokenizer.stream());
@@ -276,7 +301,7 @@ pub fn generate(
         prefill_time,
         decode_time: total_time - prefill_time,
         budget: kv.method().select().budget(),
-        peak_bound: PeakBound::new(model, &kv, &plan, prompt.len()),
+        peak_bound: PeakBound::new(model, &kv, &plan, prompt.len(), reserve_host_bytes),
         plan,
         layout: *kv.layout(),
         counters,

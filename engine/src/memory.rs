@@ -20,7 +20,7 @@ const OVERHEAD_BYTES: u64 = 96 << 20;
 /// weights      4 x parameters
 /// checkpoint   the safetensors files, which are mapped while they are read
 /// gpu_pages    rows x (steady + mandatory + buffering pages) x page bytes
-/// host_pages   rows x slabs x 16 pages x page bytes
+/// host_pages   rows x slabs x 16 pages x page bytes, or what is reserved if that is more
 /// summaries    rows x segments x partitions of a segment x width x 4
 /// activations  4 (T (H + 2 K + d) + C (2 H + 2 Q + 2 F)) + threads x one attention tile + 4 vocab
 /// overhead     96 MiB
@@ -44,8 +44,14 @@ pub struct PeakBound {
 }
 
 impl PeakBound {
-    /// The bound for a prompt of `prompt_tokens` tokens under `plan`.
-    pub fn new(model: &Model, kv: &KvConfig, plan: &RequestPlan, prompt_tokens: usize) -> Self {
+    /// The bound for a prompt of `prompt_tokens` tokens under `plan`, with `reserved` bytes of host memory.
+    pub fn new(
+        model: &Model,
+        kv: &KvConfig,
+        plan: &RequestPlan,
+        prompt_tokens: usize,
+        reserved: u64,
+    ) -> Self {
         let (config, layout) = (model.config(), kv.layout());
         let (hidden, mlp, head_dim) = (config.hidden_size, config.intermediate_size, config.head_dim);
         let (queries, keys) = (config.query_heads * head_dim, config.kv_heads * head_dim);
@@ -60,7 +66,7 @@ impl PeakBound {
             weights: model.weight_bytes(),
             checkpoint: model.file_bytes(),
             gpu_pages: (plan.gpu_pages() * layout.page_bytes()) as u64,
-            host_pages: limits.host_bytes.unwrap_or(0),
+            host_pages: limits.host_bytes.unwrap_or(0).max(reserved),
             summaries: longest.gpu.summaries,
             activations: (activations * float + tiles) as u64,
             overhead: OVERHEAD_BYTES,

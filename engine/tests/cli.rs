@@ -173,6 +173,28 @@ fn too_little_memory_is_refused_with_what_is_needed() {
 }
 
 #[test]
+fn host_memory_is_reserved_up_to_the_limit() {
+    let run = |reserve| json(&["--prompt", QUESTION, "--max-tokens", "9", "--reserve-host-mib", reserve]);
+    let (without, with) = (run("0"), run("200"));
+    assert_eq!(with["text"], without["text"]);
+    let host = |report: &Value| report["memory"]["peak_bound_parts"]["host_pages"].as_u64();
+    assert_eq!(host(&with), Some(200 << 20), "{with}");
+    if let Some(peak) = with["memory"]["peak_resident"].as_u64() {
+        // Whole slabs of every layer: less than one slab a layer is left over.
+        assert!(peak > 190 << 20, "not all of it is resident: {peak}");
+        assert!(Some(peak) < with["memory"]["peak_bound"].as_u64(), "{with}");
+    }
+    spinkv()
+        .args(["--prompt", QUESTION, "--max-tokens", "2", "--host-mib", "64", "--reserve-host-mib", "64"])
+        .assert()
+        .success();
+    refused(
+        &["--host-mib", "64", "--reserve-host-mib", "65"],
+        &["out of host memory: 68157440 bytes needed for the reserve", "of 67108864 are free"],
+    );
+}
+
+#[test]
 fn sampling_parameters_out_of_range_are_refused() {
     refused(&["--temperature", "-1"], &["temperature is -1"]);
     refused(&["--top-p", "1.5"], &["top_p is 1.5"]);

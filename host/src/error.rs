@@ -100,6 +100,10 @@ pub enum Error {
     #[error("out of memory: the system refused {bytes} bytes for {what}")]
     AllocationFailed { what: String, bytes: u64 },
 
+    #[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+    #[error(transparent)]
+    Driver(#[from] crate::backend::cuda::driver::DriverError),
+
     #[error("request {0:?} is not admitted")]
     UnknownRequest(RequestId),
 

@@ -233,6 +233,14 @@ proptest! {
                 for key in (0..2048).chain([2048, u32::MAX - 1]) {
                     prop_assert_eq!(map.get(key), flat.get(key));
                 }
+                // Together as one by one, whatever the order.
+                let page = |key| SelectedPage { key, tokens: 1 };
+                let keys = (0..2100).step_by(7).chain([u32::MAX - 1, 3, 2047, 0]);
+                let selection: Vec<_> = keys.map(page).collect();
+                let mut found = vec![None];
+                map.find(&selection, &mut found);
+                prop_assert_eq!(found[0], None, "find appends");
+                prop_assert!(found[1..].iter().copied().eq(selection.iter().map(|page| flat.get(page.key))));
             }
         }
     }
@@ -306,10 +314,16 @@ fn a_stale_segment_is_found_out() {
     let segment = pool.take().unwrap();
     pool.give_back(segment);
     assert!(catch_unwind(AssertUnwindSafe(|| pool.slot(segment, 0, 3))).is_err());
+    let page = SelectedPage { key: 3, tokens: 1 };
+    let find = |pool: &SegmentPool, segment| {
+        catch_unwind(AssertUnwindSafe(|| pool.find(segment, 0, &[page], &mut Vec::new())))
+    };
+    assert!(find(&pool, segment).is_err());
     let again = pool.take().unwrap();
     assert_eq!((again.id, again.generation), (segment.id, segment.generation + 1));
     assert_eq!(pool.slot(again, 0, 3), None);
     assert!(catch_unwind(AssertUnwindSafe(|| pool.slot(segment, 0, 3))).is_err());
+    assert!(find(&pool, segment).is_err() && find(&pool, again).is_ok());
     assert!(catch_unwind(AssertUnwindSafe(|| pool.give_back(segment))).is_err());
 }
 

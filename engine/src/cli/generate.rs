@@ -93,6 +93,10 @@ pub(crate) struct GenerateArguments {
     #[arg(long, value_name = "MIB", help_heading = "Memory")]
     host_mib: Option<u64>,
 
+    /// Host memory for the full KV that is made real before the prompt is read, in MiB: at most --host-mib
+    #[arg(long, default_value_t = 0, value_name = "MIB", help_heading = "Memory")]
+    reserve_host_mib: u64,
+
     /// How KV pages store their elements
     #[arg(long, default_value = "bf16", value_parser = ["bf16", "f32"], help_heading = "Memory")]
     kv_dtype: String,
@@ -183,6 +187,7 @@ pub(crate) fn run(arguments: &GenerateArguments) -> Result<()> {
     let mut output = Output::default();
     let generation = generate(&model, &tokenizer, prepared, |event| {
         match event {
+            Event::Reserve { done, total } => show(&bar, "reserving", done, total),
             Event::Prefill { done, total } => show(&bar, "reading", done, total),
             Event::Text(_) if arguments.json => {}
             Event::Text(text) => {
@@ -220,6 +225,7 @@ impl GenerateArguments {
                 gpu_bytes: self.gpu_mib.map(|mib| mib.saturating_mul(1 << 20)),
                 host_bytes: self.host_mib.map(|mib| mib.saturating_mul(1 << 20)),
             },
+            reserve_host_bytes: self.reserve_host_mib.saturating_mul(1 << 20),
             buffering: self.buffering,
             max_tokens: self.max_tokens,
             sampling: SamplingParams {

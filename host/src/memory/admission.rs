@@ -40,6 +40,11 @@ impl Admission {
         Self { limits, requests: BTreeMap::new() }
     }
 
+    /// How much of each tier may be used.
+    pub fn limits(&self) -> &MemoryLimits {
+        &self.limits
+    }
+
     /// Admits `request` and returns the buffering pages of a row that each request has from now on, by id.
     ///
     /// # Errors

@@ -143,6 +143,16 @@ impl<M: HostMemory> HostArena<M> {
         self.slabs[slab.0 as usize].references
     }
 
+    /// What the slabs lie in, for whoever needs its address: slab by slab, page by page, from its start on.
+    pub fn memory(&self) -> &M {
+        &self.memory
+    }
+
+    /// As [`memory`](Self::memory), to change how it grows.
+    pub fn memory_mut(&mut self) -> &mut M {
+        &mut self.memory
+    }
+
     /// Slabs that somebody holds.
     pub fn used_slabs(&self) -> usize {
         self.used
@@ -169,7 +179,8 @@ impl<M: HostMemory> HostArena<M> {
         self.memory.write(self.first_word(page), from);
     }
 
-    fn first_word(&self, page: HostPage) -> usize {
+    /// Where a page begins in the memory, in words: page `slab * 16 + index` of all.
+    pub fn first_word(&self, page: HostPage) -> usize {
         (page.slab.0 as usize * SLAB_PAGES + page.index) * self.layout.page_words()
     }
 

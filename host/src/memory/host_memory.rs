@@ -65,6 +65,11 @@ impl PlainMemory {
         Self { allocator, first_touch: true, ..Self::default() }
     }
 
+    /// Whether what is appended from now on is made real at once.
+    pub fn set_first_touch(&mut self, first_touch: bool) {
+        self.first_touch = first_touch;
+    }
+
     fn locate(&self, first: usize) -> (usize, usize) {
         let index = self.extensions.partition_point(|(start, _)| *start <= first) - 1;
         (index, first - self.extensions[index].0)

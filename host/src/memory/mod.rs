@@ -14,6 +14,8 @@ mod stamp;
 mod summary;
 mod transfer;
 
+use crate::{Error, Result};
+
 pub use admission::Admission;
 pub use allocator::Allocator;
 pub use arena::{HostArena, HostPage, SLAB_PAGES, SlabId};
@@ -39,4 +41,20 @@ pub struct MemoryLimits {
     pub gpu_bytes: Option<u64>,
     /// Bytes of the host arena.
     pub host_bytes: Option<u64>,
+}
+
+impl MemoryLimits {
+    /// Whether `bytes` of host memory may be reserved.
+    ///
+    /// # Errors
+    /// [`Error::OutOfHostMemory`].
+    pub fn check_reserve(&self, bytes: u64) -> Result<()> {
+        match self.host_bytes {
+            Some(limit) if bytes > limit => {
+                let what = "the reserve".to_owned();
+                Err(Error::OutOfHostMemory { what, needed: bytes, free: limit, limit })
+            }
+            _ => Ok(()),
+        }
+    }
 }

@@ -180,6 +180,11 @@ impl<P: EvictionPolicy> RowCache<P> {
         self.owner.get(slot.index()).copied().filter(|key| *key != NO_KEY)
     }
 
+    /// The physical page of `slot`, whether it holds a page key or not; `None` if there is no such slot at the moment.
+    pub fn physical(&self, slot: SlotId) -> Option<PhysicalPage> {
+        self.physical.get(slot.index()).copied().filter(|page| *page != NO_PAGE)
+    }
+
     /// All physical pages of the slots, in slot order.
     pub fn physical_pages(&self) -> impl Iterator<Item = PhysicalPage> {
         self.physical.iter().copied().filter(|page| *page != NO_PAGE)
@@ -223,10 +228,13 @@ impl<P: EvictionPolicy> RowCache<P> {
         out.clear();
         self.states.untouch_all();
         let Resolution { pages, copies, evicted, scratch } = out;
-        // A pass of its own: loads that no branch waits for overlap, and they are most of a step's time.
-        scratch.found.extend(selection.iter().map(|page| map.get(page.key)));
+        // Passes of their own: loads that nothing waits for overlap, and they are most of a step's time.
+        map.find(selection, &mut scratch.found);
         scratch.part(selection);
         pages.resize(selection.len(), NO_PAGE);
+        for (position, slot) in &scratch.hit {
+            pages[*position as usize] = self.physical[slot.index()];
+        }
         for (position, slot) in &scratch.hit {
             debug_assert_eq!(
                 self.owner[slot.index()],
@@ -234,7 +242,6 @@ impl<P: EvictionPolicy> RowCache<P> {
                 "map and slots disagree"
             );
             assert!(self.states.touch(*slot), "page {} is selected twice", self.owner[slot.index()]);
-            pages[*position as usize] = self.physical[slot.index()];
         }
         scratch.assert_distinct_misses();
 

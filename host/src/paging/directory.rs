@@ -1,6 +1,7 @@
 use super::{SEGMENT_KEYS, SegmentId, SegmentPool, SlotId, SlotMap};
 use crate::Result;
 use crate::memory::Allocator;
+use crate::partition::SelectedPage;
 
 /// The first level of the tables from page keys to slots, one a request: the segment of each 512 page keys, as far
 /// as the context has grown.
@@ -75,6 +76,16 @@ pub struct RowSlots<'a> {
 impl SlotMap for RowSlots<'_> {
     fn get(&self, key: u32) -> Option<SlotId> {
         self.directory.slot(self.pool, self.row, key)
+    }
+
+    fn find(&self, selection: &[SelectedPage], found: &mut Vec<Option<SlotId>>) {
+        let segment = |page: &SelectedPage| page.key as usize / SEGMENT_KEYS;
+        for pages in selection.chunk_by(|a, b| segment(a) == segment(b)) {
+            match self.directory.segment(pages[0].key) {
+                Some(segment) => self.pool.find(segment, self.row, pages, found),
+                None => found.resize(found.len() + pages.len(), None),
+            }
+        }
     }
 
     fn set(&mut self, key: u32, slot: SlotId) {

@@ -1,6 +1,7 @@
 use super::SlotId;
 use crate::Result;
 use crate::memory::{Allocator, Stamped};
+use crate::partition::SelectedPage;
 
 /// Page keys of one segment.
 pub const SEGMENT_KEYS: usize = 512;
@@ -96,6 +97,28 @@ impl SegmentPool {
         (entry != ABSENT).then_some(SlotId(u32::from(entry)))
     }
 
+    /// Appends the slot of each of `pages` in `row` to `found`, as [`slot`](Self::slot) gives it; `segment` is that of
+    /// all their keys.
+    ///
+    /// # Panics
+    /// If the segment was given back.
+    pub fn find(
+        &self,
+        segment: SegmentId,
+        row: usize,
+        pages: &[SelectedPage],
+        found: &mut Vec<Option<SlotId>>,
+    ) {
+        let entries = self.row(segment, row);
+        let mut poisoned = false;
+        found.extend(pages.iter().map(|page| {
+            let entry = entries[page.key as usize % SEGMENT_KEYS];
+            poisoned |= entry == POISON;
+            (entry != ABSENT).then_some(SlotId(u32::from(entry)))
+        }));
+        assert!(!poisoned, "segment {} was freed", segment.id);
+    }
+
     /// Records the slot of page `key` in `row`, or that it has none.
     ///
     /// # Panics
@@ -116,7 +139,57 @@ impl SegmentPool {
         &state.slots
     }
 
+    /// The entries of one row.
+    fn row(&self, segment: SegmentId, row: usize) -> &[u16; SEGMENT_KEYS] {
+        let entries = &self.current(segment)[row * SEGMENT_KEYS..][..SEGMENT_KEYS];
+        entries.try_into().expect("a row of a segment")
+    }
+
     fn place(row: usize, key: u32) -> usize {
         row * SEGMENT_KEYS + key as usize % SEGMENT_KEYS
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Directory;
+    use super::*;
+
+    /// A pool, and a directory that kept its only segment when that was freed.
+    fn kept() -> (SegmentPool, Directory) {
+        let allocator = Allocator::default();
+        let mut pool = SegmentPool::new(2, allocator.clone());
+        let segment = pool.take().unwrap();
+        pool.set_slot(segment, 1, 3, Some(SlotId(7)));
+        let mut directory = Directory::new(1, &allocator).unwrap();
+        directory.push(segment);
+        assert_eq!(directory.slot(&pool, 1, 3), Some(SlotId(7)));
+        pool.give_back(segment);
+        (pool, directory)
+    }
+
+    #[test]
+    #[should_panic(expected = "segment 0 is stale")]
+    fn a_freed_segment_is_stale() {
+        let (pool, directory) = kept();
+        directory.slot(&pool, 1, 3);
+    }
+
+    /// After 2^32 frees a generation comes again: then only the poison tells.
+    #[test]
+    #[should_panic(expected = "the segment of page 3 was freed")]
+    fn a_freed_segment_is_poisoned() {
+        let (mut pool, directory) = kept();
+        pool.segments[0].generation = 0;
+        directory.slot(&pool, 1, 3);
+    }
+
+    #[test]
+    #[should_panic(expected = "segment 0 was freed")]
+    fn a_search_finds_the_poison_too() {
+        let (mut pool, directory) = kept();
+        pool.segments[0].generation = 0;
+        let page = SelectedPage { key: 3, tokens: 1 };
+        pool.find(directory.segment(3).unwrap(), 1, &[page], &mut Vec::new());
     }
 }

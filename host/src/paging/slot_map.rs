@@ -1,3 +1,5 @@
+use crate::partition::SelectedPage;
+
 /// A slot of a row's cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SlotId(pub u32);
@@ -15,6 +17,12 @@ pub trait SlotMap {
     /// The slot of `key`, or `None` if the page is not on the GPU. A key that was never set has no slot, whatever
     /// its value.
     fn get(&self, key: u32) -> Option<SlotId>;
+
+    /// Appends the slot of each page of `selection` to `found`, as [`get`](Self::get) gives it. Most of a step's time
+    /// goes into these loads, so a map with levels goes through them once for pages that lie side by side.
+    fn find(&self, selection: &[SelectedPage], found: &mut Vec<Option<SlotId>>) {
+        found.extend(selection.iter().map(|page| self.get(page.key)));
+    }
 
     /// Records that `slot` holds `key`.
     ///

@@ -6,8 +6,8 @@ use super::row::{NewTokens, Row, Shared, Tiers, new_partitions};
 use super::{attend, attend_prompt};
 use crate::backend::{Backend, PromptChunk, Step, StepEntry};
 use crate::memory::{
-    Admission, Allocator, GpuBytes, HostArena, HostBytes, MemoryLimits, MemoryUsage, PageCensus, PagePool,
-    PlainMemory, RequestPlan, RowId, SummaryPool, Transfers, Word,
+    Admission, Allocator, GpuBytes, HostArena, HostBytes, HostProgress, MemoryLimits, MemoryUsage,
+    PageCensus, PagePool, PlainMemory, RequestPlan, RowId, SummaryPool, Transfers, Word,
 };
 use crate::paging::{Directory, SegmentPool, StepClock};
 use crate::pipeline::{Counters, Place, RequestId};
@@ -74,6 +74,22 @@ impl CpuBackend {
             allocator,
             config,
         }
+    }
+
+    /// Makes `bytes` of host memory real before the first request, so that no step waits for it: as many whole slabs of
+    /// every layer as fit. `progress` hears of each chunk. Contexts that need more take it as they grow, as ever.
+    ///
+    /// # Errors
+    /// [`OutOfHostMemory`](crate::Error::OutOfHostMemory) beyond the limit,
+    /// [`AllocationFailed`](crate::Error::AllocationFailed) if the system refuses.
+    pub fn with_reserved_host(mut self, bytes: u64, progress: &mut dyn FnMut(HostProgress)) -> Result<Self> {
+        self.admission.limits().check_reserve(bytes)?;
+        let arena = &mut self.tiers.arena;
+        let slabs = bytes / (arena.slab_bytes() * self.config.shape().layers as u64);
+        arena.memory_mut().set_first_touch(true);
+        arena.reserve(slabs as usize, progress)?;
+        arena.memory_mut().set_first_touch(false);
+        Ok(self)
     }
 
     /// Completes transfers only when somebody waits for them or by

@@ -1,9 +1,11 @@
+use std::iter;
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use cust::sys::{CU_MEMHOSTREGISTER_DEVICEMAP, CU_MEMHOSTREGISTER_PORTABLE};
-use memmap2::{Advice, MmapMut};
+use memmap2::{Advice, MmapMut, MmapOptions, UncheckedAdvice};
+use rayon::prelude::*;
 
 use super::error::{check_range, code_name};
 use super::raw::{self, Code, call};
@@ -11,10 +13,17 @@ use super::{Context, DriverError, Result, Stream};
 
 /// Bytes that are pinned in one call: so few that progress shows and a refusal comes early, so many that calls and pieces of
 /// copies are rare.
-const CHUNK_BYTES: usize = 1 << 30;
+const CHUNK_BYTES: usize = 256 << 20;
+
+/// Bytes that one thread touches at a time, and where chunks end unless the address range does: a huge page.
+const TOUCH_BYTES: usize = 2 << 20;
 
 /// A large range of host memory that the GPU reads and writes at the host's own addresses: kernels load from it across the
 /// bus, copy engines move it, and one base address and an offset reach all of it from both sides.
+///
+/// The range of addresses is reserved once, for as much as the arena may ever hold, and costs nothing; memory is pinned
+/// from its start on as the arena [grows](Self::grow). So growing moves nothing, and a kernel that was given the base
+/// address reaches what came later too.
 ///
 /// The GPU may touch it at any time, so it gives out no references: the host [`read`](Self::read)s and
 /// [`write`](Self::write)s by copying, or goes through [`as_ptr`](Self::as_ptr). What happens first is up to events; a
@@ -25,9 +34,11 @@ const CHUNK_BYTES: usize = 1 << 30;
 pub struct PinnedArena {
     base: NonNull<u8>,
     len: usize,
-    /// From the start on.
-    pinned: usize,
-    /// `None` if it is empty.
+    capacity: usize,
+    /// Where each pinned chunk ends, ascending: the first begins at 0, each other where the one before ends. At least
+    /// `len` bytes are pinned.
+    ends: Vec<usize>,
+    /// `None` if it can hold nothing.
     map: Option<MmapMut>,
     context: Context,
 }
@@ -37,7 +48,7 @@ unsafe impl Send for PinnedArena {}
 // SAFETY: as above.
 unsafe impl Sync for PinnedArena {}
 
-/// How far [`PinnedArena::reserve`] has come.
+/// How far [`PinnedArena::grow`] has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PinProgress {
     /// Bytes that are pinned.
@@ -47,35 +58,67 @@ pub struct PinProgress {
 }
 
 impl PinnedArena {
-    /// Reserves and pins `bytes` of zeros, calling `progress` after each GiB.
-    ///
-    /// Pinning makes every page real: the machine has that much less memory until the arena is dropped.
+    /// Reserves addresses for `capacity` bytes. No memory is taken yet.
     ///
     /// # Errors
-    /// [`DriverError::AddressSpaceRefused`] if the system sees at once that it lacks the memory,
-    /// [`DriverError::PinnedMemoryRefused`] if it refuses later on, [`DriverError::NoSharedAddresses`], or a refused
-    /// call. What was pinned is given back.
-    pub fn reserve(context: &Context, bytes: usize, mut progress: impl FnMut(PinProgress)) -> Result<Self> {
+    /// [`DriverError::AddressSpaceRefused`].
+    pub fn with_capacity(context: &Context, capacity: usize) -> Result<Self> {
         context.make_current()?;
-        let mut arena =
-            Self { base: NonNull::dangling(), len: bytes, pinned: 0, map: None, context: context.clone() };
-        if bytes == 0 {
+        let (base, ends) = (NonNull::dangling(), Vec::new());
+        let mut arena = Self { base, len: 0, capacity, ends, map: None, context: context.clone() };
+        if capacity == 0 {
             return Ok(arena);
         }
         let refused = |error: std::io::Error| DriverError::AddressSpaceRefused {
-            wanted: bytes as u64,
+            wanted: capacity as u64,
             reason: error.to_string(),
         };
-        let mut map = MmapMut::map_anon(bytes).map_err(refused)?;
+        let mut map = MmapOptions::new().len(capacity).no_reserve_swap().map_anon().map_err(refused)?;
         // Large pages make pinning and the GPU's translations faster. Without them it works as well.
         let _ = map.advise(Advice::HugePage);
         arena.base = NonNull::new(map.as_mut_ptr()).expect("a mapping is not at 0");
         arena.map = Some(map);
-        for chunk in pieces(0..bytes, CHUNK_BYTES) {
-            arena.pin(chunk)?;
-            progress(PinProgress { pinned_bytes: arena.pinned as u64, total_bytes: bytes as u64 });
-        }
         Ok(arena)
+    }
+
+    /// An arena of `bytes` bytes that will not grow: [`with_capacity`](Self::with_capacity) and [`grow`](Self::grow).
+    ///
+    /// # Errors
+    /// Theirs.
+    pub fn reserve(context: &Context, bytes: usize, progress: impl FnMut(PinProgress)) -> Result<Self> {
+        let mut arena = Self::with_capacity(context, bytes)?;
+        arena.grow(bytes, progress)?;
+        Ok(arena)
+    }
+
+    /// Appends `bytes` zeros, calling `progress` after each chunk of at most 256 MiB. All threads touch a chunk before it is
+    /// pinned, since the driver alone would take its page faults one by one.
+    ///
+    /// Pinning makes every page real: the machine has that much less memory until the arena is dropped.
+    ///
+    /// # Errors
+    /// [`DriverError::OutOfRange`] beyond the capacity, [`DriverError::PinnedMemoryRefused`] if the system lacks the memory,
+    /// [`DriverError::NoSharedAddresses`], or a refused call. The arena is then as long as before, and what was pinned is
+    /// given back.
+    pub fn grow(&mut self, bytes: usize, mut progress: impl FnMut(PinProgress)) -> Result<()> {
+        self.context.make_current()?;
+        check_range("arena growth", self.len, bytes, self.capacity)?;
+        let (len, before) = (self.len + bytes, self.ends.len());
+        // The system pins whole pages, and each of them once: so whole ones are pinned, and the next growth may find its
+        // first bytes pinned already.
+        let end = len.next_multiple_of(TOUCH_BYTES).min(self.capacity);
+        let first = self.len;
+        while self.pinned() < len {
+            let start = self.pinned();
+            if let Err(error) = self.pin(start..end.min(start + CHUNK_BYTES), bytes) {
+                self.unpin(before);
+                return Err(error);
+            }
+            let pinned_bytes = self.pinned().min(len) - first;
+            progress(PinProgress { pinned_bytes: pinned_bytes as u64, total_bytes: bytes as u64 });
+        }
+        self.len = len;
+        Ok(())
     }
 
     /// Bytes.
@@ -86,6 +129,11 @@ impl PinnedArena {
     /// Whether it has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// The most bytes that it can have.
+    pub fn capacity(&self) -> usize {
+        self.capacity
     }
 
     /// Where it begins, on the host and on the GPU alike.
@@ -128,9 +176,9 @@ impl PinnedArena {
         Ok(())
     }
 
-    /// The address of a byte, at most the arena's end.
+    /// The address of a byte, at most the end of the range.
     pub(super) fn pointer_at(&self, offset: usize) -> *mut u8 {
-        debug_assert!(offset <= self.len);
+        debug_assert!(offset <= self.capacity);
         self.base.as_ptr().wrapping_add(offset)
     }
 
@@ -140,23 +188,33 @@ impl PinnedArena {
         stream: &Stream,
         offset: usize,
         bytes: usize,
-    ) -> Result<impl Iterator<Item = Range<usize>> + use<>> {
+    ) -> Result<impl Iterator<Item = Range<usize>>> {
         self.context.check_same(stream.context(), "the arena")?;
         check_range("arena copy", offset, bytes, self.len)?;
-        Ok(pieces(offset..offset + bytes, CHUNK_BYTES))
+        Ok(pieces(offset..offset + bytes, &self.ends))
     }
 
-    fn pin(&mut self, chunk: Range<usize>) -> Result<()> {
+    /// Bytes that are pinned, from the start on.
+    fn pinned(&self) -> usize {
+        self.ends.last().copied().unwrap_or(0)
+    }
+
+    /// Makes the next chunk real and pins it, as a part of growing by `wanted` bytes.
+    fn pin(&mut self, chunk: Range<usize>, wanted: usize) -> Result<()> {
         let pointer = self.pointer_at(chunk.start).cast();
+        // SAFETY: mapped, zeros, and beyond what anyone else reads or writes: `len` grows after this.
+        let new = unsafe { std::slice::from_raw_parts_mut(self.pointer_at(chunk.start), chunk.len()) };
+        new.par_chunks_mut(TOUCH_BYTES).for_each(|part| part.fill(0));
         let flags = CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP;
         // SAFETY: the chunk is mapped, not yet registered, and stays mapped until drop has unregistered it.
         let code = unsafe { raw::cuMemHostRegister_v2(pointer, chunk.len(), flags) };
         if code != Code::SUCCESS {
-            let (wanted, pinned) = (self.len as u64, self.pinned as u64);
+            self.forget_bytes(chunk);
+            let (wanted, pinned) = (wanted as u64, self.pinned().saturating_sub(self.len) as u64);
             let name = code_name(code);
             return Err(DriverError::PinnedMemoryRefused { wanted, pinned, code: code.0, name });
         }
-        self.pinned = chunk.end;
+        self.ends.push(chunk.end);
         let mut address = 0;
         // SAFETY: the chunk is registered; it writes one address.
         unsafe { call!(cuMemHostGetDevicePointer_v2(&raw mut address, pointer, 0)) }?;
@@ -165,16 +223,37 @@ impl PinnedArena {
         }
         Ok(())
     }
+
+    /// Unpins all chunks but the first `keep`, of which nobody can have heard. One that the driver does not let go of
+    /// stays pinned, for the next growth.
+    fn unpin(&mut self, keep: usize) {
+        while self.ends.len() > keep {
+            let start = self.ends.len().checked_sub(2).map_or(0, |last| self.ends[last]);
+            // SAFETY: the chunk was registered by pin, and beyond `len` nothing uses it.
+            if unsafe { call!(cuMemHostUnregister(self.pointer_at(start).cast())) }.is_err() {
+                return;
+            }
+            let end = self.ends.pop().expect("a chunk");
+            self.forget_bytes(start..end);
+        }
+    }
+
+    /// Gives memory beyond `len` that is not pinned back to the system. It is zeros if it is touched again.
+    fn forget_bytes(&self, bytes: Range<usize>) {
+        let map = self.map.as_ref().expect("an arena with capacity is mapped");
+        // SAFETY: nobody holds a reference to these bytes, which are private and anonymous. A refusal changes nothing.
+        let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, bytes.start, bytes.len()) };
+    }
 }
 
 impl Drop for PinnedArena {
     fn drop(&mut self) {
-        let mut unpinned = self.pinned == 0;
+        let mut unpinned = self.ends.is_empty();
         self.context.free_after_all_work(|| {
             // SAFETY: each chunk was registered by pin, and nothing is under way that could use it.
             let unpin = |start| unsafe { call!(cuMemHostUnregister(self.pointer_at(start).cast())) };
-            let results: Vec<_> =
-                pieces(0..self.pinned, CHUNK_BYTES).map(|chunk| unpin(chunk.start)).collect();
+            let starts = iter::once(0).chain(self.ends.iter().copied()).take(self.ends.len());
+            let results: Vec<_> = starts.map(unpin).collect();
             unpinned = results.iter().all(Result::is_ok);
         });
         if !unpinned {
@@ -184,15 +263,16 @@ impl Drop for PinnedArena {
     }
 }
 
-/// Cuts a range at the multiples of `chunk`.
-fn pieces(range: Range<usize>, chunk: usize) -> impl Iterator<Item = Range<usize>> {
+/// Cuts a range at `ends`, which ascend and of which the last is not below the range's.
+fn pieces(range: Range<usize>, ends: &[usize]) -> impl Iterator<Item = Range<usize>> {
+    let first = ends.partition_point(|end| *end <= range.start);
     let mut start = range.start;
-    std::iter::from_fn(move || {
-        let end = (start / chunk + 1).saturating_mul(chunk).min(range.end);
-        let piece = start..end;
-        start = end;
-        (!piece.is_empty()).then_some(piece)
-    })
+    let cut = ends[first..].iter().map(move |end| {
+        let piece = start..range.end.min(*end);
+        start = piece.end;
+        piece
+    });
+    cut.take_while(|piece| !piece.is_empty())
 }
 
 /// How many of `len` bytes at `pointer` come before the first whole word.
@@ -248,12 +328,14 @@ mod tests {
 
     #[test]
     fn ranges_are_cut_where_chunks_meet() {
-        let cut = |range| pieces(range, 8).map(|piece| (piece.start, piece.end)).collect::<Vec<_>>();
-        assert_eq!(cut(0..24), [(0, 8), (8, 16), (16, 24)]);
-        assert_eq!(cut(3..20), [(3, 8), (8, 16), (16, 20)]);
+        let cut =
+            |range| pieces(range, &[8, 16, 18, 24]).map(|piece| (piece.start, piece.end)).collect::<Vec<_>>();
+        assert_eq!(cut(0..24), [(0, 8), (8, 16), (16, 18), (18, 24)]);
+        assert_eq!(cut(3..17), [(3, 8), (8, 16), (16, 17)]);
         assert_eq!(cut(9..12), [(9, 12)]);
+        assert_eq!(cut(8..16), [(8, 16)]);
         assert_eq!(cut(8..8), []);
-        assert_eq!(cut(usize::MAX - 3..usize::MAX), [(usize::MAX - 3, usize::MAX)]);
+        assert_eq!(cut(24..24), []);
     }
 
     #[test]

@@ -12,8 +12,8 @@ use std::ffi::{c_char, c_int, c_uchar, c_uint, c_void};
 use std::fmt;
 
 use cust::sys::{
-    CUcontext, CUctx_st, CUdevice, CUdeviceptr, CUevent, CUevent_st, CUfunc_st, CUfunction, CUmod_st,
-    CUmodule, CUstream, CUstream_st,
+    CUcontext, CUctx_st, CUdevice, CUdeviceptr, CUevent, CUevent_st, CUfunc_st, CUfunction, CUgraph,
+    CUgraphExec, CUmod_st, CUmodule, CUstream, CUstream_st,
 };
 
 /// What a driver call returned: any number, of whatever driver version.
@@ -109,6 +109,14 @@ declare! {
     fn cuStreamSynchronize(stream: CUstream);
     fn cuStreamWaitEvent(stream: CUstream, event: CUevent, flags: c_uint);
     fn cuStreamDestroy_v2(stream: CUstream);
+    fn cuStreamBeginCapture_v2(stream: CUstream, mode: c_uint);
+    fn cuStreamEndCapture(stream: CUstream, graph: *mut CUgraph);
+
+    fn cuGraphInstantiateWithFlags(executable: *mut CUgraphExec, graph: CUgraph, flags: u64);
+    fn cuGraphUpload(executable: CUgraphExec, stream: CUstream);
+    fn cuGraphLaunch(executable: CUgraphExec, stream: CUstream);
+    fn cuGraphExecDestroy(executable: CUgraphExec);
+    fn cuGraphDestroy(graph: CUgraph);
 
     fn cuEventCreate(event: *mut CUevent, flags: c_uint);
     fn cuEventRecord(event: CUevent, stream: CUstream);
