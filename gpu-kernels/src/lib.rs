@@ -18,6 +18,18 @@ mod ptx;
 pub use ptx::{ARCHITECTURES, ptx};
 
 #[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
+pub mod attention;
+#[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
+mod block;
+#[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
 pub mod index;
 #[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
+pub mod offload;
+#[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
+mod ragged;
+#[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
 pub mod retrieve;
+#[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
+pub mod select;
+#[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
+mod softmax;

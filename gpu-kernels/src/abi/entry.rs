@@ -11,13 +11,15 @@ pub struct Entry {
     pub tokens: u32,
     /// The request's step clock, modulo 64: one more than in its last step.
     pub clock: u32,
-    /// Its directory in the directories: segment of page keys `512 * i ..`, as far as its context has come.
+    /// Its directory in the directories: segment of page keys `512 * i ..`, as far as its context has come; as many numbers as its
+    /// host tables are long: `slab_stride / 32`, rounded up.
     pub directory: u32,
-    /// Row 0 in the slot arrays; row `r` begins at `first_slot + r * slot_stride`.
+    /// Row 0 in the slot arrays, a multiple of 4; row `r` begins at `first_slot + r * slot_stride`.
     pub first_slot: u32,
     /// Slots between rows: a multiple of 4.
     pub slot_stride: u32,
-    /// Slot numbers of each row lie below this number, which is at most `slot_stride`.
+    /// Slot numbers of each row lie below this number, a multiple of 4 and at most `slot_stride`. Numbers without a slot are
+    /// [`SLOT_PINNED`](super::SLOT_PINNED) and not held, whatever their stamp, and have no page.
     pub slots: u32,
     /// Row 0 in the steady lists, each `[sink_pages + ring_pages]`.
     pub first_steady: u32,
@@ -37,7 +39,8 @@ pub struct Entry {
     pub limit: u32,
     /// The first page key that leaves the steady zone in this step.
     pub leaving_key: u32,
-    /// Pages that leave the steady zone in this step: they come into the cache.
+    /// Pages that leave the steady zone in this step: they come into the cache. Of a prompt, pages that never are in it: they go to the
+    /// host alone.
     pub leaving: u32,
     /// The first partition that leaves the steady zone in this step.
     pub new_partition: u32,
@@ -60,6 +63,7 @@ mod device {
     use cuda_std::{Global, U32x4};
 
     use super::{ENTRY_WORDS, Entry};
+    use crate::abi::SLAB_PAGES;
 
     impl Entry {
         /// Entry `index` of `entries`, in words.
@@ -102,9 +106,18 @@ mod device {
         #[inline(always)]
         pub fn steady_place(&self, row: u32, key: u32) -> u32 {
             let list = self.first_steady + row * (self.sink_pages + self.ring_pages);
-            let place =
-                if key < self.sink_pages { key } else { self.sink_pages + (key - self.sink_pages) % self.ring_pages };
+            let place = if key < self.sink_pages {
+                key
+            } else {
+                self.sink_pages + (key - self.sink_pages) % self.ring_pages
+            };
             list + place
+        }
+
+        /// The place of page `key`'s slab in the host tables.
+        #[inline(always)]
+        pub fn slab_place(&self, row: u32, key: u32) -> u32 {
+            self.first_slab + row * self.slab_stride + key / SLAB_PAGES
         }
     }
 }

@@ -1,8 +1,16 @@
 //! What host and kernels agree on: layouts, block sizes and limits. The only files that know strides.
 
+pub mod attend;
 mod entry;
+mod index;
+mod offload;
+pub mod resolve;
+pub mod score;
+pub mod select;
 
 pub use entry::{ENTRY_WORDS, Entry};
+pub use index::{index_prompts, index_step, summary_parts};
+pub use offload::{MAX_PAGE_WORDS, append, store_prompt, valid_place, write_back};
 
 /// Threads of a warp.
 pub const WARP: u32 = 32;
@@ -38,7 +46,7 @@ pub const SLOT_HELD: u8 = 0x80;
 /// The owner of a slot that holds no page.
 pub const NO_KEY: u32 = u32::MAX;
 
-/// One page to copy from the host tier to the GPU.
+/// One page to copy between the host tier and the GPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub struct PageCopy {
@@ -68,25 +76,53 @@ pub mod gather {
     /// The most blocks: the words that they all have in flight, which the kernel advances by, are counted in 32 bits.
     pub const MAX_BLOCKS: u32 = u32::MAX / (BLOCK / super::WARP * PIECE_WORDS);
 
-    /// The longest list for pages of `page_words` words: words are counted in 32 bits.
+    /// The most lists.
+    pub const MAX_LISTS: u32 = 8192;
+
+    /// Shared memory of a block, in bytes.
+    pub const fn shared_bytes(lists: u32) -> u32 {
+        list_bytes(BLOCK, lists)
+    }
+
+    /// What of it a block of `threads` threads takes to sum up the counts.
+    pub const fn list_bytes(threads: u32, lists: u32) -> u32 {
+        4 * (2 * (threads / super::WARP) + lists + 1)
+    }
+
+    /// The most copies of all lists, for pages of `page_words` words: words are counted in 32 bits.
     pub const fn max_copies(page_words: u32) -> u32 {
         (u32::MAX - PIECE_WORDS) / page_words
     }
 }
 
-/// The launch of `chunk_mean`.
-pub mod chunk_mean {
-    /// Threads of a block.
-    pub const BLOCK: u32 = 256;
+/// The launch of [`gather_bulk`](crate::ptx()); blocks, lists and copies have the limits of [`gather`].
+pub mod gather_bulk {
+    /// Threads of a block. Each warp has a ring of stages, which its first thread serves.
+    pub const BLOCK: u32 = 64;
 
-    /// The most summaries of a launch: the threads are counted in 32 bits.
-    pub const MAX_SUMMARIES: u32 = (u32::MAX - BLOCK) / super::WARP;
+    /// Rings of a block.
+    pub const RINGS: u32 = BLOCK / super::WARP;
 
-    /// The most words of all summaries of a launch: counted in 32 bits, a warp's width at a time.
-    pub const MAX_WORDS: u32 = u32::MAX - super::WARP;
+    /// Stages of a ring: what it has room for.
+    pub const STAGES: u32 = 8;
 
-    /// Blocks for `summaries` summaries (chunks x KV heads): a warp makes one.
-    pub const fn grid(summaries: u32) -> u32 {
-        summaries.div_ceil(BLOCK / super::WARP)
+    /// Copies of a ring on their way in; the other stages are on their way out.
+    pub const AHEAD: u32 = 6;
+
+    /// Words of a stage, 4 KiB: larger pages are cut.
+    pub const STAGE_WORDS: u32 = 256;
+
+    /// Where barriers start in a block's shared memory, in bytes: after the stages.
+    pub const BARRIERS: usize = (RINGS * STAGES * STAGE_WORDS) as usize * super::WORD_BYTES;
+
+    /// Where the device page of each stage starts.
+    pub const TARGETS: usize = BARRIERS + 8 * (RINGS * STAGES) as usize;
+
+    /// Where [`list_bytes`](super::gather::list_bytes) start.
+    pub const LISTS: usize = TARGETS + 4 * (RINGS * STAGES) as usize;
+
+    /// Shared memory of a block, in bytes.
+    pub const fn shared_bytes(lists: u32) -> u32 {
+        LISTS as u32 + super::gather::list_bytes(BLOCK, lists)
     }
 }

@@ -1,53 +1,58 @@
 use cuda_std::prelude::*;
 
-use crate::abi::gather::PIECE_WORDS;
+use super::lists::Lists;
+use crate::abi::gather::{BLOCK, PIECE_WORDS};
 use crate::abi::{PageCopy, WARP};
 
-/// Copies pages from mapped host memory to the GPU's page pool, by a list and a count that both lie on the device.
+/// Copies pages from mapped host memory to the GPU's page pool, by lists and counts that lie on the device: one list a row, as
+/// [`resolve`](super::resolve()) leaves them, or one for all.
 ///
 /// | parameter | shape | memory |
 /// |---|---|---|
-/// | `copies` | `[capacity]` [`PageCopy`] | device |
-/// | `count` | `[1]`: copies of the list to make; more than `capacity` counts as `capacity` | device |
-/// | `capacity` | at most [`max_copies`](crate::abi::gather::max_copies) | |
+/// | `copies` | `[lists, capacity]` [`PageCopy`] | device |
+/// | `counts` | `[lists]`: copies of each list to make; more than `capacity` counts as `capacity` | device |
+/// | `lists` | at least 1 | |
+/// | `capacity` | with `lists`, at most [`max_copies`](crate::abi::gather::max_copies) in all | |
 /// | `host_pages` | `[host pages, page_words]` words | mapped host |
 /// | `device_pages` | `[device pages, page_words]` words | device |
 /// | `page_words` | words of a page, at least 1 | |
 ///
-/// The list should ascend in `host_page`: the result does not depend on it, but address translation towards the host does (random
-/// reads of small pages over more than a few hundred MiB at a time lose most of their bandwidth), and the kernel sweeps the list
+/// The lists should ascend in `host_page`: the result does not depend on it, but address translation towards the host does (random
+/// reads of small pages over more than a few hundred MiB at a time lose most of their bandwidth), and the kernel sweeps the lists
 /// in order, all warps side by side.
 ///
 /// # Mapping
-/// The pages of the list, put end to end, are cut into pieces of 128 words (2 KiB). Warp `w` of `n` takes pieces `w`, `w + n`, …; a lane
+/// Each block sums up the counts. The pages of all lists, put end to end, are cut into pieces of 128 words (2 KiB). Warp `w` of
+/// `n` takes pieces `w`, `w + n`, …; a lane
 /// has four words of its piece in flight. Reads of the host are slow and far (about 2 µs), so what counts is bytes in flight, not
 /// threads: any page size fills every lane, and the grid may be as small as the bus needs.
 ///
 /// # Launch
-/// 1 to [`MAX_BLOCKS`](crate::abi::gather::MAX_BLOCKS) blocks of [`BLOCK`](crate::abi::gather::BLOCK) threads; no shared memory.
+/// 1 to [`MAX_BLOCKS`](crate::abi::gather::MAX_BLOCKS) blocks of [`BLOCK`] threads;
+/// [`shared_bytes`](crate::abi::gather::shared_bytes) of shared memory.
 ///
 /// # Safety
 /// The views have the shapes above, every page named lies within its view, no device page is named twice, and nothing writes the
 /// named host pages until the launch has ended.
-#[kernel]
+#[kernel(collectives(barrier = 2, shuffle = 5))]
 pub unsafe fn gather(
     copies: Global<PageCopy>,
-    count: Global<u32>,
+    counts: Global<u32>,
+    lists: u32,
     capacity: u32,
     host_pages: Global<U32x4>,
     device_pages: GlobalMut<U32x4>,
     page_words: u32,
 ) {
-    let words = count.load(0).min(capacity) * page_words;
-    let warps_a_block = thread::block_dim_x() / WARP;
-    let warp = thread::block_idx_x() * warps_a_block + thread::thread_idx_x() / WARP;
-    let stride = thread::grid_dim_x() * warps_a_block * PIECE_WORDS;
+    let lists = Lists::new(copies, counts, lists, capacity, BLOCK, 0);
+    let words = lists.all() * page_words;
+    let warp = thread::index_1d() / WARP;
+    let stride = thread::grid_dim_x() * WARPS * PIECE_WORDS;
 
     let host_pages = host_pages.rows(page_words as usize);
     let device_pages = device_pages.rows(page_words as usize);
-    // The word of the list that a flat position stands for: its copy, and its place in the page.
-    let place =
-        |position: u32| (copies.load((position / page_words) as usize), (position % page_words) as usize);
+    // What a flat position of the lists stands for: its copy, and its word of the page.
+    let place = |position: u32| (lists.copy(position / page_words), (position % page_words) as usize);
 
     let mut position = warp * PIECE_WORDS + warp::lane_id();
     // A last piece may be cut short, and with it lanes; whole pieces load all four words before they store one.
@@ -76,3 +81,6 @@ pub unsafe fn gather(
         position = position.saturating_add(stride);
     }
 }
+
+/// Warps of a block.
+const WARPS: u32 = BLOCK / WARP;

@@ -1,5 +1,12 @@
 //! Retrieve: makes the selected pages resident.
 
 mod gather;
+#[cfg(any(not(target_arch = "nvptx64"), sm_90))]
+mod gather_bulk;
+mod lists;
+mod resolve;
 
 pub use gather::gather;
+#[cfg(any(not(target_arch = "nvptx64"), sm_90))]
+pub use gather_bulk::gather_bulk;
+pub use resolve::resolve;

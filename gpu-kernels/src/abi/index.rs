@@ -1,0 +1,29 @@
+/// The launch of the kernels that index prompts: `chunk_mean`, `chunk_bounds`, `gate_pool`.
+pub mod index_prompts {
+    /// Threads of a block.
+    pub const BLOCK: u32 = 256;
+
+    /// The most words of a launch: chunks x KV heads x words of a key. A word is a thread's, and threads are counted in 32 bits.
+    pub const MAX_WORDS: u32 = u32::MAX - BLOCK;
+
+    /// Blocks for `words` words (chunks x KV heads x words of a key).
+    pub const fn grid(words: u32) -> u32 {
+        words.div_ceil(BLOCK)
+    }
+}
+
+/// The launch of the kernels that index in a decode step: `chunk_mean_step`, `chunk_bounds_step`, `gate_pool_step`. A block an entry.
+pub mod index_step {
+    /// Threads of a block.
+    pub const BLOCK: u32 = 128;
+}
+
+/// Key words in a word of what an Index operator writes: a summary has this many times the words of a key.
+pub mod summary_parts {
+    /// The mean.
+    pub const MEAN: u32 = 1;
+    /// The least, the greatest.
+    pub const BOUNDS: u32 = 2;
+    /// The greatest, the least, the mean: what SeerAttention-R's gate projects.
+    pub const GATE: u32 = 3;
+}

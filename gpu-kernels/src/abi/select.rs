@@ -1,0 +1,34 @@
+//! The launches of `select` and `top_k`.
+
+/// Threads of a block.
+pub const BLOCK: u32 = 1024;
+
+/// Scores or keys of a word.
+pub const KEYS_A_QUAD: u32 = 4;
+
+/// The key of what is never taken.
+pub const MASKED_KEY: u32 = 0;
+
+/// The key of what is taken before all else.
+pub const FORCED_KEY: u32 = u32::MAX;
+
+/// Shared memory of a block besides the keys.
+pub const SCRATCH_BYTES: u32 = 8576;
+
+/// The most keys in shared memory.
+pub const MAX_RESIDENT: u32 = 49_152;
+
+/// Of the heads' scores the greatest counts.
+pub const MERGE_MAX: u32 = 0;
+/// Their sum counts.
+pub const MERGE_SUM: u32 = 1;
+/// Their mean counts.
+pub const MERGE_MEAN: u32 = 2;
+
+/// What a score of 1 weighs for top-p: weights are whole numbers, so that their sums don't depend on an order.
+pub const WEIGHT_OF_ONE: f32 = (1 << 26) as f32;
+
+/// Shared memory of a block with room for `resident` keys.
+pub const fn shared_bytes(resident: u32) -> u32 {
+    SCRATCH_BYTES + 4 * resident
+}

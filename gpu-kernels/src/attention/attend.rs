@@ -1,0 +1,332 @@
+use core::f32::consts::LOG2_E;
+
+use cuda_std::copy::{commit_group, wait_group};
+use cuda_std::math::{exp2_approx, max};
+use cuda_std::prelude::*;
+use cuda_std::warp::{FULL_MASK, WARP_SIZE, warp_shuffle_xor, warp_vote_any};
+use cuda_std::{bf16, mma, shared};
+
+use super::combine::{OfSplits, OfWarps, Parts, is_last};
+use super::context::Context;
+use super::tile;
+use crate::abi::attend::{BLOCK, HEADS, STAGES, TILE, blocks_of_group, ring_bytes, shared_bytes};
+use crate::abi::{Entry, WARP};
+use crate::softmax::shift_of;
+
+/// Attention of a decode step over the pages of its selection and of the steady zone, in place; heads of 128.
+///
+/// | parameter | shape | meaning |
+/// |---|---|---|
+/// | `entries` | `[batch]` [`Entry`] | the requests of the step. The tail begins at page `leaving_key + leaving`, also where nothing leaves |
+/// | `kv_heads`, `group` | at least 1; 1 to 16 | KV heads, and query heads of each |
+/// | `layer` | | whose steady pages |
+/// | `pages` | `[batch * kv_heads, list_capacity]` | physical pages of the selections, as [`resolve`](crate::retrieve::resolve) lists them: full ones |
+/// | `page_counts` | `[batch * kv_heads]` | how many; more than `list_capacity` counts as `list_capacity` |
+/// | `steady` | see [`Entry::first_steady`] | physical pages of the steady zone |
+/// | `biases` | `[batch * kv_heads, list_capacity * page_tokens]` if `biased` is 1, else not read | added to the logits of selected tokens |
+/// | `pool` | `[physical pages, 2, page_tokens, head_words]` words | K, then V, bf16 |
+/// | `page_tokens` | 8, 16, 32 or 64 | tokens of a page |
+/// | `queries` | `[batch, kv_heads * group, head_words]` words | bf16 |
+/// | `scale` | | factor of the logits: 1 / sqrt(head dim) |
+/// | `splits` | at least 1 | blocks that share a row's tokens |
+/// | `partials` | `[units, splits,` [`partial_words`](crate::abi::attend::partial_words)`]` words if `splits` is above 1 | scratch |
+/// | `arrivals` | `[units]`, 0 before and after, if `splits` is above 1 | scratch |
+/// | `outputs` | `[batch, kv_heads * group, head_words]` words | bf16; zeroes where a row has no token |
+/// | `lse` | `[batch, kv_heads * group]` | the natural logarithm of the sum of e^logit; negative infinity where a row has no token |
+///
+/// `units` is `batch * kv_heads *` [`blocks_of_group`]. Nothing is written for an entry that only fills the batch. Products are exact,
+/// sums in f32; the weights of V are rounded to bf16.
+///
+/// # Mapping
+/// A block has up to 8 query heads of a row and, of `splits`, its share of the row's tokens, which lie in a list of pages: sinks,
+/// selection, tail. A warp
+/// takes tiles of 16 tokens: `tile.rs` says which lane has what. Its ring in shared memory holds [`STAGES`] tiles, of which one is
+/// multiplied and the others are on their way. The softmax is that of
+/// FlashAttention-2, and outputs are only rescaled when a tile has a logit above all before it, which soon becomes rare. At the end warps,
+/// then splits, are put together; the block that comes last does the latter.
+///
+/// # Launch
+/// `units * splits` blocks of [`BLOCK`] threads, [`shared_bytes`] of shared memory.
+///
+/// # Safety
+/// The views have the shapes above and hold the pages named; K, V and queries are numbers where a token lies.
+#[kernel(collectives(barrier = 5, mma = 18, shuffle = 16, vote = 1))]
+pub unsafe fn attend_128(
+    entries: Global<U32x4>,
+    kv_heads: u32,
+    group: u32,
+    layer: u32,
+    pages: Global<u32>,
+    page_counts: Global<u32>,
+    list_capacity: u32,
+    steady: Global<u32>,
+    biases: Global<f32>,
+    biased: u32,
+    pool: Global<U32x4>,
+    page_tokens: u32,
+    queries: Global<U32x4>,
+    scale: f32,
+    splits: u32,
+    partials: GlobalMut<U32x4>,
+    arrivals: GlobalMut<u32>,
+    outputs: GlobalMut<U32x4>,
+    lse: GlobalMut<f32>,
+) {
+    attend::<16>(Operands {
+        entries,
+        kv_heads,
+        group,
+        layer,
+        pages,
+        page_counts,
+        list_capacity,
+        steady,
+        biases,
+        biased,
+        pool,
+        page_tokens,
+        queries,
+        scale,
+        splits,
+        partials,
+        arrivals,
+        outputs,
+        lse,
+    });
+}
+
+/// [`attend_128`] for heads of 64.
+///
+/// # Safety
+/// As there.
+#[kernel(collectives(barrier = 5, mma = 10, shuffle = 16, vote = 1))]
+pub unsafe fn attend_64(
+    entries: Global<U32x4>,
+    kv_heads: u32,
+    group: u32,
+    layer: u32,
+    pages: Global<u32>,
+    page_counts: Global<u32>,
+    list_capacity: u32,
+    steady: Global<u32>,
+    biases: Global<f32>,
+    biased: u32,
+    pool: Global<U32x4>,
+    page_tokens: u32,
+    queries: Global<U32x4>,
+    scale: f32,
+    splits: u32,
+    partials: GlobalMut<U32x4>,
+    arrivals: GlobalMut<u32>,
+    outputs: GlobalMut<U32x4>,
+    lse: GlobalMut<f32>,
+) {
+    attend::<8>(Operands {
+        entries,
+        kv_heads,
+        group,
+        layer,
+        pages,
+        page_counts,
+        list_capacity,
+        steady,
+        biases,
+        biased,
+        pool,
+        page_tokens,
+        queries,
+        scale,
+        splits,
+        partials,
+        arrivals,
+        outputs,
+        lse,
+    });
+}
+
+/// Warps of a block.
+const WARPS: u32 = BLOCK / WARP;
+
+/// A launch's parameters.
+struct Operands {
+    entries: Global<U32x4>,
+    kv_heads: u32,
+    group: u32,
+    layer: u32,
+    pages: Global<u32>,
+    page_counts: Global<u32>,
+    list_capacity: u32,
+    steady: Global<u32>,
+    biases: Global<f32>,
+    biased: u32,
+    pool: Global<U32x4>,
+    page_tokens: u32,
+    queries: Global<U32x4>,
+    scale: f32,
+    splits: u32,
+    partials: GlobalMut<U32x4>,
+    arrivals: GlobalMut<u32>,
+    outputs: GlobalMut<U32x4>,
+    lse: GlobalMut<f32>,
+}
+
+#[inline(always)]
+unsafe fn attend<const WORDS: u32>(operands: Operands) {
+    let Operands {
+        entries,
+        kv_heads,
+        group,
+        layer,
+        pages,
+        page_counts,
+        list_capacity,
+        steady,
+        biases,
+        biased,
+        ..
+    } = operands;
+    let Operands { pool, page_tokens, queries, scale, splits, partials, arrivals, outputs, lse, .. } =
+        operands;
+    let (unit, split) = (thread::block_idx_x() / splits, thread::block_idx_x() % splits);
+    let (row, eight) = (unit / blocks_of_group(group), unit % blocks_of_group(group));
+    let entry = Entry::load(entries, row / kv_heads);
+    if entry.tokens == 0 {
+        return;
+    }
+    let context = Context::new(
+        entry,
+        layer * kv_heads + row % kv_heads,
+        steady,
+        pages.slice((row * list_capacity) as usize, list_capacity as usize),
+        page_counts.load(row as usize).min(list_capacity),
+        page_tokens,
+    );
+    let page_words = 2 * page_tokens * WORDS;
+    let (warp, lane) = (thread::thread_idx_x() / WARP, warp::lane_id());
+    let (lane_group, pair) = (lane / 4, lane % 4);
+    let of_stage = 2 * tile::lane_words(WORDS) * WARP;
+    let stage_at = |stage: u32| {
+        let first = (warp * STAGES + stage) * of_stage;
+        shared::dynamic::<U32x4>(16 * first as usize, of_stage as usize)
+    };
+
+    // This block's tiles; a warp takes every fourth.
+    let tiles = context.tokens.div_ceil(TILE);
+    let share = tiles.div_ceil(splits);
+    let end = tiles.min((split + 1) * share);
+    let mut at = split * share + warp;
+    let mut asked = at;
+    let mut lookup = tile::Lookup::<WARPS>::new(&context, asked);
+    let mut ask = |stage: u32| {
+        if asked < end {
+            let pages = lookup.next(&context, asked);
+            tile::copy::<WORDS>(&context, pool, page_words, asked, pages, stage_at(stage));
+        }
+        commit_group();
+        asked += WARPS;
+    };
+    let mut stage = 0;
+    while stage < STAGES - 1 {
+        ask(stage);
+        stage += 1;
+    }
+
+    let heads = (group - eight * HEADS).min(HEADS);
+    let first_head = row * group + eight * HEADS;
+    // This lane's words of the query that stands in its column.
+    let mut query = [U32x4::default(); 4];
+    let mut step = 0;
+    while step < WORDS / 4 {
+        if lane_group < heads {
+            let word = (first_head + lane_group) * WORDS + pair + 4 * step;
+            query[step as usize] = queries.load(word as usize);
+        }
+        step += 1;
+    }
+    let bias_row = (row * list_capacity) as usize * page_tokens as usize;
+    let scale = scale * LOG2_E;
+
+    // Of heads 2 t and 2 t + 1: the greatest logit so far, the same in all lanes of the head, and a lane's share of the sum; logits are
+    // in units of log2.
+    let mut maxima = [f32::NEG_INFINITY; 2];
+    let mut sums = [0.0_f32; 2];
+    let mut products = [[0.0_f32; 4]; 8];
+    while at < end {
+        wait_group::<{ STAGES - 2 }>();
+        // All lanes' copies are here then, and nobody reads the stage that is filled next any more.
+        warp::sync_warp(FULL_MASK);
+        ask(stage);
+        stage = if stage + 1 == STAGES { 0 } else { stage + 1 };
+        let words = stage_at(stage);
+        let mut logits = tile::logits::<WORDS>(words, &query);
+        let mut part = 0;
+        while part < 4 {
+            let token = at * TILE + lane_group + part / 2 * (TILE / 2);
+            let logit = &mut logits[part as usize];
+            *logit *= scale;
+            if biased != 0
+                && let Some(selected) = context.selected(token)
+            {
+                *logit += biases.load(bias_row + selected as usize) * LOG2_E;
+            }
+            if token >= context.tokens {
+                *logit = f32::NEG_INFINITY;
+            }
+            part += 1;
+        }
+        let own = [max(logits[0], logits[2]), max(logits[1], logits[3])];
+        if warp_vote_any(FULL_MASK, own[0] > maxima[0] || own[1] > maxima[1]) {
+            let mut head = 0;
+            while head < 2 {
+                let mut greatest = max(own[head], maxima[head]);
+                let mut distance = 4;
+                while distance < WARP {
+                    greatest = max(greatest, warp_shuffle_xor(FULL_MASK, greatest, distance, WARP_SIZE));
+                    distance *= 2;
+                }
+                // Before the first logit there is nothing to rescale.
+                let factor = exp2_approx(maxima[head] - shift_of(greatest));
+                sums[head] *= factor;
+                let mut product = 0;
+                while product < 8 {
+                    products[product][head] *= factor;
+                    products[product][head + 2] *= factor;
+                    product += 1;
+                }
+                maxima[head] = greatest;
+                head += 1;
+            }
+        }
+        let mut weights = [0.0; 4];
+        let mut part = 0;
+        while part < 4 {
+            weights[part] = exp2_approx(logits[part] - shift_of(maxima[part % 2]));
+            sums[part % 2] += weights[part];
+            part += 1;
+        }
+        let transposed = [
+            mma::transpose_8x8(bf16::pack(weights[0], weights[1])),
+            mma::transpose_8x8(bf16::pack(weights[2], weights[3])),
+        ];
+        tile::add_values::<WORDS>(words, transposed, &mut products);
+        at += WARPS;
+    }
+
+    // All copies of all warps were waited for, and what they brought is no longer needed.
+    thread::sync_threads();
+    let of_warps = OfWarps::<WORDS>::at(ring_bytes(WORDS));
+    of_warps.store(maxima, sums, &products);
+    thread::sync_threads();
+    let outputs = outputs.slice((first_head * WORDS) as usize, (heads * WORDS) as usize);
+    let lse = lse.slice(first_head as usize, heads as usize);
+    if splits == 1 {
+        of_warps.finish(heads, outputs, lse);
+        return;
+    }
+    let of_splits = OfSplits::<WORDS>::of_unit(partials, unit, splits);
+    of_splits.store(split, &of_warps, heads);
+    let flag = shared::dynamic((shared_bytes(WORDS) - 16) as usize, 1);
+    if is_last(arrivals, unit, splits, flag) {
+        of_splits.finish(heads, outputs, lse);
+    }
+}

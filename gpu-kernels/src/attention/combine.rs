@@ -1,0 +1,271 @@
+//! Puts together what warps, or splits, found in their shares of a row's tokens: outputs that are not yet divided by their sums.
+//!
+//! A part has, for each of eight heads, the greatest logit (in units of log2), the sum of the exponentials of what the others are below
+//! it, and the output, weighted with those.
+
+use core::f32::consts::LN_2;
+
+use cuda_std::atomic::{Order, Scope};
+use cuda_std::bf16;
+use cuda_std::math::{exp2_approx, max};
+use cuda_std::prelude::*;
+use cuda_std::shared;
+use cuda_std::warp::{FULL_MASK, WARP_SIZE, warp_shuffle_xor};
+
+use super::tile::element;
+use crate::abi::WARP;
+use crate::abi::attend::{BLOCK, HEADS, partial_words};
+use crate::softmax::{ln, shift_of};
+
+/// Warps of a block.
+const WARPS: u32 = BLOCK / WARP;
+
+/// Where parts lie: in shared memory those of a block's warps, in global memory those of a row's splits.
+pub trait Parts<const WORDS: u32> {
+    /// How many.
+    fn count(&self) -> u32;
+
+    /// Greatest logit and sum of a head in a part.
+    ///
+    /// # Safety
+    /// The part is there.
+    unsafe fn statistic(&self, part: u32, head: u32) -> (f32, f32);
+
+    /// Word `word` of a part's outputs, `[heads, 2 * WORDS]`, four f32.
+    ///
+    /// # Safety
+    /// The part is there.
+    unsafe fn output(&self, part: u32, word: u32) -> U32x4;
+
+    /// Greatest logit and sum of a head, and eight elements of its output: word `word` of `WORDS`.
+    ///
+    /// # Safety
+    /// All parts are there.
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    #[inline(always)]
+    unsafe fn combined(&self, head: u32, word: u32) -> (f32, f32, [f32; 8]) {
+        let mut greatest = f32::NEG_INFINITY;
+        let mut part = 0;
+        while part < self.count() {
+            greatest = max(greatest, self.statistic(part, head).0);
+            part += 1;
+        }
+        let (mut total, mut elements) = (0.0, [0.0; 8]);
+        let mut part = 0;
+        while part < self.count() {
+            let (own, sum) = self.statistic(part, head);
+            let factor = exp2_approx(own - shift_of(greatest));
+            total += sum * factor;
+            let first = (head * WORDS + word) * 2;
+            let low = self.output(part, first).to_array();
+            let high = self.output(part, first + 1).to_array();
+            let mut at = 0;
+            while at < 4 {
+                elements[at] += f32::from_bits(low[at]) * factor;
+                elements[at + 4] += f32::from_bits(high[at]) * factor;
+                at += 1;
+            }
+            part += 1;
+        }
+        (greatest, total, elements)
+    }
+
+    /// Writes outputs and logarithms of sums of `heads` heads.
+    ///
+    /// # Safety
+    /// All parts are there, and all threads of the block are here.
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    #[inline(always)]
+    unsafe fn finish(&self, heads: u32, outputs: GlobalMut<U32x4>, lse: GlobalMut<f32>) {
+        let mut place = thread::thread_idx_x();
+        while place < heads * WORDS {
+            let (head, word) = (place / WORDS, place % WORDS);
+            let (greatest, sum, elements) = self.combined(head, word);
+            let factor = if sum > 0.0 { 1.0 / sum } else { 0.0 };
+            let [a, b, c, d, e, f, g, h] = elements;
+            let output = U32x4 {
+                x: bf16::pack(a * factor, b * factor),
+                y: bf16::pack(c * factor, d * factor),
+                z: bf16::pack(e * factor, f * factor),
+                w: bf16::pack(g * factor, h * factor),
+            };
+            outputs.store(place as usize, output);
+            if word == 0 {
+                lse.store(head as usize, greatest * LN_2 + ln(sum));
+            }
+            place += BLOCK;
+        }
+    }
+}
+
+/// The parts of a block's warps.
+pub struct OfWarps<const WORDS: u32> {
+    outputs: Shared<U32x4>,
+    statistics: Shared<U32x4>,
+}
+
+impl<const WORDS: u32> OfWarps<WORDS> {
+    /// Outputs at the start of shared memory, statistics from byte `statistics` of it.
+    ///
+    /// # Safety
+    /// Shared memory is as large, and used by nothing else.
+    #[inline(always)]
+    pub unsafe fn at(statistics: u32) -> Self {
+        Self {
+            outputs: shared::dynamic(0, (WARPS * HEADS * 2 * WORDS) as usize),
+            statistics: shared::dynamic(statistics as usize, (WARPS * HEADS) as usize),
+        }
+    }
+
+    /// Stores this warp's part, from the lanes' parts of heads `2 t` and `2 t + 1`.
+    ///
+    /// # Safety
+    /// All lanes of the warp are here. A barrier must follow before anybody reads.
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    #[inline(always)]
+    pub unsafe fn store(&self, maxima: [f32; 2], sums: [f32; 2], products: &[[f32; 4]; 8]) {
+        let (warp, lane) = (thread::thread_idx_x() / WARP, warp::lane_id());
+        let (group, pair) = (lane / 4, lane % 4);
+        let mut sums = sums;
+        let mut head = 0;
+        while head < 2 {
+            let mut distance = 4;
+            while distance < WARP {
+                sums[head] += warp_shuffle_xor(FULL_MASK, sums[head], distance, WARP_SIZE);
+                distance *= 2;
+            }
+            if group == 0 {
+                let statistic = bits([maxima[head], sums[head], 0.0, 0.0]);
+                self.statistics.store((warp * HEADS + 2 * pair) as usize + head, statistic);
+            }
+            head += 1;
+        }
+        let mut head = 0;
+        while head < 2 {
+            let of_head = (warp * HEADS + 2 * pair + head) * 2 * WORDS;
+            let mut first = 0;
+            while first < WORDS / 2 {
+                let mut upper = 0;
+                while upper < 2 {
+                    let part = (2 * upper + head) as usize;
+                    let of = |product: u32| products[product as usize][part];
+                    let four = [of(first), of(first + 1), of(first + 2), of(first + 3)];
+                    let element = element::<WORDS>(group, first, upper != 0);
+                    self.outputs.store((of_head + element / 4) as usize, bits(four));
+                    upper += 1;
+                }
+                first += 4;
+            }
+            head += 1;
+        }
+    }
+}
+
+impl<const WORDS: u32> Parts<WORDS> for OfWarps<WORDS> {
+    #[inline(always)]
+    fn count(&self) -> u32 {
+        WARPS
+    }
+
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    #[inline(always)]
+    unsafe fn statistic(&self, part: u32, head: u32) -> (f32, f32) {
+        let U32x4 { x, y, .. } = self.statistics.load((part * HEADS + head) as usize);
+        (f32::from_bits(x), f32::from_bits(y))
+    }
+
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    #[inline(always)]
+    unsafe fn output(&self, part: u32, word: u32) -> U32x4 {
+        self.outputs.load((part * HEADS * 2 * WORDS + word) as usize)
+    }
+}
+
+/// The parts of a row's splits, in global memory.
+pub struct OfSplits<const WORDS: u32> {
+    parts: GlobalMut<U32x4>,
+    splits: u32,
+}
+
+impl<const WORDS: u32> OfSplits<WORDS> {
+    /// Those of unit `unit`.
+    ///
+    /// # Safety
+    /// `partials` has them.
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    #[inline(always)]
+    pub unsafe fn of_unit(partials: GlobalMut<U32x4>, unit: u32, splits: u32) -> Self {
+        let words = splits as usize * partial_words(WORDS) as usize;
+        Self { parts: partials.slice(unit as usize * words, words), splits }
+    }
+
+    /// Stores what the warps of this block, split `split`, make together, of `heads` heads.
+    ///
+    /// # Safety
+    /// The warps' parts are there, and all threads of the block are here.
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    #[inline(always)]
+    pub unsafe fn store(&self, split: u32, of_warps: &OfWarps<WORDS>, heads: u32) {
+        let part = self.parts.slice((split * partial_words(WORDS)) as usize, partial_words(WORDS) as usize);
+        let mut place = thread::thread_idx_x();
+        while place < heads * WORDS {
+            let (head, word) = (place / WORDS, place % WORDS);
+            let (greatest, sum, [a, b, c, d, e, f, g, h]) = of_warps.combined(head, word);
+            part.store_with((2 * place) as usize, bits([a, b, c, d]), StoreCache::Global);
+            part.store_with((2 * place + 1) as usize, bits([e, f, g, h]), StoreCache::Global);
+            if word == 0 {
+                let statistic = bits([greatest, sum, 0.0, 0.0]);
+                part.store_with((HEADS * 2 * WORDS + head) as usize, statistic, StoreCache::Global);
+            }
+            place += BLOCK;
+        }
+    }
+}
+
+impl<const WORDS: u32> Parts<WORDS> for OfSplits<WORDS> {
+    #[inline(always)]
+    fn count(&self) -> u32 {
+        self.splits
+    }
+
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    #[inline(always)]
+    unsafe fn statistic(&self, part: u32, head: u32) -> (f32, f32) {
+        let place = part * partial_words(WORDS) + HEADS * 2 * WORDS + head;
+        let U32x4 { x, y, .. } = self.parts.as_global().load_with(place as usize, LoadCache::Global);
+        (f32::from_bits(x), f32::from_bits(y))
+    }
+
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    #[inline(always)]
+    unsafe fn output(&self, part: u32, word: u32) -> U32x4 {
+        let place = part * partial_words(WORDS) + word;
+        self.parts.as_global().load_with(place as usize, LoadCache::Global)
+    }
+}
+
+/// Whether this block is the last of the unit's `splits` to come here; the others' parts are then there.
+///
+/// # Safety
+/// All threads of the block are here; `flag` is used by nothing else; arrivals are 0 before the launch.
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+#[inline(always)]
+pub unsafe fn is_last(arrivals: GlobalMut<u32>, unit: u32, splits: u32, flag: Shared<u32>) -> bool {
+    thread::sync_threads();
+    if thread::thread_idx_x() == 0 {
+        let before = arrivals.atomic_add(unit as usize, 1, Order::AcqRel, Scope::Device);
+        let last = before + 1 == splits;
+        flag.store(0, u32::from(last));
+        if last {
+            // For the next launch.
+            arrivals.store(unit as usize, 0);
+        }
+    }
+    thread::sync_threads();
+    flag.load(0) != 0
+}
+
+#[inline(always)]
+fn bits([x, y, z, w]: [f32; 4]) -> U32x4 {
+    U32x4 { x: x.to_bits(), y: y.to_bits(), z: z.to_bits(), w: w.to_bits() }
+}

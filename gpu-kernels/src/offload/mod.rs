@@ -1,0 +1,10 @@
+//! Offload: new keys and values become pages, on both tiers.
+
+mod append;
+mod store_prompt;
+mod warp_copy;
+mod write_back;
+
+pub use append::append;
+pub use store_prompt::store_prompt;
+pub use write_back::write_back;

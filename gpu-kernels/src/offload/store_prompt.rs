@@ -1,0 +1,105 @@
+use cuda_std::prelude::*;
+
+use super::warp_copy::{copy_words, order_stores, set_valid};
+use crate::abi::{Entry, SLAB_PAGES, WARP};
+use crate::ragged::request_of;
+
+/// Stores the keys and values of a ragged batch of prompts as pages, one layer: complete pages on the host, those of the
+/// steady zone on the GPU, complete or not.
+///
+/// | parameter | shape | meaning |
+/// |---|---|---|
+/// | `keys`, `values` | `[tokens, kv_heads, head_words]` words | bf16, of all requests, end to end |
+/// | `entries` | `[requests]` [`Entry`] in words | `tokens`: those of the prompt; `leaving_key`, `leaving`: its retrievable pages, which the GPU does not get; the steady lists' and host tables' numbers |
+/// | `first_token` | `[requests]` | where a request's token 0 lies in `keys` |
+/// | `first_page` | `[requests + 1]`, ascending, from 0 | pages of the requests before: of each, `tokens / page_tokens`, rounded up |
+/// | `steady` | of all requests | physical pages, at [`steady_place`](Entry::steady_place); only those of steady pages are read |
+/// | `pool` | `[pages, 2, page_tokens, head_words]` words | GPU pages: keys, then values |
+/// | `host_slabs` | of all requests | slabs, at [`slab_place`](Entry::slab_place); only those of complete pages are read |
+/// | `host_valid` | as `host_slabs` | [valid bits](crate::abi::valid_place) |
+/// | `host_pages` | `[slabs, 16, 2, page_tokens, head_words]` words, mapped host memory | the host tier's pages |
+/// | `requests` | at least 1 | |
+/// | `first_row` | layer * `kv_heads` | row of KV head 0 |
+/// | `kv_heads`, `head_words` | at least 1 | `head_words` is head dim / 8 |
+/// | `page_tokens` | at least 1 | tokens of a page |
+///
+/// Of a last page that is not complete only the tokens that there are are written.
+///
+/// # Mapping
+/// A warp has a page of a KV head at a time: page `w / kv_heads`, head `w % kv_heads`, and on by the launch's warps, so neighbours read
+/// neighbouring heads of the same tokens. A page is written in its own order, 512 bytes on end, which is where heads are
+/// transposed; four words of a lane
+/// are in flight. What bounds it is the bus to the host, for which few blocks are enough.
+///
+/// # Order
+/// As for [`append`](super::append()).
+///
+/// # Launch
+/// 1 to [`MAX_BLOCKS`](crate::abi::store_prompt::MAX_BLOCKS) blocks of [`BLOCK`](crate::abi::store_prompt::BLOCK) threads; no
+/// shared memory.
+///
+/// # Safety
+/// The views have the shapes above; no page, steady or host, is named by two pages of the batch; nothing else uses those pages or bits, or
+/// writes `keys` or `values`, until the launch has ended; `first_page[requests] * kv_heads` is at most
+/// [`MAX_PAGES`](crate::abi::store_prompt::MAX_PAGES), a page has at most [`MAX_PAGE_WORDS`](crate::abi::MAX_PAGE_WORDS) words.
+#[kernel(collectives(barrier = 1))]
+pub unsafe fn store_prompt(
+    keys: Global<U32x4>,
+    values: Global<U32x4>,
+    entries: Global<U32x4>,
+    first_token: Global<u32>,
+    first_page: Global<u32>,
+    steady: Global<u32>,
+    pool: GlobalMut<U32x4>,
+    host_slabs: Global<u32>,
+    host_valid: GlobalMut<u32>,
+    host_pages: GlobalMut<U32x4>,
+    requests: u32,
+    first_row: u32,
+    kv_heads: u32,
+    head_words: u32,
+    page_tokens: u32,
+) {
+    let pages = first_page.load(requests as usize) * kv_heads;
+    let half = page_tokens * head_words;
+    let tensor_width = (kv_heads * head_words) as usize;
+    let (keys, values) = (keys.rows(tensor_width), values.rows(tensor_width));
+    let (pool, host_pages) = (pool.rows(2 * half as usize), host_pages.rows(2 * half as usize));
+
+    let mut warp = thread::index_1d() / WARP;
+    while warp < pages {
+        let (page, head) = (warp / kv_heads, warp % kv_heads);
+        let request = request_of(first_page, requests, page);
+        let entry = Entry::load(entries, request);
+        let (row, key) = (first_row + head, page - first_page.load(request as usize));
+        let first = key * page_tokens;
+        let tokens = page_tokens.min(entry.tokens - first);
+        let first = first_token.load(request as usize) + first;
+
+        // Word `at` of the tokens' keys and then values, wherever the page goes.
+        let words = tokens * head_words;
+        let load = |at: u32| {
+            let (tensor, word) = if at < words { (keys, at) } else { (values, at - words) };
+            let column = head * head_words + word % head_words;
+            tensor
+                .row((first + word / head_words) as usize)
+                .load_with(column as usize, LoadCache::ReadOnlyOnce)
+        };
+        if key.wrapping_sub(entry.leaving_key) >= entry.leaving {
+            let page = pool.row(steady.load(entry.steady_place(row, key) as usize) as usize);
+            let place = |at: u32| if at < words { at } else { half + at - words };
+            copy_words(2 * words, load, |at, loaded| page.store(place(at) as usize, loaded));
+        }
+        if tokens == page_tokens {
+            let slab = entry.slab_place(row, key);
+            let page = host_slabs.load(slab as usize) * SLAB_PAGES + key % SLAB_PAGES;
+            let page = host_pages.row(page as usize);
+            copy_words(2 * words, load, |at, loaded| page.store(at as usize, loaded));
+            order_stores();
+            if warp::lane_id() == 0 {
+                set_valid(host_valid, slab, key % SLAB_PAGES);
+            }
+        }
+        warp += thread::grid_dim_x() * (thread::block_dim_x() / WARP);
+    }
+}

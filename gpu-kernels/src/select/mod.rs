@@ -1,0 +1,11 @@
+//! Select: which partitions the queries of a step read.
+
+mod block;
+mod order;
+mod partitions;
+mod score;
+mod top_k;
+
+pub use partitions::select;
+pub use score::score;
+pub use top_k::top_k;

@@ -1,0 +1,333 @@
+//! Exact selection of the greatest of a row's keys: a radix descent to the least key that is taken, then a list of ids.
+//!
+//! A key is a score's bits, mapped so that keys compare as `f32::total_cmp` does. Key 0 stands for what is never taken and
+//! key `u32::MAX` for what is taken first; scores have the keys between, for which the outermost two NaN patterns of each sign
+//! share one.
+
+use cuda_std::atomic::{Order, Scope};
+use cuda_std::prelude::*;
+use cuda_std::shared_layout;
+
+use super::block::exclusive_scan;
+use crate::abi::WARP;
+use crate::abi::select::{BLOCK, FORCED_KEY, KEYS_A_QUAD, MASKED_KEY};
+
+/// Bins of a digit: 11 bits, of the last digit 10.
+pub const BINS: u32 = 2 * BLOCK;
+
+shared_layout! {
+    /// What the threads of a row's block hand to each other. The keys, where they fit, follow it.
+    pub struct Scratch {
+        bins: [u32; 2048],
+        warps: [u32; 32],
+        found: [u32; 4],
+        offsets: [f32; 16],
+    }
+}
+
+const _: () = assert!(BINS == 2048 && BLOCK == 32 * WARP, "as the layout has it");
+const _: () = assert!(Scratch::BYTES == crate::abi::select::SCRATCH_BYTES as usize, "as the host has it");
+
+/// The key of a score.
+#[inline(always)]
+pub fn key_of(score: f32) -> u32 {
+    let bits = score.to_bits();
+    let ordered = bits ^ ((bits as i32 >> 31) as u32 | 1 << 31);
+    ordered.clamp(MASKED_KEY + 1, FORCED_KEY - 1)
+}
+
+/// The score of a key that has one.
+#[inline(always)]
+pub fn score_of(key: u32) -> f32 {
+    f32::from_bits(key ^ (!((key as i32 >> 31) as u32) | 1 << 31))
+}
+
+/// A row's keys, in quads of four: in shared memory if they fit, else in global memory.
+#[derive(Clone, Copy)]
+pub struct Keys {
+    /// Behind [`Scratch`].
+    pub shared: Shared<U32x4>,
+    /// Elsewhere.
+    pub global: GlobalMut<U32x4>,
+    /// Which of them holds the keys.
+    pub resident: bool,
+    /// Quads of the row; the last is filled up with masked keys.
+    pub quads: u32,
+}
+
+impl Keys {
+    /// Four keys.
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    #[inline(always)]
+    pub unsafe fn load(&self, quad: u32) -> [u32; KEYS_A_QUAD as usize] {
+        // With a cache hint, so that LLVM does not make one generic access of the two.
+        let keys = if self.resident {
+            self.shared.load(quad as usize)
+        } else {
+            self.global.as_global().load_with(quad as usize, LoadCache::Global)
+        };
+        keys.to_array()
+    }
+
+    /// Writes four keys.
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    #[inline(always)]
+    pub unsafe fn store(&self, quad: u32, [x, y, z, w]: [u32; KEYS_A_QUAD as usize]) {
+        let keys = U32x4 { x, y, z, w };
+        if self.resident {
+            self.shared.store(quad as usize, keys);
+        } else {
+            self.global.store_with(quad as usize, keys, StoreCache::Global);
+        }
+    }
+
+    /// The sum of `of` over all keys, in every thread.
+    ///
+    /// # Safety
+    /// All threads of the block are here.
+    #[inline(always)]
+    pub unsafe fn sum(&self, of: impl Fn(u32) -> u32) -> u32 {
+        let mut sum = 0_u32;
+        let mut quad = thread::thread_idx_x();
+        while quad < self.quads {
+            let keys = self.load(quad);
+            let mut at = 0;
+            while at < keys.len() {
+                sum = sum.wrapping_add(of(keys[at]));
+                at += 1;
+            }
+            quad += BLOCK;
+        }
+        let (_, total) = exclusive_scan(sum, Scratch::warps());
+        // The next scan writes the same words.
+        thread::sync_threads();
+        total
+    }
+}
+
+/// Which keys are taken: those above `key`, and of those equal to it the first `ties`, by id.
+#[derive(Clone, Copy)]
+pub struct Threshold {
+    pub key: u32,
+    pub ties: u32,
+}
+
+impl Threshold {
+    /// Takes no key.
+    pub const NONE: Self = Self { key: FORCED_KEY, ties: 0 };
+    /// Takes every key but masked ones.
+    pub const ALL: Self = Self { key: MASKED_KEY, ties: 0 };
+
+    /// Whether `key` is taken, for a walk along ascending ids; `seen` counts the ties so far.
+    #[inline(always)]
+    fn takes(self, key: u32, seen: &mut u32) -> bool {
+        if key != self.key {
+            return key > self.key;
+        }
+        *seen += 1;
+        *seen <= self.ties
+    }
+}
+
+/// Makes all bins zero. A barrier must follow before they count.
+///
+/// # Safety
+/// The block has [`Scratch`], and nothing else uses the bins.
+#[inline(always)]
+pub unsafe fn clear_bins() {
+    let bins = Scratch::bins();
+    bins.store(thread::thread_idx_x() as usize, 0);
+    bins.store((thread::thread_idx_x() + BLOCK) as usize, 0);
+}
+
+/// Bits below the first digit of a key.
+const FIRST_SHIFT: u32 = 21;
+
+/// Counts a key by its first digit.
+///
+/// # Safety
+/// The bins were cleared.
+#[inline(always)]
+pub unsafe fn count_first_digit(key: u32) {
+    if key != MASKED_KEY {
+        Scratch::bins().atomic_add((key >> FIRST_SHIFT) as usize, 1, Order::Relaxed, Scope::Block);
+    }
+}
+
+/// The threshold at which the weights of the taken keys reach `target` (or all keys, if they never do): the greatest keys first,
+/// each with its `weight`, digit by digit. With `EXACT` the weight of every key is 1 and exactly `target` keys are taken; without,
+/// `weight` ascends with the key and the fewest keys are taken.
+///
+/// `counted` says that the first digits were counted with [`count_first_digit`]. The bins are clear before (if they don't hold that
+/// count) and after.
+///
+/// # Safety
+/// All threads of the block are here; the bins are as above and the keys are in place, both still without a barrier if `counted`, else
+/// after one; the weights add up to less than 2^32.
+#[inline(always)]
+pub unsafe fn descend<const EXACT: bool>(
+    keys: &Keys,
+    target: u32,
+    counted: bool,
+    weight: impl Fn(u32) -> u32,
+) -> Threshold {
+    let bins = Scratch::bins();
+    let (mut prefix, mut rest, mut shift, mut bits, mut counted) =
+        (0_u32, target, FIRST_SHIFT, 11_u32, counted);
+    loop {
+        if !counted {
+            let mut quad = thread::thread_idx_x();
+            while quad < keys.quads {
+                let four = keys.load(quad);
+                let mut at = 0;
+                while at < four.len() {
+                    let key = four[at];
+                    // In two steps: at the first digit all 32 bits go.
+                    if key != MASKED_KEY && key >> shift >> bits == prefix {
+                        let bin = (key >> shift) & ((1 << bits) - 1);
+                        // The result is not used and a count adds a constant: ptxas has an instruction for that.
+                        let weight = if EXACT { 1 } else { weight(key) };
+                        bins.atomic_add(bin as usize, weight, Order::Relaxed, Scope::Block);
+                    }
+                    at += 1;
+                }
+                quad += BLOCK;
+            }
+        }
+        counted = false;
+        thread::sync_threads();
+        let Some(Bin { bin, before, within }) = find_bin(rest) else {
+            return if target == 0 { Threshold::NONE } else { Threshold::ALL };
+        };
+        rest -= before;
+        prefix = prefix << bits | bin;
+        if EXACT && within == rest {
+            // The whole bin is taken, so the digits below don't matter.
+            return Threshold { key: (prefix << shift).saturating_sub(1), ties: 0 };
+        }
+        if shift == 0 {
+            let ties = if EXACT { rest } else { rest.div_ceil(weight(prefix)) };
+            return Threshold { key: prefix, ties };
+        }
+        bits = if shift == FIRST_SHIFT { 11 } else { 10 };
+        shift -= bits;
+    }
+}
+
+/// A bin, what lies in those above it, and what in itself.
+struct Bin {
+    bin: u32,
+    before: u32,
+    within: u32,
+}
+
+/// The bin in which a sum from the highest bin down reaches `target`: none if the target is 0 or above the sum of all. Clears the
+/// bins.
+///
+/// # Safety
+/// All threads of the block are here, after a barrier.
+#[inline(always)]
+unsafe fn find_bin(target: u32) -> Option<Bin> {
+    let (bins, found) = (Scratch::bins(), Scratch::found());
+    // The highest bins are the first thread's.
+    let high = BINS - 1 - 2 * thread::thread_idx_x();
+    let (first, second) = (bins.load(high as usize), bins.load(high as usize - 1));
+    bins.store(high as usize, 0);
+    bins.store(high as usize - 1, 0);
+    let (before, total) = exclusive_scan(first + second, Scratch::warps());
+    if before < target && target - before <= first + second {
+        let in_first = target - before <= first;
+        found.store(0, if in_first { high } else { high - 1 });
+        found.store(1, if in_first { before } else { before + first });
+        found.store(2, if in_first { first } else { second });
+    }
+    // Also between this scan and the next, and between cleared bins and counts.
+    thread::sync_threads();
+    if target == 0 || total < target {
+        return None;
+    }
+    Some(Bin { bin: found.load(0), before: found.load(1), within: found.load(2) })
+}
+
+/// A threshold, and the ties before this thread's part of the row.
+#[derive(Clone, Copy)]
+pub struct Walk {
+    threshold: Threshold,
+    seen: u32,
+}
+
+impl Walk {
+    /// Takes nothing.
+    pub const NONE: Self = Self { threshold: Threshold::NONE, seen: 0 };
+}
+
+/// Writes the ids of the keys that `threshold` takes and `but` does not, ascending, the first key's being `first_id`; returns how many
+/// they are, and the walk of this threshold.
+///
+/// A thread has a run of the row. Runs are an odd number of quads, so that eight threads side by side read from all banks.
+///
+/// # Safety
+/// All threads of the block are here, after a barrier; the keys are in place; `ids` has room.
+#[inline(always)]
+pub unsafe fn list(
+    keys: &Keys,
+    threshold: Threshold,
+    but: Walk,
+    first_id: u32,
+    ids: GlobalMut<u32>,
+) -> (u32, Walk) {
+    let run = keys.quads.div_ceil(BLOCK) | 1;
+    let start = (thread::thread_idx_x() * run).min(keys.quads);
+    let end = (start + run).min(keys.quads);
+
+    let mut walk = Walk { threshold, seen: 0 };
+    if threshold.ties > 0 {
+        let mut ties = 0;
+        let mut quad = start;
+        while quad < end {
+            let four = keys.load(quad);
+            let mut at = 0;
+            while at < four.len() {
+                ties += u32::from(four[at] == threshold.key);
+                at += 1;
+            }
+            quad += 1;
+        }
+        (walk.seen, _) = exclusive_scan(ties, Scratch::warps());
+        // The next scan writes the same words.
+        thread::sync_threads();
+    }
+
+    let mut taken = 0;
+    let (mut seen, mut seen_by_but) = (walk.seen, but.seen);
+    let mut quad = start;
+    while quad < end {
+        let four = keys.load(quad);
+        let mut at = 0;
+        while at < four.len() {
+            let excluded = but.threshold.takes(four[at], &mut seen_by_but);
+            taken += u32::from(threshold.takes(four[at], &mut seen) && !excluded);
+            at += 1;
+        }
+        quad += 1;
+    }
+    let (mut place, total) = exclusive_scan(taken, Scratch::warps());
+    if taken > 0 {
+        let (mut seen, mut seen_by_but) = (walk.seen, but.seen);
+        let mut quad = start;
+        while quad < end {
+            let four = keys.load(quad);
+            let mut at = 0;
+            while at < four.len() {
+                let excluded = but.threshold.takes(four[at], &mut seen_by_but);
+                if threshold.takes(four[at], &mut seen) && !excluded {
+                    ids.store(place as usize, first_id + KEYS_A_QUAD * quad + at as u32);
+                    place += 1;
+                }
+                at += 1;
+            }
+            quad += 1;
+        }
+    }
+    (total, walk)
+}

@@ -1,0 +1,256 @@
+use cuda_std::prelude::*;
+use cuda_std::shared;
+use cuda_std::warp::{warp_max, warp_sum};
+
+use super::order::{Keys, Scratch, Walk, clear_bins, count_first_digit, descend, key_of, list, score_of};
+use crate::abi::score::{TILE, tiles};
+use crate::abi::select::{BLOCK, FORCED_KEY, KEYS_A_QUAD, MASKED_KEY, MERGE_MAX, MERGE_MEAN, WEIGHT_OF_ONE};
+use crate::abi::{Entry, WARP};
+use crate::softmax::{exp, ln, shift_of};
+
+/// Selects partitions by their logits: the query heads of each KV head are merged, and the greatest scores win.
+///
+/// | parameter | shape | meaning |
+/// |---|---|---|
+/// | `entries` | `[batch]` [`Entry`] | partitions, at most `stride`, and `limit`; more than `capacity` counts as `capacity` |
+/// | `logits`, `statistics` | as `score` writes them; `logits` as words of 16 bytes | |
+/// | `kv_heads`, `group` | 1 to 16 query heads of a KV head | |
+/// | `stride` | a multiple of 4 | |
+/// | `softmax` | 0 or 1 | 1: each head's logits go through a softmax over the row's partitions first. 0: they are merged as they are, and `statistics` are not read |
+/// | `merge` | [`MERGE_MAX`], [`MERGE_SUM`](crate::abi::select::MERGE_SUM), [`MERGE_MEAN`] | how the heads' scores become one |
+/// | `least` | negative infinity for none | only partitions with at least this score are selected. With a softmax the greatest is taken of logarithms, and this is one too |
+/// | `top_p` | 1 for all | only the fewest partitions whose scores reach this part of the sum of the scores |
+/// | `forced`, `masked` | `[batch * kv_heads, mark_words]`, bit `i % 32` of word `i / 32` for the partition `first_partition + i` | selected first, as far as the limit goes (whatever their score; `top_p` is of the others); never selected, forced or not |
+/// | `mark_words` | 0 if there are no marks; neither is read then | |
+/// | `estimates` | | how many more are wanted, the best of those not selected, without regard to `least` and `top_p` |
+/// | `resident` | a multiple of 4 | scores that the launch's shared memory has room for |
+/// | `keys` | `[batch * kv_heads, stride]` u32 if `resident` is below `stride`, else anything | scratch of rows that are longer than `resident` |
+/// | `capacity` | | ids that `ids` has room for in a row |
+/// | `ids`, `selected` | `[batch * kv_heads, capacity]`, `[batch * kv_heads]` | partitions, ascending, and how many; of equal scores the lower ones |
+/// | `estimated_ids`, `estimated` | `[batch * kv_heads, estimates]`, `[batch * kv_heads]` | the same of the estimates; not written if `estimates` is 0 |
+///
+/// A score that is NaN is greater than all others. For `top_p`, scores are made whole numbers, in units of 2^-26, rounded towards zero.
+///
+/// # Mapping
+/// A block has a row. It reads the logits once and turns the merged scores into keys; the rest is as in [`top_k`](super::top_k()).
+///
+/// # Launch
+/// `batch * kv_heads` blocks of [`BLOCK`] threads, with [`shared_bytes`](crate::abi::select::shared_bytes) of shared memory.
+///
+/// # Safety
+/// The views have the shapes above, and with `top_p` below 1 the positive scores of a row add up to at most 32.
+#[kernel(collectives(barrier = 19, shuffle = 94))]
+pub unsafe fn select(
+    entries: Global<U32x4>,
+    logits: Global<U32x4>,
+    statistics: Global<f32>,
+    kv_heads: u32,
+    group: u32,
+    stride: u32,
+    softmax: u32,
+    merge: u32,
+    least: f32,
+    top_p: f32,
+    forced: Global<u32>,
+    masked: Global<u32>,
+    mark_words: u32,
+    estimates: u32,
+    resident: u32,
+    keys: GlobalMut<U32x4>,
+    capacity: u32,
+    ids: GlobalMut<u32>,
+    selected: GlobalMut<u32>,
+    estimated_ids: GlobalMut<u32>,
+    estimated: GlobalMut<u32>,
+) {
+    let row = thread::block_idx_x();
+    let entry = Entry::load(entries, row / kv_heads);
+    let partitions = if entry.tokens == 0 { 0 } else { entry.partitions };
+    let (row_quads, quads) = ((stride / KEYS_A_QUAD) as usize, partitions.div_ceil(KEYS_A_QUAD));
+    let resident_here = partitions <= resident;
+    let keys = Keys {
+        shared: shared::dynamic(Scratch::BYTES, (resident / KEYS_A_QUAD) as usize),
+        global: if resident_here { keys } else { keys.rows(row_quads).row(row as usize) },
+        resident: resident_here,
+        quads,
+    };
+    // Scores are logarithms where only their order matters: small ones stay apart.
+    let logarithmic = softmax != 0 && merge == MERGE_MAX;
+    let by_weight = top_p < 1.0;
+    let by_score = least != f32::NEG_INFINITY;
+
+    clear_bins();
+    let head = thread::thread_idx_x() / WARP;
+    if softmax != 0 && head < group && partitions > 0 {
+        let tiles = tiles(stride) as usize;
+        let of_head = ((row * group + head) as usize * tiles) * 2;
+        let offset = -log_sum(statistics.slice(of_head, 2 * tiles), partitions.div_ceil(TILE));
+        if warp::lane_id() == 0 {
+            Scratch::offsets().store(head as usize, offset);
+        }
+    }
+    thread::sync_threads();
+
+    let logits = logits.slice((row * group) as usize * row_quads, group as usize * row_quads);
+    let mut quad = thread::thread_idx_x();
+    while quad < quads {
+        let mut four = merged(logits, row_quads, quad, group, softmax != 0, merge);
+        if merge == MERGE_MEAN {
+            let share = 1.0 / group as f32;
+            four = four.map(|score| score * share);
+        }
+        let first = quad * KEYS_A_QUAD;
+        let (mut always, mut never) = (0, 0);
+        if mark_words > 0 {
+            let word = (row * mark_words + first / 32) as usize;
+            (always, never) = (forced.load(word) >> (first % 32), masked.load(word) >> (first % 32));
+        }
+        let mut of_quad = [MASKED_KEY; KEYS_A_QUAD as usize];
+        let mut at = 0;
+        while at < KEYS_A_QUAD {
+            let score = if four[at as usize].is_nan() { NAN } else { four[at as usize] };
+            let mut key = key_of(score);
+            if always >> at & 1 != 0 {
+                key = FORCED_KEY;
+            }
+            if never >> at & 1 != 0 || first + at >= partitions {
+                key = MASKED_KEY;
+            }
+            if !by_weight {
+                count_first_digit(key);
+            }
+            of_quad[at as usize] = key;
+            at += 1;
+        }
+        keys.store(quad, of_quad);
+        quad += BLOCK;
+    }
+
+    let mut target = entry.limit.min(capacity);
+    if by_score || by_weight {
+        thread::sync_threads();
+    }
+    if by_score {
+        let least = key_of(least);
+        target = target.min(keys.sum(|key| u32::from(key >= least)));
+    }
+    if by_weight {
+        let weight = |key: u32| weight_of(key, logarithmic);
+        let total = keys.sum(weight);
+        if total > 0 {
+            let part = ((total as f32 * top_p) as u32).clamp(1, total);
+            let reached = descend::<false>(&keys, part, false, weight);
+            target = target.min(keys.sum(|key| u32::from(key > reached.key)) + reached.ties);
+        }
+    }
+
+    let lists = if estimates > 0 { 2 } else { 1 };
+    let (mut of_list, mut counted, mut but) = (0, !by_weight, Walk::NONE);
+    let (mut ids, mut places, mut count) = (ids, capacity, selected);
+    while of_list < lists {
+        let threshold = descend::<true>(&keys, target, counted, |_| 1);
+        let ids_of_row = ids.rows(places as usize).row(row as usize);
+        let (listed, walk) = list(&keys, threshold, but, entry.first_partition, ids_of_row);
+        if thread::thread_idx_x() == 0 {
+            count.store(row as usize, listed);
+        }
+        (target, counted, but) = (listed.saturating_add(estimates), false, walk);
+        (ids, places, count) = (estimated_ids, estimates, estimated);
+        of_list += 1;
+        // The next descent's scan writes what this list's scan reads.
+        thread::sync_threads();
+    }
+}
+
+/// The one NaN that scores have.
+const NAN: f32 = f32::from_bits(0x7fff_ffff);
+
+/// The logarithm of the sum of e^logit over a row's tiles, by a warp, in every lane.
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+#[inline(always)]
+unsafe fn log_sum(statistics: Global<f32>, tiles: u32) -> f32 {
+    let mut greatest = f32::NEG_INFINITY;
+    let mut tile = warp::lane_id();
+    while tile < tiles {
+        greatest = cuda_std::math::max(greatest, statistics.load(2 * tile as usize));
+        tile += WARP;
+    }
+    let greatest = warp_max(greatest);
+    let shift = shift_of(greatest);
+    let mut sum = 0.0;
+    let mut tile = warp::lane_id();
+    while tile < tiles {
+        let of_tile = statistics.load(2 * tile as usize);
+        sum += statistics.load(2 * tile as usize + 1) * exp(of_tile - shift);
+        tile += WARP;
+    }
+    greatest + ln(warp_sum(sum))
+}
+
+/// Four partitions' scores, the heads' sum or maximum.
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+#[inline(always)]
+unsafe fn merged(
+    logits: Global<U32x4>,
+    row_quads: usize,
+    quad: u32,
+    group: u32,
+    softmax: bool,
+    merge: u32,
+) -> [f32; KEYS_A_QUAD as usize] {
+    let load = |head: u32| {
+        if head < group {
+            let of_head = head as usize * row_quads + quad as usize;
+            logits.load_with(of_head, LoadCache::ReadOnlyOnce)
+        } else {
+            U32x4::default()
+        }
+    };
+    let merge = |before: [f32; KEYS_A_QUAD as usize], head: u32, word: U32x4| {
+        if head >= group {
+            return before;
+        }
+        let offset = if softmax { Scratch::offsets().load(head as usize) } else { 0.0 };
+        let logits = word.to_array();
+        let mut after = before;
+        let mut at = 0;
+        while at < after.len() {
+            let logit = f32::from_bits(logits[at]);
+            let score = if softmax { logit + offset } else { logit };
+            after[at] = if merge == MERGE_MAX {
+                // Not `max`, which would hide a NaN.
+                if head == 0 || score > before[at] || score.is_nan() { score } else { before[at] }
+            } else {
+                let score = if softmax { exp(score) } else { score };
+                if head == 0 { score } else { before[at] + score }
+            };
+            at += 1;
+        }
+        after
+    };
+    let mut merged = [0.0; KEYS_A_QUAD as usize];
+    let mut head = 0;
+    while head < group {
+        // The words of five heads are in flight: more would take more registers than 1,024 threads have. Spelled out, since LLVM would
+        // not unroll a loop of this size and keep the words in local memory.
+        let words = [load(head), load(head + 1), load(head + 2), load(head + 3), load(head + 4)];
+        merged = merge(merged, head, words[0]);
+        merged = merge(merged, head + 1, words[1]);
+        merged = merge(merged, head + 2, words[2]);
+        merged = merge(merged, head + 3, words[3]);
+        merged = merge(merged, head + 4, words[4]);
+        head += 5;
+    }
+    merged
+}
+
+/// What a key weighs for top-p. A score that is no positive number weighs nothing, nor does what is forced or masked.
+#[inline(always)]
+fn weight_of(key: u32, logarithmic: bool) -> u32 {
+    if key == MASKED_KEY || key == FORCED_KEY {
+        return 0;
+    }
+    let score = score_of(key);
+    let score = if logarithmic { exp(score) } else { score };
+    (score * WEIGHT_OF_ONE) as u32
+}

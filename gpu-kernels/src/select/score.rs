@@ -1,0 +1,359 @@
+use cuda_std::copy::{commit_group, copy_async_or_zero, wait_group};
+use cuda_std::math::max;
+use cuda_std::mma::mma_m16n8k16_bf16;
+use cuda_std::prelude::*;
+use cuda_std::warp::{FULL_MASK, WARP_SIZE, warp_shuffle_xor};
+use cuda_std::{shared, shared_layout};
+
+use crate::abi::score::{BLOCK, CHUNK_WORDS, MAX_GROUP, SCRATCH_BYTES, STAGES, TILE, tiles};
+use crate::abi::{Entry, WARP};
+use crate::softmax::{exp, shift_of};
+
+/// Query heads that the tensor cores take at a time.
+const HEADS: u32 = 8;
+/// Partitions of a warp at a time.
+const ROWS: u32 = 16;
+/// Words of a summary in a chunk: four a lane, of each of two rows.
+const CHUNK: u32 = CHUNK_WORDS;
+/// Words of a chunk that a lane copies, and reads.
+const LANE_WORDS: u32 = 2 * CHUNK / 4;
+const WARPS: u32 = BLOCK / WARP;
+
+shared_layout! {
+    /// What the warps have in flight, and what they share. The queries follow it.
+    struct Scratch {
+        // [stages, warps, words of a lane, lanes]
+        ring: [U32x4; 3072],
+        // [warps, 16 heads]
+        maxima: [f32; 64],
+        sums: [f32; 64],
+    }
+}
+
+const _: () =
+    assert!(3072 == STAGES * WARPS * LANE_WORDS * WARP && 64 == WARPS * MAX_GROUP, "as the layout has it");
+const _: () = assert!(Scratch::BYTES == SCRATCH_BYTES as usize, "as the host has it");
+
+/// Scores partitions: the logits of the queries of a decode step against the summaries, one layer, and of each tile what a softmax
+/// needs.
+///
+/// | parameter | shape | meaning |
+/// |---|---|---|
+/// | `entries` | `[batch]` [`Entry`] | which partitions; at most `stride` of a request |
+/// | `directories` | as the entries say | the segment of partition `p`: at `directory + p / segment_partitions` |
+/// | `summaries` | `[segments, request_rows, segment_partitions, summary_words]` words | bf16, finite |
+/// | `queries` | `[batch, kv_heads * group, head_words]` words | bf16 |
+/// | `kv_heads` | at least 1 | |
+/// | `group` | 1 to 16 | query heads of a KV head |
+/// | `head_words` | at least 1 | head dim / 8 |
+/// | `bounds` | 0 or 1 | 1: a summary is the least and the greatest of each element of the partition's keys, `[2, head_words]` (Quest); else `[head_words]` |
+/// | `segment_partitions` | at least 1 | partitions that begin in a segment |
+/// | `request_rows` | layers x KV heads | |
+/// | `layer` | | whose summaries |
+/// | `scale` | | factor of the logits: 1 / sqrt(head dim) |
+/// | `stride` | a multiple of 4 | room for a row's logits |
+/// | `logits` | `[batch * kv_heads, group, stride]` | of partition `first_partition + i` at `i` |
+/// | `statistics` | `[batch * kv_heads, group, tiles, 2]` | of a tile the greatest logit, and the sum of e^(logit - greatest) |
+///
+/// `summary_words` is `head_words`, twice that with `bounds`. A logit is `scale` times the dot product, with `bounds` times the greatest that
+/// a key within the bounds could have; products are exact, sums in f32 in an order of the hardware's. Nothing is written beyond a
+/// row's partitions, or for an entry that only fills the batch.
+///
+/// # Mapping
+/// A block has a tile of a row; a warp takes 16 partitions at a time through the tensor cores, against 8 query heads or twice 8,
+/// filled up with zeroes. Summaries are read once and nothing is done to them on the way, so the kernel is as fast as memory if enough
+/// of it is in flight, also while tensor cores work: each warp has a ring of [`STAGES`] chunks of 4 KiB in shared memory, filled by
+/// asynchronous copies (what was loaded into registers instead had to be waited for where the loop carries it over: 0.76 of the
+/// bandwidth). Lane `l` copies and reads words `l % 4`, `l % 4 + 4`, … of partitions `l / 4` and `l / 4 + 8`. The elements of a word
+/// then lie where the tensor cores want elements far apart; the queries' words are laid out in the same way, and a dot product does
+/// not mind.
+///
+/// For bounds, `max(q * least, q * greatest)` is `min(q, 0) * least + max(q, 0) * greatest`: a dot product of twice the length.
+///
+/// # Launch
+/// `batch * kv_heads *` [`tiles`] blocks of [`BLOCK`] threads, with
+/// [`shared_bytes`](crate::abi::score::shared_bytes) of shared memory.
+///
+/// # Safety
+/// The views have the shapes above, `summary_words` is at most [`MAX_SUMMARY_WORDS`](crate::abi::score::MAX_SUMMARY_WORDS), and the
+/// directories name segments that exist.
+#[kernel(collectives(barrier = 2, mma = 16, shuffle = 24))]
+pub unsafe fn score(
+    entries: Global<U32x4>,
+    directories: Global<u32>,
+    summaries: Global<U32x4>,
+    queries: Global<U32x4>,
+    kv_heads: u32,
+    group: u32,
+    head_words: u32,
+    bounds: u32,
+    segment_partitions: u32,
+    request_rows: u32,
+    layer: u32,
+    scale: f32,
+    stride: u32,
+    logits: GlobalMut<f32>,
+    statistics: GlobalMut<f32>,
+) {
+    let tiles = tiles(stride);
+    let (row, tile) = (thread::block_idx_x() / tiles, thread::block_idx_x() % tiles);
+    let entry = Entry::load(entries, row / kv_heads);
+    let first = tile * TILE;
+    if entry.tokens == 0 || first >= entry.partitions {
+        return;
+    }
+    let end = (first + TILE).min(entry.partitions);
+    let summary_words = head_words << bounds;
+    let head_row = (row * group) as usize;
+    let (warp, lane) = (thread::thread_idx_x() / WARP, warp::lane_id());
+    let (lane_row, lane_word) = (lane / 4, lane % 4);
+    let logits = logits.slice(head_row * stride as usize, (group * stride) as usize);
+    let summaries = summaries.rows(summary_words as usize);
+    let request_row = layer * kv_heads + row % kv_heads;
+    // The summary of the partition at `at`; beyond the tile, that of its last, whose logits nobody then asks for.
+    let summary = |at: u32| {
+        let partition = entry.first_partition + at.min(end - 1);
+        let segment = directories.load((entry.directory + partition / segment_partitions) as usize);
+        let block = segment as usize * request_rows as usize + request_row as usize;
+        summaries.row(block * segment_partitions as usize + (partition % segment_partitions) as usize)
+    };
+
+    // A warp's summaries pass through its ring in chunks of 16 rows and 16 words, which are asked for long before they are multiplied,
+    // the first of them before the queries. Every lane copies what it alone reads, so that it waits for nobody.
+    let chunks = summary_words.div_ceil(CHUNK);
+    let after = |(at, chunk)| if chunk + 1 == chunks { (at + WARPS * ROWS, 0) } else { (at, chunk + 1) };
+    let ask = |(at, chunk), stage| {
+        if at - lane_row < end {
+            copy_chunk(stage, [summary(at), summary(at + 8)], chunk * CHUNK + lane_word, summary_words);
+        }
+        commit_group();
+    };
+    let (mut at, mut chunk) = (first + warp * ROWS + lane_row, 0);
+    let (mut asked, mut stage) = ((at, chunk), 0);
+    while stage < STAGES - 1 {
+        ask(asked, stage);
+        asked = after(asked);
+        stage += 1;
+    }
+    let queries = queries.slice(head_row * head_words as usize, (group * head_words) as usize);
+    let staged = stage_queries(queries, group, head_words, summary_words);
+    thread::sync_threads();
+
+    // Of the heads whose logits this lane gets: 2 t and 2 t + 1, and the same of the second eight.
+    let mut maxima = [f32::NEG_INFINITY; 4];
+    let mut sums = [0.0_f32; 4];
+    let mut products = [0.0; 8];
+    while at - lane_row < end {
+        let last = chunk + 1 == chunks;
+        wait_group::<{ STAGES - 2 }>();
+        // What is asked for now goes where the chunk before this one was.
+        ask(asked, stage);
+        asked = after(asked);
+        stage = if stage + 1 == STAGES { 0 } else { stage + 1 };
+        let first_query = place_of_query(chunk * CHUNK + lane_word, lane_row);
+        products = multiplied(products, stage, staged, first_query, group);
+        let mut column = 0;
+        while last && column < 4 {
+            let head = column as u32 / 2 * HEADS + 2 * lane_word + column as u32 % 2;
+            if head < group {
+                let place = column / 2 * 4 + column % 2;
+                let (low, high) = (products[place] * scale, products[place + 2] * scale);
+                let logits = logits.slice((head * stride) as usize, stride as usize);
+                let (low, high) =
+                    (store_within(logits, at, end, low), store_within(logits, at + 8, end, high));
+                let greatest = max(maxima[column], max(low, high));
+                let shift = shift_of(greatest);
+                sums[column] =
+                    sums[column] * exp(maxima[column] - shift) + exp(low - shift) + exp(high - shift);
+                maxima[column] = greatest;
+            }
+            column += 1;
+        }
+        if last {
+            products = [0.0; 8];
+        }
+        (at, chunk) = after((at, chunk));
+    }
+
+    let mut column = 0;
+    while column < 4 {
+        let (greatest, sum) = over_rows(maxima[column], sums[column]);
+        let head = column as u32 / 2 * HEADS + 2 * lane_word + column as u32 % 2;
+        if lane_row == 0 {
+            Scratch::maxima().store((warp * MAX_GROUP + head) as usize, greatest);
+            Scratch::sums().store((warp * MAX_GROUP + head) as usize, sum);
+        }
+        column += 1;
+    }
+    thread::sync_threads();
+    let head = thread::thread_idx_x();
+    if head < group {
+        let (greatest, sum) = over_warps(head);
+        let place = ((row * group + head) as usize * tiles as usize + tile as usize) * 2;
+        statistics.store(place, greatest);
+        statistics.store(place + 1, sum);
+    }
+}
+
+/// Where word `word` of a head's query is: a word of all heads after another, turned about so that lanes side by side, with four words
+/// of two heads, read from all banks.
+#[inline(always)]
+fn place_of_query(word: u32, head: u32) -> u32 {
+    word * MAX_GROUP + (head ^ (2 * (word % 4)))
+}
+
+/// Puts the group's queries into shared memory; zeroes for heads and words that are none.
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+#[inline(always)]
+unsafe fn stage_queries(
+    queries: Global<U32x4>,
+    group: u32,
+    head_words: u32,
+    summary_words: u32,
+) -> Shared<U32x4> {
+    let words = summary_words.next_multiple_of(CHUNK) * MAX_GROUP;
+    let all = shared::dynamic(Scratch::BYTES, words as usize);
+    let mut place = thread::thread_idx_x();
+    while place < words {
+        let (word, head) = (place / MAX_GROUP, place % MAX_GROUP);
+        let mut staged = U32x4::default();
+        if head < group && word < summary_words {
+            let U32x4 { x, y, z, w } = queries.load((head * head_words + word % head_words) as usize);
+            // With bounds the first half of a summary meets what is negative of the query, the second what is positive.
+            staged = if summary_words == head_words {
+                U32x4 { x, y, z, w }
+            } else {
+                let flip = if word < head_words { 0 } else { u32::MAX };
+                U32x4 {
+                    x: x & negatives(x ^ flip),
+                    y: y & negatives(y ^ flip),
+                    z: z & negatives(z ^ flip),
+                    w: w & negatives(w ^ flip),
+                }
+            };
+        }
+        all.store(place_of_query(word, head) as usize, staged);
+        place += BLOCK;
+    }
+    all
+}
+
+/// All bits of those of a word's two bf16 that have their sign set.
+#[inline(always)]
+fn negatives(pair: u32) -> u32 {
+    (pair >> 15 & 0x0001_0001) * 0xffff
+}
+
+/// This lane's words of a stage of its warp's ring: that of row `half` (0 or 1) and step `step` at `(2 * step + half) * 32`.
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+#[inline(always)]
+unsafe fn lane_of(stage: u32) -> Shared<U32x4> {
+    let first = (stage * WARPS + thread::thread_idx_x() / WARP) * LANE_WORDS * WARP;
+    Scratch::ring().slice((first + warp::lane_id()) as usize, (LANE_WORDS * WARP - warp::lane_id()) as usize)
+}
+
+/// Starts copying a lane's words of a chunk of two rows: `first_word` and every fourth after it, zeroes beyond a summary's end.
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+#[inline(always)]
+unsafe fn copy_chunk(stage: u32, rows: [Global<U32x4>; 2], first_word: u32, summary_words: u32) {
+    let to = lane_of(stage);
+    let mut step = 0;
+    while step < CHUNK / 4 {
+        let word = first_word + 4 * step;
+        let mut half = 0;
+        while half < 2 {
+            let place = ((2 * step + half) * WARP) as usize;
+            copy_async_or_zero(to, place, rows[half as usize], word as usize, word < summary_words);
+            half += 1;
+        }
+        step += 1;
+    }
+}
+
+/// Adds the dot products of a chunk of 16 summaries with the queries, of which this lane's begin at `first_query`. The first four are
+/// of the first eight heads, as [`mma_m16n8k16_bf16`] gives them, the other four of the second eight.
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+#[inline(always)]
+unsafe fn multiplied(
+    products: [f32; 8],
+    stage: u32,
+    queries: Shared<U32x4>,
+    first_query: u32,
+    group: u32,
+) -> [f32; 8] {
+    let [a, b, c, d, e, f, g, h] = products;
+    let mut sums = [[a, b, c, d], [e, f, g, h]];
+    let words = lane_of(stage);
+    let mut step = 0;
+    while step < CHUNK / 4 {
+        let low = words.load((2 * step * WARP) as usize);
+        let high = words.load(((2 * step + 1) * WARP) as usize);
+        let first_query = first_query + 4 * step * MAX_GROUP;
+        let mut eight = 0;
+        while eight < 2 {
+            // The same for all lanes.
+            if eight * HEADS < group {
+                let query = queries.load((first_query + eight * HEADS) as usize);
+                let sums = &mut sums[eight as usize];
+                *sums = mma_m16n8k16_bf16([low.x, high.x, low.y, high.y], [query.x, query.y], *sums);
+                *sums = mma_m16n8k16_bf16([low.z, high.z, low.w, high.w], [query.z, query.w], *sums);
+            }
+            eight += 1;
+        }
+        step += 1;
+    }
+    let [[a, b, c, d], [e, f, g, h]] = sums;
+    [a, b, c, d, e, f, g, h]
+}
+
+/// Writes a logit if it is within the tile; else it counts as negative infinity.
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+#[inline(always)]
+unsafe fn store_within(logits: GlobalMut<f32>, at: u32, end: u32, logit: f32) -> f32 {
+    if at < end {
+        logits.store(at as usize, logit);
+        logit
+    } else {
+        f32::NEG_INFINITY
+    }
+}
+
+/// A column's statistics over the eight lanes that have rows of it.
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+#[inline(always)]
+unsafe fn over_rows(own: f32, sum: f32) -> (f32, f32) {
+    let mut greatest = own;
+    let mut distance = 4;
+    while distance < WARP {
+        greatest = max(greatest, warp_shuffle_xor(FULL_MASK, greatest, distance, WARP_SIZE));
+        distance *= 2;
+    }
+    let mut sum = sum * exp(own - shift_of(greatest));
+    let mut distance = 4;
+    while distance < WARP {
+        sum += warp_shuffle_xor(FULL_MASK, sum, distance, WARP_SIZE);
+        distance *= 2;
+    }
+    (greatest, sum)
+}
+
+/// A head's statistics over all warps.
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+#[inline(always)]
+unsafe fn over_warps(head: u32) -> (f32, f32) {
+    let (maxima, sums) = (Scratch::maxima(), Scratch::sums());
+    let mut greatest = f32::NEG_INFINITY;
+    let mut place = head;
+    while place < WARPS * MAX_GROUP {
+        greatest = max(greatest, maxima.load(place as usize));
+        place += MAX_GROUP;
+    }
+    let shift = shift_of(greatest);
+    let mut sum = 0.0;
+    let mut place = head;
+    while place < WARPS * MAX_GROUP {
+        sum += sums.load(place as usize) * exp(maxima.load(place as usize) - shift);
+        place += MAX_GROUP;
+    }
+    (greatest, sum)
+}
