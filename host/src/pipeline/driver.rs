@@ -151,7 +151,8 @@ impl<B: Backend> Pipeline<B> {
     /// # Errors
     /// [`Error::UnknownRequest`], [`Error::DuplicateRequest`], [`Error::RequestFailed`],
     /// [`Error::ContextFull`], [`Error::LayerOrder`], [`Error::StepMismatch`], [`Error::TensorLength`] and
-    /// [`Error::AllocationFailed`] before anything changed. An error out of a stage ([`Error::InvalidSelection`]) fails the batch's requests: they can
+    /// [`Error::AllocationFailed`] before anything changed. An error out of a stage ([`Error::InvalidSelection`]) fails the
+    /// batch's requests: they can
     /// only be released.
     pub fn decode(
         &mut self,

@@ -136,6 +136,8 @@ pub enum GroupMerge {
     Max,
     /// The sum (RetroInfer).
     Sum,
+    /// The mean: orders as the sum does, but stays between the heads' scores.
+    Mean,
 }
 
 /// A method's own Select.

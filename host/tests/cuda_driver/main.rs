@@ -2,7 +2,10 @@
 //! No GPU is needed, and none is used if there is one.
 #![cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 
+mod host_memory;
 mod kernels;
+mod restore;
+mod step;
 
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::Path;
@@ -10,7 +13,7 @@ use std::process::Command;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use spinkv::backend::cuda::driver::{
-    Argument, Context, Device, DeviceBuffer, DriverError, Event, LaunchShape, Module, PinProgress,
+    Argument, Context, Device, DeviceBuffer, DriverError, Event, Graph, LaunchShape, Module, PinProgress,
     PinnedArena, PinnedBuffer, Priority, Stream, launch_with,
 };
 
@@ -154,27 +157,27 @@ fn a_transfer_keeps_pinned_memory_until_it_is_done() {
 fn an_arena_is_pinned_in_chunks_and_copied_across_them() {
     let driver = driver();
     let (context, stream) = driver.open();
-    const GIB: usize = 1 << 30;
+    const CHUNK: usize = 256 << 20;
     let mut seen = Vec::new();
-    let mut arena = PinnedArena::reserve(&context, 2 * GIB + 4096, |progress| seen.push(progress)).unwrap();
-    let total_bytes = (2 * GIB + 4096) as u64;
-    let steps = [GIB as u64, 2 * GIB as u64, total_bytes];
+    let mut arena = PinnedArena::reserve(&context, 2 * CHUNK + 4096, |progress| seen.push(progress)).unwrap();
+    let total_bytes = (2 * CHUNK + 4096) as u64;
+    let steps = [CHUNK as u64, 2 * CHUNK as u64, total_bytes];
     assert_eq!(seen, steps.map(|pinned_bytes| PinProgress { pinned_bytes, total_bytes }));
-    assert_eq!(driver.log()[1..], ["register 1073741824 flags 3", "register 4096 flags 3"]);
+    assert_eq!(driver.log()[1..], ["register 268435456 flags 3", "register 4096 flags 3"]);
 
-    arena.write(GIB - 4, &[1, 2, 3, 4, 5, 6, 7, 8]).unwrap();
+    arena.write(CHUNK - 4, &[1, 2, 3, 4, 5, 6, 7, 8]).unwrap();
     let buffer = DeviceBuffer::<u32>::zeroed(&stream, 4).unwrap();
     driver.log();
-    buffer.copy_from_arena(&stream, 1, &arena, GIB - 4, 2).unwrap();
+    buffer.copy_from_arena(&stream, 1, &arena, CHUNK - 4, 2).unwrap();
     assert_eq!(driver.log(), ["copy 4", "copy 4"]);
     let words = [1, 2, 3, 4, 5, 6, 7, 8u8].as_chunks::<4>().0.iter().map(|word| u32::from_ne_bytes(*word));
     assert_eq!(buffer.to_vec(&stream).unwrap(), [0].into_iter().chain(words).chain([0]).collect::<Vec<_>>());
-    buffer.copy_to_arena(&stream, 2, &arena, 2 * GIB - 2, 1).unwrap();
+    buffer.copy_to_arena(&stream, 2, &arena, 2 * CHUNK - 2, 1).unwrap();
     let mut bytes = [9; 6];
-    arena.read(2 * GIB - 3, &mut bytes).unwrap();
+    arena.read(2 * CHUNK - 3, &mut bytes).unwrap();
     assert_eq!(bytes, [0, 5, 6, 7, 8, 0]);
 
-    let limit = 2 * GIB + 4096;
+    let limit = 2 * CHUNK + 4096;
     let beyond = DriverError::OutOfRange { what: "arena copy", start: limit - 4, len: 8, limit };
     assert_eq!(buffer.copy_from_arena(&stream, 0, &arena, limit - 4, 2), Err(beyond));
     driver.log();
@@ -186,11 +189,11 @@ fn an_arena_is_pinned_in_chunks_and_copied_across_them() {
 fn an_arena_that_is_refused_gives_back_what_was_pinned() {
     let driver = driver();
     let (context, _) = driver.open();
-    let wanted = (1 << 30) + 13;
+    let wanted = (256 << 20) + 13;
     let refused = PinnedArena::reserve(&context, wanted, |_| {}).unwrap_err();
     let DriverError::PinnedMemoryRefused { wanted: found, pinned, code: 2, name } = refused else { panic!() };
-    assert_eq!((found, pinned, name.as_str()), (wanted as u64, 1 << 30, "CUDA_ERROR_OUT_OF_MEMORY"));
-    assert_eq!(driver.log()[1..], ["synchronize", "unregister"]);
+    assert_eq!((found, pinned, name.as_str()), (wanted as u64, 256 << 20, "CUDA_ERROR_OUT_OF_MEMORY"));
+    assert_eq!(driver.log()[1..], ["unregister", "synchronize"]);
     let absurd = PinnedArena::reserve(&context, 1 << 60, |_| {}).unwrap_err();
     assert!(
         matches!(absurd, DriverError::AddressSpaceRefused { wanted, .. } if wanted == 1 << 60),
@@ -292,4 +295,30 @@ fn streams_are_ordered_by_events() {
     assert_eq!(start.elapsed_ms(&end), Ok(1.5));
     let expected = ["event flags 0", "event flags 0", "record", "stream waits", "record", "wait for event"];
     assert_eq!(driver.log(), expected);
+}
+
+#[test]
+fn a_graph_is_captured_once_and_replayed() {
+    let driver = driver();
+    let (context, stream) = driver.open();
+    let buffer = DeviceBuffer::<u32>::zeroed(&stream, 4).unwrap();
+    driver.log();
+    let graph = Graph::capture(&stream, |stream| buffer.fill_bytes(stream, 0..4, 7)).unwrap();
+    let log = driver.log();
+    assert_eq!(log[0], "capture, mode 1");
+    assert!(log[1].starts_with("fill"), "{log:?}");
+    assert_eq!(log[2..], ["captured", "instantiate, flags 0", "upload", "destroy graph"]);
+    for _ in 0..2 {
+        // SAFETY: the stand-in's graph touches nothing.
+        unsafe { graph.launch(&stream) }.unwrap();
+        assert_eq!(driver.log(), ["replay"]);
+    }
+    drop(graph);
+    assert_eq!(driver.log(), ["destroy executable"]);
+
+    // Work that is refused ends the capture all the same.
+    let failed = Graph::capture(&stream, |stream| buffer.fill_bytes(stream, 0..5, 7));
+    assert!(matches!(failed, Err(DriverError::OutOfRange { .. })), "{failed:?}");
+    assert_eq!(driver.log(), ["capture, mode 1", "captured", "destroy graph"]);
+    drop(context);
 }

@@ -92,6 +92,15 @@ int cuStreamQuery(void *stream) { return sticky ? sticky : 600; }
 int cuStreamSynchronize(void *stream) { return say("wait\n"); }
 int cuStreamWaitEvent(void *stream, void *event, unsigned flags) { return say("stream waits\n"); }
 int cuStreamDestroy_v2(void *stream) { return 0; }
+int cuStreamBeginCapture_v2(void *stream, unsigned mode) { return say("capture, mode %u\n", mode); }
+int cuStreamEndCapture(void *stream, void **graph) { return *graph = log_text + 5, say("captured\n"); }
+int cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long long flags) {
+    return *executable = log_text + 6, say("instantiate, flags %llu\n", flags);
+}
+int cuGraphUpload(void *executable, void *stream) { return say("upload\n"); }
+int cuGraphLaunch(void *executable, void *stream) { return say("replay\n"); }
+int cuGraphExecDestroy(void *executable) { return say("destroy executable\n"); }
+int cuGraphDestroy(void *graph) { return say("destroy graph\n"); }
 int cuEventCreate(void **event, unsigned flags) { return *event = log_text + 2, say("event flags %u\n", flags); }
 int cuEventRecord(void *event, void *stream) { return say("record\n"); }
 int cuEventQuery(void *event) { return sticky; }
@@ -101,7 +110,14 @@ int cuEventDestroy_v2(void *event) { return 0; }
 
 /* The kernels, and the types of their parameters: an address, an unsigned, a float. */
 static const struct kernel { const char *name, *parameters; } kernels[] = {
-    {"scale", "auf"}, {"fault", "auf"}, {"chunk_mean", "aaauuuua"}, {"gather", "aauaau"},
+    {"scale", "auf"}, {"fault", "auf"}, {"gather", "aauuaau"}, {"gather_bulk", "aauuaau"},
+    {"resolve", "auuuaauuuaaaaaaaauuuaaaaa"},
+    {"score", "aaaauuuuuuufuaa"}, {"select", "aaauuuuuffaauuuauaaaa"}, {"top_k", "aaauuauaa"},
+    {"attend_64", "auuuaauaauauafuaaaa"}, {"attend_128", "auuuaauaauauafuaaaa"},
+    {"chunk_mean", "aaaaauuuuuuua"}, {"chunk_mean_step", "aaaauuuuuuua"},
+    {"chunk_bounds", "aaaaauuuuuuua"}, {"chunk_bounds_step", "aaaauuuuuuua"},
+    {"gate_pool", "aaaaauuuuuuua"}, {"gate_pool_step", "aaaauuuuuuua"},
+    {"append", "aaaaaaaauuuuu"}, {"store_prompt", "aaaaaaaaaauuuuu"}, {"write_back", "aauaauuaa"},
 };
 
 int cuModuleLoadDataEx(void **module, const char *text, unsigned count, unsigned *options, void **values) {

@@ -2,7 +2,7 @@ use multiversion::multiversion;
 
 use super::math::axpy;
 
-/// The mean of `keys`, `[tokens, head_dim]`, into `summary`, `[head_dim]`; summed in token order.
+/// The mean of `keys`, `[tokens, head_dim]`, into `summary`, `[head_dim]`: summed in token order, times 1 / tokens.
 #[multiversion(targets("x86_64+avx2+fma"))]
 pub fn mean_key(keys: &[f32], summary: &mut [f32]) {
     let head_dim = summary.len();
@@ -10,6 +10,78 @@ pub fn mean_key(keys: &[f32], summary: &mut [f32]) {
     for key in keys.chunks_exact(head_dim) {
         axpy(1.0, key, summary);
     }
-    let tokens = keys.len() / head_dim;
-    summary.iter_mut().for_each(|element| *element /= tokens as f32);
+    let scale = 1.0 / (keys.len() / head_dim) as f32;
+    summary.iter_mut().for_each(|element| *element *= scale);
+}
+
+/// The bounds of `keys`, `[tokens, head_dim]`, into `summary`, `[2, head_dim]`: of each channel the least, then of each the
+/// greatest. -0 is less than +0; a channel with a NaN has NaN for both.
+pub fn key_bounds(keys: &[f32], summary: &mut [f32]) {
+    let (least, greatest) = summary.split_at_mut(summary.len() / 2);
+    let head_dim = least.len();
+    for (channel, (least, greatest)) in least.iter_mut().zip(greatest).enumerate() {
+        let mut elements: Vec<f32> = keys.iter().skip(channel).step_by(head_dim).copied().collect();
+        elements.sort_unstable_by(f32::total_cmp);
+        let nan = elements.iter().any(|element| element.is_nan());
+        // In the total order -0 comes before +0.
+        *least = if nan { f32::NAN } else { elements[0] };
+        *greatest = if nan { f32::NAN } else { elements[elements.len() - 1] };
+    }
+}
+
+/// What SeerAttention-R's gate projects of `keys`, `[tokens, head_dim]`, into `summary`, `[3, head_dim]`: the greatest and the least as
+/// in [`key_bounds`], the mean as in [`mean_key`].
+pub fn gate_pool(keys: &[f32], summary: &mut [f32]) {
+    let head_dim = summary.len() / 3;
+    let (bounds, mean) = summary.split_at_mut(2 * head_dim);
+    key_bounds(keys, bounds);
+    // The gate has them the other way round.
+    bounds.rotate_left(head_dim);
+    mean_key(keys, mean);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two channels, three tokens.
+    const KEYS: [f32; 6] = [1.0, -0.0, -4.0, 0.0, 6.0, -0.0];
+
+    #[test]
+    fn a_mean_is_of_each_channel() {
+        let mut summary = [9.0; 2];
+        mean_key(&KEYS, &mut summary);
+        assert_eq!(summary, [1.0, 0.0]);
+    }
+
+    #[test]
+    fn bounds_are_exact_and_tell_the_zeroes_apart() {
+        let mut summary = [9.0; 4];
+        key_bounds(&KEYS, &mut summary);
+        assert_eq!(summary.map(f32::to_bits), [-4.0, -0.0, 6.0, 0.0].map(f32::to_bits));
+        key_bounds(&[-0.0, -0.0, -0.0, -0.0], &mut summary);
+        assert_eq!(summary.map(f32::to_bits), [-0.0_f32; 4].map(f32::to_bits));
+    }
+
+    #[test]
+    fn a_nan_is_not_hidden_and_stays_in_its_channel() {
+        let mut summary = [9.0; 4];
+        for token in 0..3 {
+            let mut keys = KEYS;
+            keys[2 * token] = f32::NAN;
+            key_bounds(&keys, &mut summary);
+            assert!(summary[0].is_nan() && summary[2].is_nan());
+            assert_eq!([summary[1], summary[3]], [0.0, 0.0]);
+        }
+        key_bounds(&[f32::INFINITY, f32::NEG_INFINITY, f32::NEG_INFINITY, f32::INFINITY], &mut summary);
+        let (low, high) = (f32::NEG_INFINITY, f32::INFINITY);
+        assert_eq!(summary, [low, low, high, high]);
+    }
+
+    #[test]
+    fn the_gate_pools_greatest_least_and_mean() {
+        let mut summary = [9.0; 6];
+        gate_pool(&KEYS, &mut summary);
+        assert_eq!(summary, [6.0, 0.0, -4.0, -0.0, 1.0, 0.0]);
+    }
 }

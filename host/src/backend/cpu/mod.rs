@@ -12,6 +12,7 @@ mod gather;
 mod index;
 pub mod linalg;
 pub mod math;
+mod offload;
 mod row;
 mod select;
 
@@ -19,5 +20,6 @@ pub use attend::attend;
 pub use attend_prompt::{attend_prompt, attend_prompt_scratch};
 pub use backend::CpuBackend;
 pub use gather::gather;
-pub use index::mean_key;
-pub use select::{score, top_k};
+pub use index::{gate_pool, key_bounds, mean_key};
+pub use offload::{OffloadPages, OffloadTables, write_back};
+pub use select::{Wish, bound, choose, merge_heads, score, top_k};

@@ -33,9 +33,99 @@ pub fn score(
                     *score = if weight > *score || weight.is_nan() { weight } else { *score };
                 }
             }
-            GroupMerge::Sum => axpy(factor, logits, scores),
+            GroupMerge::Sum | GroupMerge::Mean => axpy(factor, logits, scores),
         }
     }
+    if merge == GroupMerge::Mean {
+        let share = head_dim as f32 / queries.len() as f32;
+        scores.iter_mut().for_each(|score| *score *= share);
+    }
+}
+
+/// The greatest dot product that a key within bounds can have with `query` (Quest).
+///
+/// `bounds` is `[2, head_dim]`: the least and the greatest of each element of a partition's keys.
+pub fn bound(query: &[f32], bounds: &[f32]) -> f32 {
+    let (least, greatest) = bounds.split_at(query.len());
+    query.iter().zip(least).zip(greatest).map(|((q, low), high)| (q * low).max(q * high)).sum()
+}
+
+/// Merges the heads' scores of one partition as they are.
+///
+/// A NaN is never hidden, and sums run from the first head on.
+pub fn merge_heads(scores: impl ExactSizeIterator<Item = f32>, merge: GroupMerge) -> f32 {
+    let share = 1.0 / scores.len() as f32;
+    let merged = match merge {
+        GroupMerge::Max => scores.reduce(|a, b| if b > a || b.is_nan() { b } else { a }),
+        GroupMerge::Sum | GroupMerge::Mean => scores.reduce(|a, b| a + b),
+    };
+    let merged = merged.unwrap_or(0.0);
+    if merge == GroupMerge::Mean { merged * share } else { merged }
+}
+
+/// What may be selected besides the `k` best.
+#[derive(Clone, Copy)]
+#[allow(missing_debug_implementations, reason = "it borrows functions")]
+pub struct Wish<'a> {
+    /// The most to select.
+    pub k: usize,
+    /// Only scores that are at least this.
+    pub least: f32,
+    /// Below 1, only the fewest scores that reach this part of the sum of all. What is forced or masked does not count in it.
+    pub top_p: f32,
+    /// Selected first, whatever the score; of too many the lower ones.
+    pub forced: &'a dyn Fn(u32) -> bool,
+    /// Never selected, forced or not.
+    pub masked: &'a dyn Fn(u32) -> bool,
+    /// How many of the best that are not selected to list besides.
+    pub estimates: usize,
+}
+
+impl Default for Wish<'_> {
+    fn default() -> Self {
+        let (k, least, top_p, estimates) = (0, f32::NEG_INFINITY, 1.0, 0);
+        Self { k, least, top_p, forced: &|_| false, masked: &|_| false, estimates }
+    }
+}
+
+/// The indices that `wish` selects of `scores`, and those of the estimates; both ascending. `weight` is what a score counts for
+/// [`top_p`](Wish::top_p): a whole number, so that sums don't depend on their order.
+pub fn choose(scores: &[f32], wish: &Wish<'_>, weight: impl Fn(f32) -> u64) -> (Vec<u32>, Vec<u32>) {
+    let score = |id: u32| scores[id as usize];
+    let mut best: Vec<u32> = (0..scores.len() as u32).filter(|id| !(wish.masked)(*id)).collect();
+    // Stable: of equal ones the lower ids stay first.
+    best.sort_by(|a, b| {
+        (wish.forced)(*b)
+            .cmp(&(wish.forced)(*a))
+            .then_with(|| if (wish.forced)(*a) { a.cmp(b) } else { score(*b).total_cmp(&score(*a)) })
+    });
+    let forced = best.iter().filter(|id| (wish.forced)(**id)).count();
+
+    let mut selected = wish.k.min(best.len());
+    if wish.least != f32::NEG_INFINITY {
+        let reaching =
+            best[forced..].iter().take_while(|id| score(**id).total_cmp(&wish.least).is_ge()).count();
+        selected = selected.min(forced + reaching);
+    }
+    if wish.top_p < 1.0 {
+        let weights: Vec<u64> = best[forced..].iter().map(|id| weight(score(*id))).collect();
+        let total: u64 = weights.iter().sum();
+        if total > 0 {
+            let part = ((total as f32 * wish.top_p) as u64).clamp(1, total);
+            let sums = weights.iter().scan(0, |sum, weight| {
+                *sum += weight;
+                Some(*sum)
+            });
+            let fewest = sums.take_while(|sum| *sum < part).count() + 1;
+            selected = selected.min(forced + fewest);
+        }
+    }
+    let mut estimated = best[selected..].to_vec();
+    estimated.truncate(wish.estimates);
+    estimated.sort_unstable();
+    best.truncate(selected);
+    best.sort_unstable();
+    (best, estimated)
 }
 
 /// Appends the indices of the `k` largest scores to `ids`, ascending; of equal scores the lower index wins.
@@ -59,7 +149,7 @@ mod tests {
 
     #[test]
     fn a_nan_is_never_hidden() {
-        for merge in [GroupMerge::Max, GroupMerge::Sum] {
+        for merge in [GroupMerge::Max, GroupMerge::Sum, GroupMerge::Mean] {
             let (mut scores, mut logits) = ([0.0; 3], [0.0; 3]);
             let summaries = [0.0, 1.0, f32::NAN, 0.0, 1.0, 1.0];
             score(&[1.0, 1.0, 2.0, 2.0], &summaries, 2, merge, &mut scores, &mut logits);
@@ -79,6 +169,38 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_bound_is_reached_by_a_corner_of_the_box() {
+        let (query, least, greatest) = ([2.0, -1.0, 0.0], [-1.0, -3.0, 5.0], [4.0, 0.5, 6.0]);
+        assert_eq!(bound(&query, &[least, greatest].concat()), 8.0 + 3.0);
+    }
+
+    #[test]
+    fn heads_merge_as_they_are() {
+        let merged = |merge| merge_heads([1.0, -3.0, 8.0].into_iter(), merge);
+        assert_eq!([GroupMerge::Max, GroupMerge::Sum, GroupMerge::Mean].map(merged), [8.0, 6.0, 2.0]);
+        assert!(merge_heads([1.0, f32::NAN, 8.0].into_iter(), GroupMerge::Max).is_nan());
+    }
+
+    #[test]
+    fn a_wish_is_chosen_step_by_step() {
+        let scores = [0.1, 0.3, 0.05, 0.3, 0.05, 0.2];
+        let weight = |score: f32| (score * 1000.0).round() as u64;
+        let chosen = |wish: Wish<'_>| choose(&scores, &wish, weight);
+        assert_eq!(chosen(Wish { k: 2, estimates: 2, ..Wish::default() }), (vec![1, 3], vec![0, 5]));
+        assert_eq!(chosen(Wish { k: 1, estimates: 9, ..Wish::default() }), (vec![1], vec![0, 2, 3, 4, 5]));
+        let forced = |id| id == 4 || id == 2;
+        let masked = |id| id == 1;
+        let wish = Wish { k: 3, forced: &forced, masked: &masked, ..Wish::default() };
+        assert_eq!(chosen(wish).0, [2, 3, 4]);
+        assert_eq!(chosen(Wish { k: 1, ..wish }).0, [2]);
+        assert_eq!(chosen(Wish { k: 6, least: 0.2, ..Wish::default() }).0, [1, 3, 5]);
+        assert_eq!(chosen(Wish { k: 6, least: 0.2, ..wish }).0, [2, 3, 4, 5]);
+        assert_eq!(chosen(Wish { k: 6, top_p: 0.6, ..Wish::default() }).0, [1, 3]);
+        assert_eq!(chosen(Wish { k: 6, top_p: 0.61, ..Wish::default() }).0, [1, 3, 5]);
+        assert_eq!(chosen(Wish { k: 1, top_p: 0.61, ..Wish::default() }).0, [1]);
+    }
+
     /// One head sees partition 1 most, the other partition 2; by hand.
     #[test]
     fn heads_are_merged_after_their_softmax() {
@@ -86,13 +208,17 @@ mod tests {
         let root = 2f32.sqrt();
         let first = [1.0, (2.0 / root).exp(), 1.0];
         let second = [1.0, 1.0, (8.0 / root).exp()];
-        for merge in [GroupMerge::Max, GroupMerge::Sum] {
+        for merge in [GroupMerge::Max, GroupMerge::Sum, GroupMerge::Mean] {
             let (mut scores, mut logits) = ([0.0; 3], [0.0; 3]);
             score(&queries, &summaries, 2, merge, &mut scores, &mut logits);
             for partition in 0..3 {
                 let a = first[partition] / first.iter().sum::<f32>();
                 let b = second[partition] / second.iter().sum::<f32>();
-                let expected = if merge == GroupMerge::Max { a.max(b) } else { a + b };
+                let expected = match merge {
+                    GroupMerge::Max => a.max(b),
+                    GroupMerge::Sum => a + b,
+                    GroupMerge::Mean => (a + b) / 2.0,
+                };
                 approx::assert_relative_eq!(scores[partition], expected, max_relative = 1e-6);
             }
         }

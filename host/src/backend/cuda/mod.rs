@@ -1,7 +1,13 @@
 //! NVIDIA GPUs.
 //!
-//! So far the [`driver`] layer (devices, memory, streams, modules, launches) and the first [`kernels`]. The stages come on top of
-//! them.
+//! The [`driver`] layer (devices, memory, streams, modules, launches, graphs), the [`kernels`] on it, a decode step's stages up to
+//! attention as one [`LayerStep`], and what comes back between steps by a [`Restore`]. A [`Backend`](super::Backend) comes with attention.
 
 pub mod driver;
+mod host_memory;
 pub mod kernels;
+mod restore;
+mod step;
+
+pub use restore::{Restore, Restored};
+pub use step::{LayerStep, capture_step};

@@ -56,6 +56,18 @@ pub enum DriverError {
     #[error("{what} is {value}; allowed: {min} to {max}")]
     Operand { what: &'static str, value: u64, min: u64, max: u64 },
 
+    #[error("{what} is {value}; allowed: {}", list(allowed))]
+    Choice { what: &'static str, value: u32, allowed: &'static [u32] },
+
+    #[error("{what} is {value}, which is no multiple of {of}")]
+    Multiple { what: &'static str, value: u64, of: u64 },
+
+    #[error("{what} is {value}; it must be above 0 and at most 1")]
+    Share { what: &'static str, value: String },
+
+    #[error("{what} is not a number")]
+    NotANumber { what: &'static str },
+
     #[error("{what} belongs to another context than the stream")]
     OtherContext { what: &'static str },
 
@@ -113,6 +125,27 @@ pub fn check_operand(what: &'static str, value: u64, allowed: RangeInclusive<u64
     }
     let (min, max) = allowed.into_inner();
     Err(DriverError::Operand { what, value, min, max })
+}
+
+/// Refuses a number that is none of a few.
+///
+/// # Errors
+/// [`DriverError::Choice`] with the number's name.
+pub fn check_choice(what: &'static str, value: u32, allowed: &'static [u32]) -> Result<()> {
+    if allowed.contains(&value) { Ok(()) } else { Err(DriverError::Choice { what, value, allowed }) }
+}
+
+/// Numbers as people list them.
+fn list(numbers: &[u32]) -> String {
+    numbers.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Refuses a number that is no multiple of `of`.
+///
+/// # Errors
+/// [`DriverError::Multiple`] with the number's name.
+pub fn check_multiple(what: &'static str, value: u64, of: u64) -> Result<()> {
+    if value.is_multiple_of(of) { Ok(()) } else { Err(DriverError::Multiple { what, value, of }) }
 }
 
 /// Refuses `len` elements from `start` on where there are `limit`.

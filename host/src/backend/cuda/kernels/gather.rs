@@ -1,23 +1,54 @@
-use spinkv_kernels::abi::{PageCopy, WORD_BYTES, gather};
+use spinkv_kernels::abi::{PageCopy, WORD_BYTES, gather, gather_bulk};
 
 use super::super::driver::{
-    Argument, DeviceBuffer, LaunchShape, PinnedArena, Result, Stream, check_length, check_operand,
-    check_range, launch_with,
+    Argument, DeviceBuffer, DriverError, LaunchShape, PinnedArena, Result, Stream, check_length,
+    check_operand, check_range, launch_with,
 };
 use super::Kernels;
 use crate::memory::Word;
 
-/// A launch of `gather`: copies the pages that a list on the device names from the arena to the pool.
+/// The least page that [`GatherVariant::choose`] has moved by bulk copies. `cargo xtask bench-gpu gather` times both variants.
+const BULK_PAGE_BYTES: usize = 4096;
+
+/// How pages are moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GatherVariant {
+    /// `gather`: loads of the host's memory by every lane.
+    ZeroCopy,
+    /// `gather_bulk`: bulk copies through shared memory, from sm_90 on.
+    Bulk,
+}
+
+impl GatherVariant {
+    /// Bulk copies where the device has them, for large pages, if the lists have room for a page a ring.
+    ///
+    /// A piece of a page costs a thread of `gather_bulk` the same whatever its size, so small pages are better read by all lanes
+    /// of `gather`;
+    /// large ones fill the bus with half the blocks. A ring without a page is idle, where `gather` cuts one page among many warps. How many
+    /// copies there are is known on the device alone, and the choice must hold for every replay of a captured step: so what counts is
+    /// `capacity`, the most copies of all lists.
+    fn choose(page_words: u32, capacity: usize, blocks: u32, has_bulk: bool) -> Self {
+        let page_bytes = page_words as usize * WORD_BYTES;
+        let rings = u64::from(blocks) * u64::from(gather_bulk::RINGS);
+        if has_bulk && page_bytes >= BULK_PAGE_BYTES && capacity as u64 >= rings {
+            Self::Bulk
+        } else {
+            Self::ZeroCopy
+        }
+    }
+}
+
+/// A launch of `gather` or `gather_bulk`: copies the pages that lists on the device name from the arena to the pool.
 ///
 /// # Launch
 /// `blocks` blocks of [`BLOCK`](gather::BLOCK) threads: 1 to [`MAX_BLOCKS`](gather::MAX_BLOCKS), beyond which the kernel would not
 /// come to an end.
 #[derive(Clone, Copy, Debug)]
 pub struct Gather<'a> {
-    /// `[capacity]`, ascending in host page for speed.
+    /// `[lists, capacity]`, ascending in host page for speed.
     pub copies: &'a DeviceBuffer<PageCopy>,
-    /// `[1]`: how many of them to make; more than there are counts as all.
-    pub count: &'a DeviceBuffer<u32>,
+    /// `[lists]`: how many of each list to make; more than its capacity counts as all.
+    pub counts: &'a DeviceBuffer<u32>,
     /// `[host pages, page_words]`.
     pub host_pages: &'a PinnedArena,
     /// `[device pages, page_words]`.
@@ -29,35 +60,84 @@ pub struct Gather<'a> {
 }
 
 impl Gather<'_> {
+    /// The variant that [`launch`](Self::launch) takes.
+    pub fn variant(&self, kernels: &Kernels) -> GatherVariant {
+        let has_bulk = kernels.gather_bulk.is_some();
+        GatherVariant::choose(self.page_words, self.copies.len(), self.blocks, has_bulk)
+    }
+
     /// Async: the pages are there when `stream` has come this far.
     ///
     /// # Errors
-    /// [`Length`](super::super::driver::DriverError::Length) if the count is not one number,
-    /// [`Operand`](super::super::driver::DriverError::Operand) for a page size of 0, blocks outside of the launch's limits or a list
-    /// beyond [`max_copies`](gather::max_copies), [`OutOfRange`](super::super::driver::DriverError::OutOfRange) for an arena without
+    /// [`Length`](DriverError::Length) if the copies do not part into lists of equal length,
+    /// [`Operand`](DriverError::Operand) for a page size of 0, blocks outside of the launch's limits, no list, more than
+    /// [`MAX_LISTS`](gather::MAX_LISTS) or copies beyond [`max_copies`](gather::max_copies),
+    /// [`OutOfRange`](DriverError::OutOfRange) for an arena without
     /// room for a page, or a failed launch.
     ///
     /// # Safety
-    /// When the launch runs, each of the first `count` copies names a page within the arena and a page within the pool; no
+    /// When the launch runs, each of the first copies of a list, as many as it counts, names a page within the arena and a page
+    /// within the pool; no
     /// pool page is named twice; and until it has run nothing writes those arena pages and nothing uses those pool pages.
     pub unsafe fn launch(&self, kernels: &Kernels, stream: &Stream) -> Result<()> {
-        check_length("gather count", 1, self.count.len())?;
+        // SAFETY: the caller's part.
+        unsafe { self.launch_as(self.variant(kernels), kernels, stream) }
+    }
+
+    /// The same with a variant of the caller's choice, for benches and tests.
+    ///
+    /// # Errors
+    /// Those of [`launch`](Self::launch), and [`UnknownFunction`](DriverError::UnknownFunction) for a variant that the device does
+    /// not have.
+    ///
+    /// # Safety
+    /// As for [`launch`](Self::launch).
+    pub unsafe fn launch_as(&self, variant: GatherVariant, kernels: &Kernels, stream: &Stream) -> Result<()> {
+        let lists = self.counts.len();
+        check_operand("gather lists", lists as u64, 1..=gather::MAX_LISTS.into())?;
+        let capacity = self.copies.len() / lists;
+        check_length("gather copies", lists * capacity, self.copies.len())?;
         check_operand("gather page_words", self.page_words.into(), 1..=u32::MAX.into())?;
         check_operand("gather blocks", self.blocks.into(), 1..=gather::MAX_BLOCKS.into())?;
         let max_copies = gather::max_copies(self.page_words).into();
         check_operand("gather copies", self.copies.len() as u64, 0..=max_copies)?;
         check_range("gather arena words", 0, self.page_words as usize, self.host_pages.len() / WORD_BYTES)?;
-        let arguments: [Argument; 6] = [
+        let arguments: [Argument; 7] = [
             self.copies.into(),
-            self.count.into(),
-            (self.copies.len() as u32).into(),
+            self.counts.into(),
+            (lists as u32).into(),
+            (capacity as u32).into(),
             self.host_pages.into(),
             self.device_pages.into(),
             self.page_words.into(),
         ];
-        // SAFETY: order and types are the kernel's; the caller answers for what the list names.
-        unsafe {
-            launch_with(&kernels.gather, &LaunchShape::linear(self.blocks, gather::BLOCK), stream, arguments)
-        }
+        let lists = lists as u32;
+        let (function, block, shared_bytes) = match variant {
+            GatherVariant::ZeroCopy => (&kernels.gather, gather::BLOCK, gather::shared_bytes(lists)),
+            GatherVariant::Bulk => {
+                let missing = || DriverError::UnknownFunction { name: "gather_bulk".to_owned() };
+                let function = kernels.gather_bulk.as_ref().ok_or_else(missing)?;
+                (function, gather_bulk::BLOCK, gather_bulk::shared_bytes(lists))
+            }
+        };
+        let shape = LaunchShape::linear(self.blocks, block).with_shared_bytes(shared_bytes);
+        // SAFETY: order and types are those of both kernels; the caller answers for what the lists name.
+        unsafe { launch_with(function, &shape, stream, arguments) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_pages_of_long_lists_are_moved_by_bulk_copies() {
+        let page_words = (BULK_PAGE_BYTES / WORD_BYTES) as u32;
+        let choose = GatherVariant::choose;
+        assert_eq!(choose(page_words, 16, 8, true), GatherVariant::Bulk);
+        assert_eq!(choose(u32::MAX, usize::MAX, u32::MAX, true), GatherVariant::Bulk);
+        assert_eq!(choose(page_words, 16, 8, false), GatherVariant::ZeroCopy, "not on this device");
+        assert_eq!(choose(page_words - 1, 16, 8, true), GatherVariant::ZeroCopy, "small pages");
+        assert_eq!(choose(page_words, 15, 8, true), GatherVariant::ZeroCopy, "idle rings");
     }
 }

@@ -3,36 +3,126 @@
 //! A launch checks everything that the host knows: lengths, limits, contexts. What lies in device memory (lists, counts) it cannot
 //! see, so launching is `unsafe` where a kernel follows such a list.
 
-mod chunk_mean;
+mod attend;
 mod gather;
+mod index;
+mod offload;
+mod resolve;
+mod score;
+mod select;
+mod splits;
+mod top_k;
 
-pub use chunk_mean::ChunkMean;
-pub use gather::Gather;
+pub use attend::Attend;
+pub use gather::{Gather, GatherVariant};
+pub use index::{IndexOperator, IndexPrompts, IndexStep, SummaryTable};
+pub use offload::{Append, OffloadPages, StorePrompt, ValidBits, WriteBack};
+pub use resolve::{KvTables, PartitionPages, Resolve};
+pub use score::Score;
+pub use select::{Estimates, Marks, SelectPartitions};
+pub use top_k::TopK;
 
-use spinkv_kernels::ptx;
+use index::IndexFunctions;
 
-use super::driver::{Context, Function, Module, Result};
+use spinkv_kernels::{abi, ptx};
+
+use super::driver::{Context, Function, Module, PtxArch, Result};
 
 /// All kernels, loaded for one device.
 #[derive(Clone, Debug)]
 pub struct Kernels {
-    chunk_mean: Function,
     gather: Function,
+    /// Where the architecture has bulk copies.
+    gather_bulk: Option<Function>,
+    mean: IndexFunctions,
+    bounds: IndexFunctions,
+    gate: IndexFunctions,
+    append: Function,
+    store_prompt: Function,
+    write_back: Function,
+    resolve: Function,
+    score: Function,
+    select: Function,
+    top_k: Function,
+    attend_64: Function,
+    attend_128: Function,
+    multiprocessors: u32,
 }
 
 impl Kernels {
     /// Loads the kernels that suit the device.
     ///
     /// # Errors
-    /// [`DriverError::InvalidModule`](super::driver::DriverError::InvalidModule) if the driver refuses them, for instance since it is older than their PTX version.
+    /// [`DriverError::InvalidModule`](super::driver::DriverError::InvalidModule) if the driver refuses them, for instance since it
+    /// is older than their PTX version.
     pub fn load(context: &Context) -> Result<Self> {
-        let text = ptx(context.device().ptx_arch()?.name()).expect("PTX is built for every PtxArch");
+        let arch = context.device().ptx_arch()?;
+        let text = ptx(arch.name()).expect("PTX is built for every PtxArch");
         let module = Module::from_ptx(context, text)?;
-        Ok(Self { chunk_mean: module.function("chunk_mean")?, gather: module.function("gather")? })
+        // Of shared memory these take as much as their rows need, up to all that a block can have.
+        let shared = |name| {
+            let function = module.function(name)?;
+            let fixed = function.attributes().static_shared_bytes;
+            function.allow_shared_bytes(context.device().limits.opt_in_shared_bytes.saturating_sub(fixed))?;
+            Ok(function)
+        };
+        let index = |prompts, step| {
+            Ok(IndexFunctions { prompts: module.function(prompts)?, step: module.function(step)? })
+        };
+        Ok(Self {
+            gather: module.function("gather")?,
+            gather_bulk: (arch != PtxArch::Sm80).then(|| shared("gather_bulk")).transpose()?,
+            mean: index("chunk_mean", "chunk_mean_step")?,
+            bounds: index("chunk_bounds", "chunk_bounds_step")?,
+            gate: index("gate_pool", "gate_pool_step")?,
+            append: module.function("append")?,
+            store_prompt: module.function("store_prompt")?,
+            write_back: module.function("write_back")?,
+            resolve: shared("resolve")?,
+            score: shared("score")?,
+            select: shared("select")?,
+            top_k: shared("top_k")?,
+            attend_64: shared("attend_64")?,
+            attend_128: shared("attend_128")?,
+            multiprocessors: context.device().multiprocessors,
+        })
     }
 
     /// All of them, with what the driver's compiler made of them.
-    pub fn functions(&self) -> [&Function; 2] {
-        [&self.chunk_mean, &self.gather]
+    pub fn functions(&self) -> impl Iterator<Item = &Function> {
+        let index = [&self.mean, &self.bounds, &self.gate];
+        let index = index.into_iter().flat_map(|kernels| [&kernels.prompts, &kernels.step]);
+        let rest = [&self.score, &self.select, &self.top_k, &self.resolve, &self.gather, &self.append];
+        let rest = index.chain(rest).chain([
+            &self.store_prompt,
+            &self.write_back,
+            &self.attend_64,
+            &self.attend_128,
+        ]);
+        rest.chain(&self.gather_bulk)
+    }
+
+    fn index(&self, operator: IndexOperator) -> &IndexFunctions {
+        match operator {
+            IndexOperator::Mean => &self.mean,
+            IndexOperator::Bounds => &self.bounds,
+            IndexOperator::Gate => &self.gate,
+        }
+    }
+
+    /// How many scores of rows of up to `stride` [`TopK`] and [`SelectPartitions`] can keep in shared memory on this device.
+    pub fn resident(&self, stride: u32) -> u32 {
+        let shared = self.select.shared_limit().min(self.top_k.shared_limit());
+        let room = shared.saturating_sub(abi::select::SCRATCH_BYTES) / 4;
+        stride.next_multiple_of(4).min(room / 4 * 4).min(abi::select::MAX_RESIDENT)
+    }
+
+    /// Into how many blocks [`Attend`] should split each of `units` (rows, twice as many for groups of more than 8) of up to `tokens`
+    /// tokens, with heads of `head_words` words.
+    pub fn attend_splits(&self, units: u32, tokens: u32, head_words: u32) -> u32 {
+        let kernel = if head_words == 8 { &self.attend_64 } else { &self.attend_128 };
+        // Shared memory is what bounds the blocks of a multiprocessor.
+        let blocks = (kernel.shared_limit() / abi::attend::shared_bytes(head_words)).max(1);
+        splits::splits(units, tokens, self.multiprocessors * blocks)
     }
 }

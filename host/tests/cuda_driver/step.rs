@@ -1,0 +1,215 @@
+//! A layer's step: the order of its launches, and which stages do not go together.
+
+use spinkv::backend::cuda::driver::{DeviceBuffer, DriverError, PinnedArena};
+use spinkv::backend::cuda::kernels::{
+    Append, Gather, IndexOperator, IndexStep, Kernels, KvTables, OffloadPages, PartitionPages, Resolve,
+    Score, SelectPartitions, SummaryTable,
+};
+use spinkv::backend::cuda::{LayerStep, capture_step};
+use spinkv::pipeline::GroupMerge;
+use spinkv_kernels::abi::{Entry, PageCopy, SLAB_PAGES, WORD_BYTES};
+
+use super::{Driver, driver};
+
+const ALL: [&str; 6] = ["chunk_mean_step", "append", "score", "select", "resolve", "gather"];
+
+/// The kernels that were launched since the last look at the log.
+fn launched(driver: &Driver) -> Vec<String> {
+    let log = driver.log();
+    let lines = log.iter().filter_map(|line| line.strip_prefix("launch "));
+    lines.map(|line| line.split(' ').next().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_layers_stages_are_checked_together_and_launched_in_order() {
+    let driver = driver();
+    let (context, stream) = driver.open();
+    let kernels = Kernels::load(&context).unwrap();
+    let entries = |count| DeviceBuffer::from_slice(&stream, &vec![Entry::default(); count]).unwrap();
+    let table = |len| DeviceBuffer::<u32>::zeroed(&stream, len).unwrap();
+    let floats = |len| DeviceBuffer::<f32>::zeroed(&stream, len).unwrap();
+    let words = |len| DeviceBuffer::zeroed(&stream, len).unwrap();
+    let copies = |len| DeviceBuffer::from_slice(&stream, &vec![PageCopy::default(); len]).unwrap();
+    // 2 requests of 2 layers of 3 KV heads: 6 rows. Pages of 4 tokens of 5 words.
+    let (two, three) = (entries(2), entries(3));
+    let (directories, segments, summaries) =
+        (table(4), DeviceBuffer::zeroed(&stream, 1).unwrap(), words(6 * 8 * 5));
+    let (slots, states, steady, slabs) = (table(64), table(16), table(9), table(6));
+    let (pool, keys) = (words(40), words(6 * 5));
+    let host_pages = PinnedArena::reserve(&context, SLAB_PAGES as usize * 40 * WORD_BYTES, |_| {}).unwrap();
+    // 2 query heads each, 16 logits; 7 ids and 4 pages of a row.
+    let (logits, statistics, ids, counts) = (floats(12 * 16), floats(12 * 2), table(6 * 7), table(6));
+    let (pages, page_copies) = (table(6 * 4), copies(6 * 4));
+    let (more_logits, more_statistics, more_ids) = (floats(12 * 20), floats(12 * 4), table(6 * 8));
+    let (two_counts, nine_counts, more_copies) = (table(2), table(9), copies(6 * 5));
+
+    let summary_table = SummaryTable {
+        operator: IndexOperator::Mean,
+        entries: &two,
+        directories: &directories,
+        first_row: 3,
+        request_rows: 6,
+        kv_heads: 3,
+        head_words: 5,
+        partition_tokens: 4,
+        segment_partitions: 8,
+        summaries: &summaries,
+    };
+    let index = IndexStep { table: summary_table, steady: &steady, pool: &pool, page_tokens: 4 };
+    let of_append = OffloadPages {
+        entries: &two,
+        steady: &steady,
+        pool: &pool,
+        host_slabs: &slabs,
+        host_valid: &slabs,
+        host_pages: &host_pages,
+        first_row: 3,
+        kv_heads: 3,
+        head_words: 5,
+        page_tokens: 4,
+    };
+    let append = Append { pages: of_append, keys: &keys, values: &keys };
+    let score = Score {
+        entries: &two,
+        directories: &directories,
+        summaries: &summaries,
+        queries: &words(12 * 5),
+        kv_heads: 3,
+        group: 2,
+        head_words: 5,
+        bounds: false,
+        segment_partitions: 8,
+        request_rows: 6,
+        layer: 1,
+        scale: 0.25,
+        stride: 16,
+        logits: &logits,
+        statistics: &statistics,
+    };
+    let select = SelectPartitions {
+        entries: &two,
+        logits: &logits,
+        statistics: Some(&statistics),
+        kv_heads: 3,
+        group: 2,
+        stride: 16,
+        merge: GroupMerge::Max,
+        least: None,
+        top_p: 1.0,
+        marks: None,
+        estimates: None,
+        resident: 16,
+        keys: &keys,
+        capacity: 7,
+        ids: &ids,
+        selected: &counts,
+    };
+    let tables = KvTables {
+        directories: &directories,
+        segments: &segments,
+        owners: &slots,
+        physical: &slots,
+        states: &states,
+        steady: &steady,
+        host_slabs: &slabs,
+        host_valid: &slabs,
+        request_rows: 6,
+    };
+    let resolve = Resolve {
+        entries: &two,
+        kv_heads: 3,
+        layer: 1,
+        ids: &ids,
+        id_counts: &counts,
+        partitions: PartitionPages::Pages(1),
+        tables,
+        slot_capacity: 32,
+        segment_capacity: 2,
+        pages: &pages,
+        page_counts: &counts,
+        copies: &page_copies,
+        copy_counts: &counts,
+        faults: &counts,
+    };
+    let gather = Gather {
+        copies: &page_copies,
+        counts: &counts,
+        host_pages: &host_pages,
+        device_pages: &pool,
+        page_words: 40,
+        blocks: 2,
+    };
+    let right = LayerStep { index: Some(index), append, select: Some((score, select)), resolve, gather };
+    driver.log();
+    // SAFETY: the stand-in's kernels touch nothing.
+    let launch = |step: LayerStep<'_>| unsafe { step.launch(&kernels, &stream) };
+
+    launch(right).unwrap();
+    assert_eq!(launched(&driver), ALL);
+    launch(LayerStep { index: None, select: None, ..right }).unwrap();
+    assert_eq!(launched(&driver), ["append", "resolve", "gather"]);
+
+    let with_table = |table| LayerStep { index: Some(IndexStep { table, ..index }), ..right };
+    let with_pages = |pages| LayerStep { append: Append { pages, ..append }, ..right };
+    let with_score = |score| LayerStep { select: Some((score, select)), ..right };
+    let with_select = |select| LayerStep { select: Some((score, select)), ..right };
+    let with_resolve = |resolve| LayerStep { resolve, ..right };
+    let with_gather = |gather| LayerStep { gather, ..right };
+    let pages_of_eight = LayerStep { index: Some(IndexStep { page_tokens: 8, ..index }), ..right };
+    let other_logits = SelectPartitions { logits: &more_logits, ..select };
+    for (what, expected, found, wrong) in [
+        ("index requests", 2, 3, with_table(SummaryTable { entries: &three, ..summary_table })),
+        ("index kv_heads", 3, 2, with_table(SummaryTable { kv_heads: 2, ..summary_table })),
+        ("index first_row", 3, 0, with_table(SummaryTable { first_row: 0, ..summary_table })),
+        ("index request_rows", 6, 9, with_table(SummaryTable { request_rows: 9, ..summary_table })),
+        ("index head_words", 5, 4, with_table(SummaryTable { head_words: 4, ..summary_table })),
+        ("index page_tokens", 4, 8, pages_of_eight),
+        ("append requests", 2, 3, with_pages(OffloadPages { entries: &three, ..of_append })),
+        ("append kv_heads", 3, 2, with_pages(OffloadPages { kv_heads: 2, ..of_append })),
+        ("append first_row", 3, 0, with_pages(OffloadPages { first_row: 0, ..of_append })),
+        ("score requests", 2, 3, with_score(Score { entries: &three, ..score })),
+        ("score kv_heads", 3, 2, with_score(Score { kv_heads: 2, ..score })),
+        ("score layer", 1, 0, with_score(Score { layer: 0, ..score })),
+        ("score request_rows", 6, 9, with_score(Score { request_rows: 9, ..score })),
+        ("select requests", 2, 3, with_select(SelectPartitions { entries: &three, ..select })),
+        ("select kv_heads", 3, 2, with_select(SelectPartitions { kv_heads: 2, ..select })),
+        ("select group", 2, 1, with_select(SelectPartitions { group: 1, ..select })),
+        ("select stride", 16, 12, with_select(SelectPartitions { stride: 12, ..select })),
+        ("select logits", 192, 240, with_select(other_logits)),
+        (
+            "select statistics",
+            24,
+            48,
+            with_select(SelectPartitions { statistics: Some(&more_statistics), ..select }),
+        ),
+        ("resolve ids", 42, 48, with_resolve(Resolve { ids: &more_ids, ..resolve })),
+        ("resolve id_counts", 6, 9, with_resolve(Resolve { id_counts: &nine_counts, ..resolve })),
+        ("gather copies", 24, 30, with_gather(Gather { copies: &more_copies, ..gather })),
+        ("gather counts", 6, 2, with_gather(Gather { counts: &two_counts, ..gather })),
+        ("gather page_words", 40, 20, with_gather(Gather { page_words: 20, ..gather })),
+    ] {
+        assert_eq!(launch(wrong), Err(DriverError::Length { what, expected, found }));
+    }
+    // All of a step but one stage is of layer 1.
+    let other_layer = launch(with_resolve(Resolve { layer: 0, ..resolve }));
+    assert_eq!(other_layer, Err(DriverError::Length { what: "index first_row", expected: 0, found: 3 }));
+    assert_eq!(driver.log(), [""; 0], "nothing was launched");
+
+    // Two layers as a graph: the same launches, one after another.
+    // SAFETY: the stand-in's kernels touch nothing.
+    let capture = |layers: &[LayerStep<'_>]| unsafe { capture_step(layers, &kernels, &stream) };
+    let graph = capture(&[right, LayerStep { index: None, ..right }]).unwrap();
+    let log = driver.log();
+    let expected = ALL.iter().chain(&ALL[1..]);
+    let (kernels_in, expected): (Vec<_>, Vec<_>) =
+        log[1..12].iter().zip(expected).map(|(line, name)| (line.split(' ').nth(1).unwrap(), *name)).unzip();
+    assert_eq!(kernels_in, expected);
+    assert_eq!(log[0], "capture, mode 1");
+    assert_eq!(log[12..], ["captured", "instantiate, flags 0", "upload", "destroy graph"]);
+    drop(graph);
+
+    driver.log();
+    let refused = capture(&[with_gather(Gather { page_words: 20, ..gather })]).unwrap_err();
+    assert_eq!(refused, DriverError::Length { what: "gather page_words", expected: 40, found: 20 });
+    assert_eq!(driver.log(), ["capture, mode 1", "captured", "destroy graph"]);
+}
