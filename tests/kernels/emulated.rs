@@ -1,6 +1,16 @@
 //! The kernels' own sources under the emulator, against the CPU reference: random ragged shapes, random schedules.
 
-use spinkv_kernel_tests::chunk_mean::ChunkMeanCase;
+#[path = "emulated/attend.rs"]
+mod attend;
+#[path = "emulated/index.rs"]
+mod index;
+#[path = "emulated/offload.rs"]
+mod offload;
+#[path = "emulated/resolve.rs"]
+mod resolve;
+#[path = "emulated/select.rs"]
+mod select;
+
 use spinkv_kernel_tests::gather::GatherCase;
 
 /// Shapes of a kernel, each in an order of its own.
@@ -18,28 +28,27 @@ fn gather_on_random_shapes() {
 }
 
 #[test]
-fn gather_in_random_orders() {
-    let case = GatherCase::random(SHAPES);
-    let first = case.emulate(0).unwrap();
+fn gather_bulk_on_random_shapes() {
+    for seed in 0..SHAPES {
+        let case = GatherCase::random(seed);
+        let pool = case.emulate_bulk(seed).unwrap_or_else(|fault| panic!("seed {seed}: {fault}\n{case:?}"));
+        case.check(&pool).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
+    }
+}
+
+#[test]
+fn gather_bulk_in_random_orders() {
+    let case = GatherCase::ring();
+    let first = case.emulate_bulk(0).unwrap();
     case.check(&first).unwrap();
     for schedule in 1..SCHEDULES {
-        assert_eq!(case.emulate(schedule).unwrap(), first, "schedule {schedule}");
+        assert_eq!(case.emulate_bulk(schedule).unwrap(), first, "schedule {schedule}");
     }
 }
 
 #[test]
-fn chunk_mean_on_random_shapes() {
-    for seed in 0..SHAPES {
-        let case = ChunkMeanCase::random(seed);
-        let summaries = case.emulate(seed).unwrap_or_else(|fault| panic!("seed {seed}: {fault}\n{case:?}"));
-        case.check(&summaries).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
-    }
-}
-
-#[test]
-fn chunk_mean_in_random_orders() {
-    let case = ChunkMeanCase::random(SHAPES + 1);
-    assert!(case.chunks() > 0, "a case that does something");
+fn gather_in_random_orders() {
+    let case = GatherCase::random(SHAPES);
     let first = case.emulate(0).unwrap();
     case.check(&first).unwrap();
     for schedule in 1..SCHEDULES {

@@ -1,14 +1,17 @@
 //! The driver layer on a real driver: copies, order, and the errors that only a driver can give.
 
+use spinkv::Error;
 use spinkv::backend::cuda::driver::{
     DeviceBuffer, DriverError, Event, LaunchShape, Module, PinnedArena, PinnedBuffer, Stream, launch_with,
 };
+use spinkv::memory::{HostArena, HostPage, KvDtype, PageLayout, SLAB_PAGES, Word};
 
 use super::{Machine, Outcome, Test, test};
 
 pub fn tests() -> Vec<Test> {
     vec![
         test("driver::copies_keep_every_byte", copies_keep_every_byte),
+        test("driver::a_host_arena_is_read_from_one_base", a_host_arena_is_read_from_one_base),
         test("driver::events_order_streams_and_measure", events_order_streams_and_measure),
         test("driver::out_of_gpu_memory_is_typed", out_of_gpu_memory_is_typed),
         test("driver::bad_modules_are_refused_with_a_log", bad_modules_are_refused_with_a_log),
@@ -52,6 +55,38 @@ fn copies_keep_every_byte(machine: &Machine) -> Outcome {
     Ok(())
 }
 
+/// The memory manager's host tier in pinned memory: what it wrote over several extensions, the GPU finds at one base.
+fn a_host_arena_is_read_from_one_base(machine: &Machine) -> Outcome {
+    let Machine { context, stream, .. } = machine;
+    let layout = PageLayout::new(8, 128, KvDtype::Bf16)?;
+    let memory = PinnedArena::with_capacity(context, 1 << 30)?;
+    let mut arena = HostArena::new(layout, 2, None, memory);
+    let mut slabs = Vec::new();
+    for (layer, count) in [(0, 1), (0, 1), (1, 900), (0, 2000)] {
+        slabs.extend(arena.take(layer, count)?);
+    }
+    for (number, slab) in slabs.iter().enumerate() {
+        for index in 0..SLAB_PAGES {
+            let words = vec![(number * SLAB_PAGES + index) as Word; layout.page_words()];
+            arena.write(HostPage { slab: *slab, index }, &words);
+        }
+    }
+    let words = arena.memory().len() / size_of::<Word>();
+    let device = DeviceBuffer::<Word>::zeroed(stream, words)?;
+    device.copy_from_arena(stream, 0, arena.memory(), 0, words)?;
+    let (found, mut page) = (device.to_vec(stream)?, vec![0; layout.page_words()]);
+    for (number, slab) in slabs.iter().enumerate() {
+        for index in 0..SLAB_PAGES {
+            let host = HostPage { slab: *slab, index };
+            let first = arena.first_word(host);
+            arena.read(host, &mut page);
+            ensure(page == found[first..first + page.len()], format!("slab {number}, page {index}"))?;
+        }
+    }
+    let refused = arena.take(0, 1 << 14);
+    ensure(matches!(refused, Err(Error::OutOfHostMemory { .. })), format!("1 GiB and more: {refused:?}"))
+}
+
 fn events_order_streams_and_measure(machine: &Machine) -> Outcome {
     let Machine { context, stream, .. } = machine;
     let (first, second) = (Event::new(context)?, Event::new(context)?);
@@ -77,7 +112,9 @@ fn events_order_streams_and_measure(machine: &Machine) -> Outcome {
     ensure(ms > 0.0 && ms < 1000.0, format!("filling 256 MiB took {ms} ms"))
 }
 
+/// Free memory is no exact figure: the driver keeps pools of its own, and whoever else uses the GPU allocates too.
 fn out_of_gpu_memory_is_typed(machine: &Machine) -> Outcome {
+    const SLACK_BYTES: u64 = 64 << 20;
     let Machine { context, stream, .. } = machine;
     let before = context.memory()?.free_bytes;
     let wanted = 1usize << 42;
@@ -87,8 +124,11 @@ fn out_of_gpu_memory_is_typed(machine: &Machine) -> Outcome {
         }
         other => return Err(format!("4 TiB gave {:?}", other.map(|buffer| buffer.bytes())).into()),
     }
-    ensure(context.memory()?.free_bytes == before, "a refused allocation took memory")?;
-    ensure(DeviceBuffer::from_slice(stream, &[7u8])?.to_vec(stream)? == [7], "the context is still good")
+    let lost = before.saturating_sub(context.memory()?.free_bytes);
+    ensure(lost < SLACK_BYTES, format!("{lost} bytes less are free after a refused allocation"))?;
+    let ordinary = vec![7u8; 1 << 20];
+    let back = DeviceBuffer::from_slice(stream, &ordinary)?.to_vec(stream)?;
+    ensure(back == ordinary, "the context is still good")
 }
 
 fn bad_modules_are_refused_with_a_log(machine: &Machine) -> Outcome {
@@ -103,10 +143,10 @@ fn bad_modules_are_refused_with_a_log(machine: &Machine) -> Outcome {
 
 fn bad_launches_are_refused(machine: &Machine) -> Outcome {
     let Machine { stream, kernels, context, .. } = machine;
-    let [function, ..] = kernels.functions();
+    let function = kernels.functions().find(|function| function.name() == "gather").expect("a kernel");
     let shape = LaunchShape::linear(1, 32);
     // SAFETY: refused before anything runs.
-    let refused = unsafe { launch_with(function, &shape, stream, [0u64.into(); 8]) };
+    let refused = unsafe { launch_with(function, &shape, stream, [0u64.into(); 7]) };
     ensure(matches!(refused, Err(DriverError::ParameterSize { .. })), format!("parameters: {refused:?}"))?;
     // SAFETY: refused before anything runs.
     let refused = unsafe { launch_with(function, &shape, stream, [0u64.into(); 2]) };

@@ -6,10 +6,18 @@
 //! | `SPINKV_GPU_SEED` | seed of the first shape, random by default; a failure names the seed that shows it |
 //! | `SPINKV_REQUIRE_GPU` | set: a missing GPU is a failure |
 
+mod attend;
 mod conformance;
 mod driver;
+mod index;
 mod kernels;
+mod offload;
+mod replay;
+mod resolve;
+mod restore;
+mod select;
 
+use std::collections::HashMap;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
@@ -23,8 +31,8 @@ struct Machine {
     context: Context,
     stream: Stream,
     kernels: Kernels,
-    /// The kernels that test `cuda_std`, once a test has loaded them.
-    conformance: Mutex<Option<Module>>,
+    /// The kernels that test `cuda_std`, by architecture, once a test has loaded them.
+    conformance: Mutex<HashMap<&'static str, Module>>,
     /// Random shapes for each kernel.
     shapes: u64,
     /// The seed of the first.
@@ -84,7 +92,11 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // One GPU, and messages that belong to one test.
     arguments.test_threads.get_or_insert(1);
-    let tests = kernels::tests().into_iter().chain(conformance::tests()).chain(driver::tests());
+    let tests =
+        kernels::tests().into_iter().chain(index::tests()).chain(offload::tests()).chain(resolve::tests());
+    let tests =
+        tests.chain(select::tests()).chain(attend::tests()).chain(restore::tests()).chain(replay::tests());
+    let tests = tests.chain(conformance::tests()).chain(driver::tests());
     let trials: Vec<Trial> = match Machine::open() {
         Ok(machine) => {
             let device = machine.context.device();

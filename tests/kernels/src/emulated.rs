@@ -3,11 +3,15 @@
 use cuda_std::U32x4;
 use cuda_std::emulator::{Buffer, Fault, Launch};
 use spinkv_kernels::abi;
-use spinkv_kernels::index::chunk_mean;
-use spinkv_kernels::retrieve::gather;
+use spinkv_kernels::attention::{attend_64, attend_128};
+use spinkv_kernels::retrieve::{gather, gather_bulk};
+use spinkv_kernels::select::{score, select, top_k};
 
-use super::chunk_mean::ChunkMeanCase;
+use super::attend::AttendCase;
 use super::gather::GatherCase;
+use super::score::ScoreCase;
+use super::select::{SelectCase, Selection};
+use super::top_k::TopKCase;
 
 /// A global buffer of 16-byte words.
 pub fn words(words: &[u128]) -> Buffer<U32x4> {
@@ -27,53 +31,263 @@ pub fn to_words(buffer: &Buffer<U32x4>) -> Vec<u128> {
 }
 
 impl GatherCase {
-    /// The pool after the kernel ran in the order of `schedule`.
+    /// The pool after `gather` ran in the order of `schedule`.
     ///
     /// # Errors
     /// What the emulator found wrong.
     pub fn emulate(&self, schedule: u64) -> Result<Vec<u128>, Fault> {
+        self.emulate_as(false, schedule)
+    }
+
+    /// The pool after `gather_bulk` ran in the order of `schedule`.
+    ///
+    /// # Errors
+    /// What the emulator found wrong.
+    pub fn emulate_bulk(&self, schedule: u64) -> Result<Vec<u128>, Fault> {
+        self.emulate_as(true, schedule)
+    }
+
+    fn emulate_as(&self, bulk: bool, schedule: u64) -> Result<Vec<u128>, Fault> {
         let copies = Buffer::from_slice(&self.copies);
-        let count = Buffer::from_slice(&[self.count]);
+        let counts = Buffer::from_slice(&self.counts);
         let (host_pages, pool) = (words(&self.host_pages), words(&self.pool()));
-        let (capacity, page_words) = (self.copies.len() as u32, self.page_words as u32);
-        Launch::new(self.grid, abi::gather::BLOCK).seed(schedule).run(|| {
+        let sizes = [self.counts.len(), self.capacity(), self.page_words];
+        let [lists, capacity, page_words] = sizes.map(|size| size as u32);
+        let (block, shared_bytes) = if bulk {
+            (abi::gather_bulk::BLOCK, abi::gather_bulk::shared_bytes(lists))
+        } else {
+            (abi::gather::BLOCK, abi::gather::shared_bytes(lists))
+        };
+        let launch = Launch::new(self.grid, block).shared(shared_bytes as usize);
+        launch.seed(schedule).run(|| {
+            let (copies, counts, pages) = (copies.view(), counts.view(), host_pages.view());
+            let kernel = if bulk { gather_bulk } else { gather };
             // SAFETY: the emulator checks every access.
-            unsafe {
-                gather(copies.view(), count.view(), capacity, host_pages.view(), pool.view_mut(), page_words);
-            }
+            unsafe { kernel(copies, counts, lists, capacity, pages, pool.view_mut(), page_words) };
         })?;
         Ok(to_words(&pool))
     }
 }
 
-impl ChunkMeanCase {
-    /// The summaries after the kernel ran in the order of `schedule`.
+/// A global buffer of f32 as 16-byte words.
+fn quads(numbers: &[f32]) -> Buffer<U32x4> {
+    let words: Vec<U32x4> = numbers
+        .chunks_exact(4)
+        .map(|four| {
+            let [x, y, z, w] = std::array::from_fn(|at| four[at].to_bits());
+            U32x4 { x, y, z, w }
+        })
+        .collect();
+    Buffer::from_slice(&words)
+}
+
+/// Entries as kernels read them.
+fn entries(entries: &[abi::Entry]) -> Buffer<U32x4> {
+    words(
+        &entries
+            .iter()
+            .flat_map(|entry| bytemuck::cast::<_, [u128; abi::ENTRY_WORDS]>(*entry))
+            .collect::<Vec<_>>(),
+    )
+}
+
+impl ScoreCase {
+    /// Logits and statistics after the kernel ran in the order of `schedule`.
     ///
     /// # Errors
     /// What the emulator found wrong.
-    pub fn emulate(&self, schedule: u64) -> Result<Vec<u128>, Fault> {
-        let (keys, summaries) = (words(&self.keys), words(&self.summaries()));
-        let first_token = Buffer::from_slice(&self.first_token);
-        let first_chunk = Buffer::from_slice(&self.first_chunk);
-        let sizes = [self.requests(), self.kv_heads, self.head_words, self.chunk_tokens];
-        let [requests, kv_heads, head_words, chunk_tokens] = sizes.map(|size| size as u32);
-        // At least a block, also for a batch without a chunk: its warps must find that there is nothing to do.
-        let blocks = abi::chunk_mean::grid(self.chunks() as u32 * kv_heads).max(1);
-        Launch::new(blocks, abi::chunk_mean::BLOCK).seed(schedule).run(|| {
+    pub fn emulate(&self, schedule: u64) -> Result<(Vec<f32>, Vec<f32>), Fault> {
+        let entries = entries(&self.entries);
+        let directories = Buffer::from_slice(&self.directories);
+        let (summaries, queries) = (words(&self.summaries), words(&self.queries));
+        let logits = Buffer::from_slice(&self.logits());
+        let statistics = Buffer::from_slice(&self.statistics());
+        let sizes =
+            [self.kv_heads, self.group, self.head_words, self.segment_partitions, self.layer, self.stride];
+        let [kv_heads, group, head_words, segment_partitions, layer, stride] = sizes.map(|size| size as u32);
+        let request_rows = self.layers as u32 * kv_heads;
+        let blocks = self.rows() as u32 * abi::score::tiles(stride);
+        let shared = abi::score::shared_bytes(head_words << u32::from(self.bounds));
+        let launch = Launch::new(blocks, abi::score::BLOCK).shared(shared as usize);
+        launch.seed(schedule).run(|| {
             // SAFETY: the emulator checks every access.
             unsafe {
-                chunk_mean(
-                    keys.view(),
-                    first_token.view(),
-                    first_chunk.view(),
-                    requests,
+                score(
+                    entries.view(),
+                    directories.view(),
+                    summaries.view(),
+                    queries.view(),
                     kv_heads,
+                    group,
                     head_words,
-                    chunk_tokens,
-                    summaries.view_mut(),
+                    self.bounds.into(),
+                    segment_partitions,
+                    request_rows,
+                    layer,
+                    self.scale,
+                    stride,
+                    logits.view_mut(),
+                    statistics.view_mut(),
                 );
             }
         })?;
-        Ok(to_words(&summaries))
+        Ok((logits.to_vec(), statistics.to_vec()))
+    }
+}
+
+impl AttendCase {
+    /// Outputs and logarithms of sums after the kernel ran in the order of `schedule`.
+    ///
+    /// # Errors
+    /// What the emulator found wrong.
+    pub fn emulate(&self, schedule: u64) -> Result<(Vec<u128>, Vec<f32>), Fault> {
+        let entries = entries(&self.entries);
+        let (pages, page_counts) = (Buffer::from_slice(&self.pages), Buffer::from_slice(&self.page_counts));
+        let (steady, biases) = (Buffer::from_slice(&self.steady), Buffer::from_slice(&self.biases));
+        let (pool, queries) = (words(&self.pool), words(&self.queries));
+        let partials = words(&vec![super::POISON; self.partials()]);
+        let arrivals = Buffer::from_slice(&vec![0; self.units()]);
+        let (outputs, lse) = (words(&self.outputs()), Buffer::from_slice(&self.lse()));
+        let sizes = [
+            self.kv_heads,
+            self.group,
+            self.layer,
+            self.list_capacity,
+            self.page_tokens,
+            self.splits,
+            self.head_words,
+        ];
+        let [kv_heads, group, layer, list_capacity, page_tokens, splits, head_words] =
+            sizes.map(|size| size as u32);
+        let kernel = if head_words == 8 { attend_64 } else { attend_128 };
+        let launch = Launch::new((self.units() * self.splits) as u32, abi::attend::BLOCK)
+            .shared(abi::attend::shared_bytes(head_words) as usize);
+        launch.seed(schedule).run(|| {
+            // SAFETY: the emulator checks every access.
+            unsafe {
+                kernel(
+                    entries.view(),
+                    kv_heads,
+                    group,
+                    layer,
+                    pages.view(),
+                    page_counts.view(),
+                    list_capacity,
+                    steady.view(),
+                    biases.view(),
+                    (!self.biases.is_empty()).into(),
+                    pool.view(),
+                    page_tokens,
+                    queries.view(),
+                    self.scale,
+                    splits,
+                    partials.view_mut(),
+                    arrivals.view_mut(),
+                    outputs.view_mut(),
+                    lse.view_mut(),
+                );
+            }
+        })?;
+        assert!(arrivals.to_vec().iter().all(|count| *count == 0), "counted down for the next launch");
+        Ok((to_words(&outputs), lse.to_vec()))
+    }
+}
+
+impl SelectCase {
+    /// The selection after the kernel ran in the order of `schedule`.
+    ///
+    /// # Errors
+    /// What the emulator found wrong.
+    pub fn emulate(&self, schedule: u64) -> Result<Selection, Fault> {
+        let before = self.outputs();
+        let (entries, logits) = (entries(&self.entries), quads(&self.logits));
+        let statistics = Buffer::from_slice(&self.statistics);
+        let (forced, masked) = (Buffer::from_slice(&self.forced), Buffer::from_slice(&self.masked));
+        let keys = words(&vec![super::POISON; self.keys()]);
+        let (ids, selected) = (Buffer::from_slice(&before.ids), Buffer::from_slice(&before.selected));
+        let estimated_ids = Buffer::from_slice(&before.estimated_ids);
+        let estimated = Buffer::from_slice(&before.estimated);
+        let sizes = [
+            self.kv_heads,
+            self.group,
+            self.stride,
+            self.mark_words,
+            self.estimates,
+            self.resident,
+            self.capacity,
+        ];
+        let [kv_heads, group, stride, mark_words, estimates, resident, capacity] =
+            sizes.map(|size| size as u32);
+        let launch = Launch::new(self.rows() as u32, abi::select::BLOCK)
+            .shared(abi::select::shared_bytes(resident) as usize);
+        launch.seed(schedule).run(|| {
+            // SAFETY: the emulator checks every access.
+            unsafe {
+                select(
+                    entries.view(),
+                    logits.view(),
+                    statistics.view(),
+                    kv_heads,
+                    group,
+                    stride,
+                    self.softmax.into(),
+                    self.merge_code(),
+                    self.least,
+                    self.top_p,
+                    forced.view(),
+                    masked.view(),
+                    mark_words,
+                    estimates,
+                    resident,
+                    keys.view_mut(),
+                    capacity,
+                    ids.view_mut(),
+                    selected.view_mut(),
+                    estimated_ids.view_mut(),
+                    estimated.view_mut(),
+                );
+            }
+        })?;
+        Ok(Selection {
+            ids: ids.to_vec(),
+            selected: selected.to_vec(),
+            estimated_ids: estimated_ids.to_vec(),
+            estimated: estimated.to_vec(),
+        })
+    }
+}
+
+impl TopKCase {
+    /// Ids and their numbers after the kernel ran in the order of `schedule`.
+    ///
+    /// # Errors
+    /// What the emulator found wrong.
+    pub fn emulate(&self, schedule: u64) -> Result<(Vec<u32>, Vec<u32>), Fault> {
+        let scores = quads(&self.scores);
+        let (counts, k) = (Buffer::from_slice(&self.counts), Buffer::from_slice(&self.k));
+        let keys = words(&vec![super::POISON; self.keys()]);
+        let (ids, selected) =
+            (Buffer::from_slice(&self.ids()), Buffer::from_slice(&vec![super::WILD; self.rows()]));
+        let [stride, resident, capacity] =
+            [self.stride, self.resident, self.capacity].map(|size| size as u32);
+        let launch = Launch::new(self.rows() as u32, abi::select::BLOCK)
+            .shared(abi::select::shared_bytes(resident) as usize);
+        launch.seed(schedule).run(|| {
+            // SAFETY: the emulator checks every access.
+            unsafe {
+                top_k(
+                    scores.view(),
+                    counts.view(),
+                    k.view(),
+                    stride,
+                    resident,
+                    keys.view_mut(),
+                    capacity,
+                    ids.view_mut(),
+                    selected.view_mut(),
+                );
+            }
+        })?;
+        Ok((ids.to_vec(), selected.to_vec()))
     }
 }

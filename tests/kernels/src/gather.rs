@@ -1,4 +1,4 @@
-//! Cases of `gather`.
+//! Cases of `gather` and `gather_bulk`.
 
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
@@ -8,13 +8,13 @@ use spinkv_kernels::abi::PageCopy;
 
 use super::{POISON, WILD, pick};
 
-/// A launch of `gather` on random pages.
+/// A launch of either on random pages.
 #[derive(Debug)]
 pub struct GatherCase {
-    /// The list, ascending in host page; entries from [`count`](Self::count) on are wild.
+    /// `[lists, capacity]`, each list ascending in host page; entries beyond a list's count are wild.
     pub copies: Vec<PageCopy>,
-    /// Copies to make; may exceed the list, which then is made whole.
-    pub count: u32,
+    /// `[lists]`: copies to make of each; may exceed the capacity, and the list then is made whole.
+    pub counts: Vec<u32>,
     /// Random bits, `[host pages, page_words]`.
     pub host_pages: Vec<u128>,
     /// Pages of the pool on the GPU.
@@ -26,51 +26,68 @@ pub struct GatherCase {
 }
 
 impl GatherCase {
-    /// The case of a seed: any page size from one word, empty lists, full lists and counts beyond the list included.
+    /// The case of a seed: any page size from one word, one list or many, empty lists, full lists and counts beyond the list
+    /// included.
     pub fn random(seed: u64) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let page_words = pick(&mut rng, &[1, 2, 7, 16, 31, 32, 33, 48, 127, 128, 129, 160, 256, 512]);
-        let host_pages = rng.random_range(1..=40_usize);
+        let page_words =
+            pick(&mut rng, &[1, 2, 7, 16, 31, 32, 33, 48, 127, 128, 129, 160, 256, 257, 512, 700]);
+        let lists = pick(&mut rng, &[1, 1, 2, 3, 8, 40, 600]);
+        let capacity = if lists == 1 { rng.random_range(1..=40) } else { rng.random_range(1..=6) };
         let grid = rng.random_range(1..=3);
-        Self::sized(&mut rng, page_words, host_pages, grid)
+        Self::sized(&mut rng, page_words, lists, capacity, grid)
     }
 
     /// Thousands of pages of 4 KiB, as a step of a large batch has.
     pub fn large(seed: u64) -> Self {
-        Self::sized(&mut ChaCha8Rng::seed_from_u64(seed), 256, 20_000, 16)
+        Self::sized(&mut ChaCha8Rng::seed_from_u64(seed), 256, 128, 160, 16)
     }
 
-    fn sized(rng: &mut impl Rng, page_words: usize, host_pages: usize, grid: u32) -> Self {
-        let capacity = rng.random_range(1..=host_pages);
-        let count = match rng.random_range(0..6) {
+    /// 40 pages or more of two and a half stages of `gather_bulk`, so that rings go round a few times.
+    pub fn ring() -> Self {
+        let case = |seed| Self::sized(&mut ChaCha8Rng::seed_from_u64(seed), 640, 1, 44, 2);
+        (0..).map(case).find(|case| case.counts[0] >= 40).expect("some seed's")
+    }
+
+    fn sized(rng: &mut impl Rng, page_words: usize, lists: usize, capacity: usize, grid: u32) -> Self {
+        let mut count = || match rng.random_range(0..6) {
             0 => 0,
             1 => capacity,
             2 => capacity + rng.random_range(1..100),
+            // Of many lists most are short, so that few pages make a case.
+            _ if lists > 100 && lists * capacity * page_words > 1 << 20 && rng.random_bool(0.5) => 0,
             _ => rng.random_range(0..=capacity),
         };
-        let device_pages = capacity + rng.random_range(0..5);
+        let counts: Vec<usize> = (0..lists).map(|_| count()).collect();
+        let made: usize = counts.iter().map(|count| capacity.min(*count)).sum();
+        let (host_pages, device_pages) = (made + rng.random_range(1..10), made + rng.random_range(0..5));
 
         let mut sources: Vec<u32> = (0..host_pages as u32).collect();
         sources.shuffle(rng);
-        sources.truncate(capacity);
-        sources.sort_unstable();
         let mut targets: Vec<u32> = (0..device_pages as u32).collect();
         targets.shuffle(rng);
-        let copies = sources.iter().zip(targets).enumerate().map(|(at, (&host_page, device_page))| {
-            if at < count {
-                PageCopy { host_page, device_page }
-            } else {
-                PageCopy { host_page: WILD, device_page: WILD }
+        let mut copies = vec![PageCopy { host_page: WILD, device_page: WILD }; lists * capacity];
+        for (list, count) in copies.chunks_exact_mut(capacity).zip(&counts) {
+            let made = capacity.min(*count);
+            let mut own = sources.split_off(sources.len() - made);
+            own.sort_unstable();
+            for (copy, host_page) in list.iter_mut().zip(own) {
+                *copy = PageCopy { host_page, device_page: targets.pop().expect("a target a source") };
             }
-        });
+        }
         Self {
-            copies: copies.collect(),
-            count: count as u32,
+            copies,
+            counts: counts.iter().map(|count| *count as u32).collect(),
             host_pages: (0..host_pages * page_words).map(|_| rng.random()).collect(),
-            device_pages,
+            device_pages: device_pages.max(1),
             page_words,
             grid,
         }
+    }
+
+    /// Copies of a list.
+    pub fn capacity(&self) -> usize {
+        self.copies.len() / self.counts.len()
     }
 
     /// The pool before the launch: poison.
@@ -84,8 +101,10 @@ impl GatherCase {
     /// The first word that differs.
     pub fn check(&self, pool: &[u128]) -> Result<(), String> {
         let mut expected = self.pool();
-        let copies = &self.copies[..self.copies.len().min(self.count as usize)];
-        cpu::gather(copies, &self.host_pages, &mut expected, self.page_words);
+        for (list, count) in self.copies.chunks_exact(self.capacity()).zip(&self.counts) {
+            let made = &list[..list.len().min(*count as usize)];
+            cpu::gather(made, &self.host_pages, &mut expected, self.page_words);
+        }
         let Some(word) = pool.iter().zip(&expected).position(|(found, expected)| found != expected) else {
             assert_eq!(pool.len(), expected.len());
             return Ok(());
