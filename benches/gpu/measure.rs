@@ -1,29 +1,56 @@
+use std::error::Error;
+use std::path::Path;
 use std::sync::Arc;
 
-use serde::Serialize;
-use spinkv::backend::cuda::driver::{Context, Device, Event, Result, Stream};
+use spinkv::backend::cuda::driver::{Context, Device, DeviceBuffer, Graph, Result, Stream};
 use spinkv::backend::cuda::kernels::Kernels;
+use spinkv_benches::report::{Counts, Row};
+use spinkv_benches::sampling::{Name, Sampler};
 
-/// Untimed launches before the timed ones: module load, clocks, address translations.
-const WARM_UP: usize = 3;
+use crate::aside::Aside;
+use crate::cuda_events::CudaEvents;
 
-/// One measured line.
-#[derive(Debug, Serialize)]
-pub struct Row {
-    /// Kernel or ceiling.
-    pub what: &'static str,
-    /// Its sizes.
-    pub shape: String,
-    /// Bytes that must move.
-    pub bytes: u64,
-    /// Median.
-    pub us: f64,
-    /// Fastest and slowest.
-    pub range_us: [f64; 2],
-    /// 10^9 bytes a second, of the median.
-    pub gb_per_s: f64,
-    /// Over the ceiling of the group, if it has one.
-    pub of_ceiling: Option<f64>,
+/// Untimed launches before Criterion's own: module load, clocks, address translations.
+const WARM_UP: usize = 2;
+
+/// More than twice the L2. Launches that move as much, over all their input sets, have pushed what they read out of it since they read
+/// it; others find it overwritten.
+const COLD_BYTES: usize = 128 << 20;
+
+/// What a row needs: the driver, and Criterion's files.
+type Outcome<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// Reads what launches counted on the device.
+type ReadCounts<'a> = dyn Fn(&Stream) -> Result<Counts> + 'a;
+
+/// What a row says of its sizes; text alone is one.
+#[derive(Clone, Default)]
+pub struct Shape<'a> {
+    text: String,
+    context_tokens: Option<u32>,
+    counts: Option<&'a ReadCounts<'a>>,
+}
+
+impl<'a> Shape<'a> {
+    pub fn new(text: impl Into<String>) -> Self {
+        Self { text: text.into(), ..Self::default() }
+    }
+
+    /// Tokens of a request.
+    pub fn context(self, tokens: u32) -> Self {
+        Self { context_tokens: Some(tokens), ..self }
+    }
+
+    /// How to read, after the row was timed, what its launches counted on the device.
+    pub fn counted(self, counts: &'a ReadCounts<'a>) -> Self {
+        Self { counts: Some(counts), ..self }
+    }
+}
+
+impl<T: Into<String>> From<T> for Shape<'_> {
+    fn from(text: T) -> Self {
+        Self::new(text)
+    }
 }
 
 /// The GPU, and what was measured on it.
@@ -32,66 +59,115 @@ pub struct Bench {
     pub stream: Arc<Stream>,
     pub kernels: Kernels,
     pub arena_bytes: usize,
-    repeats: usize,
+    /// The group's first word.
+    group: String,
+    events: CudaEvents,
+    sampler: Sampler<CudaEvents>,
+    aside: Aside,
+    /// To be written over, which leaves nothing else in the L2.
+    cold: DeviceBuffer<u8>,
     rows: Vec<Row>,
 }
 
 impl Bench {
-    pub fn open(repeats: usize, arena_bytes: usize) -> Result<Self> {
+    /// Opens the first GPU; Criterion's files are in `folder`.
+    pub fn open(repeats: usize, arena_bytes: usize, folder: &Path) -> Outcome<Self> {
         let context = Device::open(0)?;
         let stream = Arc::new(Stream::new(&context)?);
         let kernels = Kernels::load(&context)?;
-        Ok(Self { context, stream, kernels, arena_bytes, repeats: repeats.max(1), rows: Vec::new() })
+        let events = CudaEvents::new(stream.clone());
+        let sampler = Sampler::new(events.clone(), repeats, folder)?;
+        let aside = Aside::new(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+        let cold = DeviceBuffer::zeroed(&stream, COLD_BYTES)?;
+        let (group, rows) = (String::new(), Vec::new());
+        Ok(Self { context, stream, kernels, arena_bytes, group, events, sampler, aside, cold, rows })
     }
 
-    pub fn rows(&self) -> &[Row] {
-        &self.rows
+    pub fn into_rows(self) -> Vec<Row> {
+        self.rows
     }
 
-    /// Prints a heading.
-    pub fn group(&self, title: &str) {
-        println!(
-            "\n{title}\n{:14} {:38} {:>10} {:>17} {:>9} {:>7}",
-            "", "", "us", "range", "GB/s", "ceiling"
-        );
+    /// Prints a heading, whose part before the colon names the group.
+    pub fn group(&mut self, title: &str) {
+        title.split(':').next().unwrap_or_default().clone_into(&mut self.group);
+        println!("\n{title}\n{}", Row::heading());
     }
 
     /// Times `launch`, which is given the number of the round so that it can rotate its inputs, prints the row and
     /// returns its GB/s.
-    pub fn row(
+    pub fn row<'a>(
         &mut self,
         what: &'static str,
-        shape: impl Into<String>,
+        shape: impl Into<Shape<'a>>,
         bytes: u64,
         ceiling: Option<f64>,
+        launch: impl FnMut(usize) -> Result<()>,
+    ) -> Outcome<f64> {
+        self.sample(what, shape.into(), bytes, ceiling, 1, |_| Ok(()), launch)
+    }
+
+    /// Times short launches: `launch` is captured for each of `sets` sets of inputs into one graph, whose replay is timed and divided
+    /// by their number; `reset` runs untimed before each replay.
+    #[allow(clippy::too_many_arguments, reason = "a row's columns, and the two closures")]
+    pub fn graph_row<'a>(
+        &mut self,
+        what: &'static str,
+        shape: impl Into<Shape<'a>>,
+        bytes: u64,
+        ceiling: Option<f64>,
+        sets: usize,
+        reset: impl FnMut(&Stream) -> Result<()>,
+        mut launch: impl FnMut(&Stream, usize) -> Result<()>,
+    ) -> Outcome<f64> {
+        let stream = self.stream.clone();
+        let graph = Graph::capture(&stream, |stream| (0..sets).try_for_each(|set| launch(stream, set)))?;
+        self.sample(what, shape.into(), bytes, ceiling, sets, reset, |_| {
+            // SAFETY: what `launch` names outlives this call, and its launches were allowed one by one.
+            unsafe { graph.launch(&stream) }
+        })
+    }
+
+    /// Samples `launch`, each time after `reset` and with a cold L2, prints and keeps the row, and returns its GB/s. One call of
+    /// `launch` is the work of `sets` launches.
+    #[allow(clippy::too_many_arguments, reason = "a row's columns, and the two closures")]
+    fn sample(
+        &mut self,
+        what: &'static str,
+        shape: Shape<'_>,
+        bytes: u64,
+        ceiling: Option<f64>,
+        sets: usize,
+        mut reset: impl FnMut(&Stream) -> Result<()>,
         mut launch: impl FnMut(usize) -> Result<()>,
-    ) -> Result<f64> {
-        let (start, end) = (Event::new(&self.context)?, Event::new(&self.context)?);
-        let mut times = Vec::with_capacity(self.repeats);
-        for round in 0..WARM_UP + self.repeats {
-            start.record(&self.stream)?;
-            launch(round)?;
-            end.record(&self.stream)?;
-            end.synchronize()?;
-            if round >= WARM_UP {
-                times.push(f64::from(start.elapsed_ms(&end)?) * 1e3);
-            }
-        }
-        times.sort_by(f64::total_cmp);
-        let us = times[times.len() / 2];
-        let gb_per_s = bytes as f64 / us / 1e3;
-        let row = Row {
-            what,
-            shape: shape.into(),
-            bytes,
-            us,
-            range_us: [times[0], times[times.len() - 1]],
-            gb_per_s,
-            of_ceiling: ceiling.map(|ceiling| gb_per_s / ceiling),
+    ) -> Outcome<f64> {
+        let Self { stream, events, sampler, aside, cold, .. } = self;
+        // The lines that this leaves in the L2 are written back when others replace them, which would slow a launch that is bound
+        // by the device's memory; one of few bytes is not.
+        let flush = bytes * (sets as u64) < COLD_BYTES as u64;
+        let mut before = |stream: &Stream| {
+            reset(stream)?;
+            if flush { cold.fill_bytes(stream, 0..cold.len(), 0x5a) } else { Ok(()) }
         };
-        let range = format!("{:.1} - {:.1}", row.range_us[0], row.range_us[1]);
-        let ratio = row.of_ceiling.map_or(String::new(), |ratio| format!("{ratio:.3}"));
-        println!("{what:14} {:38} {us:>10.1} {range:>17} {gb_per_s:>9.2} {ratio:>7}", row.shape);
+        for round in 0..WARM_UP {
+            before(stream)?;
+            launch(round)?;
+        }
+        let mut rounds = WARM_UP..;
+        let once = || {
+            let round = rounds.next().expect("there is always a next number");
+            events.time(&mut before, |_| launch(round)) / sets as f64
+        };
+        let name = Name { group: &self.group, what, shape: &shape.text };
+        let sampled = aside.run(|| sampler.sample(name, bytes, once))?;
+        events.take_failure()?;
+        let mut row = Row::new(what, &shape.text, bytes, ceiling, sampled?);
+        row.context_tokens = shape.context_tokens;
+        if let Some(counts) = shape.counts {
+            let Counts { hits, misses } = counts(stream)?;
+            (row.hits, row.misses) = (hits, Some(misses));
+        }
+        println!("{row}");
+        let gb_per_s = row.gb_per_s;
         self.rows.push(row);
         Ok(gb_per_s)
     }
