@@ -2,12 +2,12 @@
 
 use std::time::Instant;
 
-use crate::Outcome;
 use crate::check::CheckKernels;
+use crate::{Outcome, example};
 
 /// Everything that a change must pass.
 ///
-/// Format, lints, docs, the GPU kernels (see check-kernels) and all tests. Needs what `cargo xtask doctor` calls
+/// Format, lints, docs, the GPU kernels (see check-kernels), all tests and the example. Needs what `cargo xtask doctor` calls
 /// required, and no GPU. About 10 minutes on 2 cores from a fresh clone, 5 after that.
 ///
 /// Example: cargo xtask ci --slow
@@ -43,6 +43,7 @@ impl Ci {
         })?;
         step("kernels", || CheckKernels::default().run())?;
         step("tests", || cargo("test --workspace --locked", None))?;
+        step("example", example::check)?;
         if self.slow {
             step("slow tests", || cargo("test --package spinkv-tests --locked -- --ignored", None))?;
         }
@@ -53,7 +54,7 @@ impl Ci {
 impl Bench {
     pub fn run(self) -> Outcome {
         let filter = self.filter.map(|filter| format!(" -- {filter}")).unwrap_or_default();
-        step("benches", || cargo(&format!("bench --package spinkv-benches{filter}"), None))
+        step("benches", || cargo(&format!("bench --package spinkv-benches --bench cpu_stages{filter}"), None))
     }
 }
 
@@ -67,11 +68,5 @@ fn step(name: &str, run: impl FnOnce() -> Outcome) -> Outcome {
 
 /// Calls cargo with these arguments, and a variable of the environment if one is given.
 fn cargo(arguments: &str, environment: Option<(&str, &str)>) -> Outcome {
-    eprintln!("xtask: cargo {arguments}");
-    let status = crate::cargo().args(arguments.split_whitespace()).envs(environment).status();
-    match status {
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(status.to_string().into()),
-        Err(error) => Err(format!("cargo did not start: {error}").into()),
-    }
+    crate::passes(crate::cargo().args(arguments.split_whitespace()).envs(environment))
 }

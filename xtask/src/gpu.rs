@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::Outcome;
+use crate::{Outcome, example};
 
 /// The scripts of the bundle.
 const SCRIPTS: [&str; 3] = ["test-gpu", "bench-gpu", "profile"];
@@ -15,7 +15,7 @@ const LIMIT_BYTES: u64 = 64 << 20;
 /// Test kernels, cuda_std and the driver layer on this machine's GPU.
 ///
 /// Builds a bundle (see bundle) and runs its test-gpu: every kernel against its CPU reference on random ragged shapes, every
-/// cuda_std wrapper bit for bit against the emulator, the driver layer. Needs a GPU of compute capability 8.0 or newer and
+/// cuda_std wrapper bit for bit against the emulator, the driver layer, the example. Needs a GPU of compute capability 8.0 or newer and
 /// its driver, no CUDA toolkit; --sanitize needs compute-sanitizer. Under a minute once built.
 ///
 /// Examples: cargo xtask test-gpu
@@ -30,10 +30,14 @@ pub struct TestGpu {
 
 /// Measure kernels on this machine's GPU, beside its own ceilings.
 ///
-/// Builds a bundle and runs its bench-gpu. Needs a GPU, its driver, and 4 GiB of host memory to pin; half a minute once built.
+/// Builds a bundle and runs its bench-gpu, a sweep over operating points. A line has shape, context, hits and misses as the device
+/// counted them, bytes, us, GB/s, and percent of the ceiling measured in the same run, with a cold L2. Criterion samples, over CUDA
+/// events, and keeps what it found in target/criterion/gpu to compare the next run with. Needs a GPU, its driver, and 4 GiB of host
+/// memory to pin; about a minute once built.
 ///
 /// Examples: cargo xtask bench-gpu
-///           cargo xtask bench-gpu -- gather --json gather.json
+///           cargo xtask bench-gpu -- gather --json gather.json --plot roofline.svg
+///           cargo xtask bench-gpu -- --from gather.json --plot roofline.svg     (needs no GPU)
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct BenchGpu {
@@ -57,7 +61,7 @@ pub struct Profile {
 
 /// Make a folder that tests, benches and profiles on a GPU machine without Rust.
 ///
-/// Takes test-gpu, bench-gpu and profile, two stripped programs, the PTX and the kernels' sources (for the profiler's source page);
+/// Takes test-gpu, bench-gpu and profile, three stripped programs, the PTX and the kernels' sources (for the profiler's source page);
 /// copy it over and run ./test-gpu there. Needs no GPU here. The machine there needs a driver and glibc as new as here.
 ///
 /// Example: cargo xtask bundle --to /tmp/spinkv-gpu && scp -r /tmp/spinkv-gpu gpu-host:
@@ -107,8 +111,17 @@ fn run_script(script: &str, options: &[String]) -> Outcome {
 
 /// Builds into `folder` and returns its bytes.
 fn bundle(folder: &Path) -> Outcome<u64> {
-    let tests = executable(&["test", "--package", "spinkv-kernel-tests", "--test", "gpu", "--release"])?;
-    let bench = executable(&["bench", "--package", "spinkv-benches", "--bench", "gpu"])?;
+    let tests = ["test", "--package", "spinkv-kernel-tests", "--test", "gpu", "--release", "--no-run"];
+    let tests = executable(crate::cargo().args(tests))?;
+    let bench = executable(crate::cargo().args([
+        "bench",
+        "--package",
+        "spinkv-benches",
+        "--bench",
+        "gpu",
+        "--no-run",
+    ]))?;
+    let example = executable(example::cargo("build").arg("--release"))?;
     if folder.exists() {
         // Nothing but a bundle is replaced.
         if !folder.join("bin/gpu-tests").exists() && fs::read_dir(folder)?.next().is_some() {
@@ -117,7 +130,7 @@ fn bundle(folder: &Path) -> Outcome<u64> {
         fs::remove_dir_all(folder)?;
     }
     fs::create_dir_all(folder.join("bin"))?;
-    for (program, name) in [(tests, "gpu-tests"), (bench, "gpu-bench")] {
+    for (program, name) in [(tests, "gpu-tests"), (bench, "gpu-bench"), (example, example::NAME)] {
         let to = folder.join("bin").join(name);
         fs::copy(&program, &to)?;
         let stripped = Command::new("strip").arg(&to).status();
@@ -141,23 +154,21 @@ fn bundle(folder: &Path) -> Outcome<u64> {
     Ok(bytes)
 }
 
-/// Builds a test or bench and returns its program.
-fn executable(arguments: &[&str]) -> Outcome<PathBuf> {
-    eprintln!("xtask: cargo {}", arguments.join(" "));
-    let output = crate::cargo()
-        .args(arguments)
-        .args(["--locked", "--no-run", "--message-format", "json-render-diagnostics"])
-        .stderr(Stdio::inherit())
-        .output()?;
+/// Lets a call of cargo build a program, and returns it.
+fn executable(cargo: &mut Command) -> Outcome<PathBuf> {
+    cargo.args(["--locked", "--message-format", "json-render-diagnostics"]);
+    let call = crate::call_of(cargo);
+    eprintln!("xtask: {call}");
+    let output = cargo.stderr(Stdio::inherit()).output()?;
     if !output.status.success() {
-        return Err(format!("cargo {}: {}", arguments.join(" "), output.status).into());
+        return Err(format!("{call}: {}", output.status).into());
     }
     let messages = String::from_utf8_lossy(&output.stdout);
     let program = messages.lines().rev().find_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
         message["executable"].as_str().map(PathBuf::from)
     });
-    program.ok_or_else(|| format!("cargo {} built no program", arguments.join(" ")).into())
+    program.ok_or_else(|| format!("{call} built no program").into())
 }
 
 fn copy_tree(from: &Path, to: &Path) -> Outcome {

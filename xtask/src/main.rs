@@ -3,6 +3,7 @@
 mod check;
 mod ci;
 mod doctor;
+mod example;
 mod gpu;
 mod kernels;
 mod manifest;
@@ -65,6 +66,22 @@ fn main() -> ExitCode {
 /// The cargo that runs xtask.
 fn cargo() -> Command {
     Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+/// How a person would spell a call of cargo.
+fn call_of(cargo: &Command) -> String {
+    let arguments: Vec<_> = cargo.get_args().map(|argument| argument.to_string_lossy()).collect();
+    format!("cargo {}", arguments.join(" "))
+}
+
+/// Calls cargo and says so.
+fn passes(cargo: &mut Command) -> Outcome {
+    eprintln!("xtask: {}", call_of(cargo));
+    match cargo.status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(status.to_string().into()),
+        Err(error) => Err(format!("cargo did not start: {error}").into()),
+    }
 }
 
 /// Makes the workspace's root the current folder, so that all paths in tasks are relative to it.
