@@ -52,9 +52,9 @@ pub const MAX_PAGE_WORDS: u32 = 1 << 31;
 /// `first_slab + row * slab_stride + key / SLAB_PAGES` says that page `key` of `row` is complete on the host, so that its
 /// GPU page may be evicted. The upper half of a word is 0.
 ///
-/// A kernel sets a bit after the page's bytes, with a fence for the whole system between: a kernel that sees
-/// the bit with an acquire sees the bytes, and so does the host after an event behind the launch. Kernels read bits with plain
-/// loads, in later launches of the same stream; those see both by the stream's order.
+/// A kernel sets a bit after the page's bytes, with a fence for the whole system between: a kernel that sees the bit with an
+/// acquire sees the bytes, and so does the host after an event behind the launch. Kernels read bits with plain loads, in later
+/// launches of the same stream; those see both by the stream's order.
 pub const fn valid_place(slab_place: u32, key: u32) -> u32 {
     slab_place * super::SLAB_PAGES + key % super::SLAB_PAGES
 }

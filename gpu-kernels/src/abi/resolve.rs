@@ -19,8 +19,7 @@ pub const TOO_FEW_SLOTS: u32 = 2;
 pub const NOT_ON_HOST: u32 = 3;
 
 /// Shared memory of a block, in bytes: for rows of at most `slots` slots (see [`Entry::slots`](super::Entry::slots)), directories
-/// of at most
-/// `segments` segments and lists of at most `list` pages.
+/// of at most `segments` segments and lists of at most `list` pages.
 pub const fn shared_bytes(slots: u32, segments: u32, list: u32) -> u32 {
     4 * (64 + 2 * (BLOCK / super::WARP) + slots / 4 + slots.div_ceil(32) + segments + 4 * list)
 }

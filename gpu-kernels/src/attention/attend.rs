@@ -39,11 +39,10 @@ use crate::softmax::shift_of;
 ///
 /// # Mapping
 /// A block has up to 8 query heads of a row and, of `splits`, its share of the row's tokens, which lie in a list of pages: sinks,
-/// selection, tail. A warp
-/// takes tiles of 16 tokens: `tile.rs` says which lane has what. Its ring in shared memory holds [`STAGES`] tiles, of which one is
-/// multiplied and the others are on their way. The softmax is that of
-/// FlashAttention-2, and outputs are only rescaled when a tile has a logit above all before it, which soon becomes rare. At the end warps,
-/// then splits, are put together; the block that comes last does the latter.
+/// selection, tail. A warp takes tiles of 16 tokens: `tile.rs` says which lane has what. Its ring in shared memory holds [`STAGES`]
+/// tiles, of which one is multiplied and the others are on their way. The softmax is that of FlashAttention-2, and outputs are only
+/// rescaled when a tile has a logit above all before it, which soon becomes rare. At the end warps, then splits, are put together;
+/// the block that comes last does the latter.
 ///
 /// # Launch
 /// `units * splits` blocks of [`BLOCK`] threads, [`shared_bytes`] of shared memory.

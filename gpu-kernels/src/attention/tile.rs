@@ -29,8 +29,8 @@ pub const fn lane_words(words: u32) -> u32 {
 /// Physical pages of the two runs of a tile.
 pub type Pages = [u32; 2];
 
-/// The pages of a warp's tiles, every `STEP`-th of the row: of sixteen at a time, two runs each, a lane looks up one run's, long before
-/// they are asked for, so that copies do not wait for page numbers.
+/// The pages of a warp's tiles, every `STEP`-th of the row: of sixteen at a time, two runs each, a lane looks up one run's, long
+/// before they are asked for, so that copies do not wait for page numbers.
 #[derive(Clone, Copy)]
 pub struct Lookup<const STEP: u32> {
     /// Tiles since the first of those in `now`.

@@ -28,8 +28,7 @@ use super::step::summarise_leaving;
 ///
 /// # Mapping
 /// A thread makes one word (8 channels) of a summary: word `i % head_words` of KV head `i / head_words % kv_heads` of a chunk. So
-/// the lanes of
-/// a warp read 512 bytes on end of a token's keys, and a thread needs nothing of another. It has 8 tokens in flight.
+/// the lanes of a warp read 512 bytes on end of a token's keys, and a thread needs nothing of another. It has 8 tokens in flight.
 ///
 /// # Launch
 /// [`grid`](crate::abi::index_prompts::grid) blocks of [`BLOCK`](crate::abi::index_prompts::BLOCK) threads; no shared memory.
@@ -90,8 +89,7 @@ pub unsafe fn chunk_mean(
 ///
 /// # Safety
 /// The views have the shapes above; the partitions that leave have all their tokens in steady pages, and their segments in
-/// `summaries`, no two
-/// of them one place; an entry's `new_partitions * kv_heads * head_words` is below 2^31.
+/// `summaries`, no two of them one place; an entry's `new_partitions * kv_heads * head_words` is below 2^31.
 #[kernel]
 pub unsafe fn chunk_mean_step(
     entries: Global<U32x4>,

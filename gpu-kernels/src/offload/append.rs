@@ -35,8 +35,7 @@ use crate::abi::{Entry, SLAB_PAGES, WARP};
 ///
 /// # Safety
 /// The views have the shapes above; no page, steady or host, is named by two rows; nothing else uses those pages or bits until the
-/// launch has
-/// ended; `batch * kv_heads` is at most [`MAX_ROWS`](crate::abi::append::MAX_ROWS), a page has at most
+/// launch has ended; `batch * kv_heads` is at most [`MAX_ROWS`](crate::abi::append::MAX_ROWS), a page has at most
 /// [`MAX_PAGE_WORDS`](crate::abi::MAX_PAGE_WORDS) words.
 #[kernel(collectives(barrier = 2))]
 pub unsafe fn append(

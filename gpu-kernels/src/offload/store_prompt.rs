@@ -26,10 +26,9 @@ use crate::ragged::request_of;
 /// Of a last page that is not complete only the tokens that there are are written.
 ///
 /// # Mapping
-/// A warp has a page of a KV head at a time: page `w / kv_heads`, head `w % kv_heads`, and on by the launch's warps, so neighbours read
-/// neighbouring heads of the same tokens. A page is written in its own order, 512 bytes on end, which is where heads are
-/// transposed; four words of a lane
-/// are in flight. What bounds it is the bus to the host, for which few blocks are enough.
+/// A warp has a page of a KV head at a time: page `w / kv_heads`, head `w % kv_heads`, and on by the launch's warps, so neighbours
+/// read neighbouring heads of the same tokens. A page is written in its own order, 512 bytes on end, which is where heads are
+/// transposed; four words of a lane are in flight. What bounds it is the bus to the host, for which few blocks are enough.
 ///
 /// # Order
 /// As for [`append`](super::append()).

@@ -33,8 +33,7 @@ use crate::abi::{PageCopy, SLAB_PAGES, WARP};
 ///
 /// # Safety
 /// The views have the shapes above, every page and bit named lies within its view, no host page is named twice; nothing writes the
-/// named device
-/// pages or uses the named host pages until the launch has ended. A page has at most
+/// named device pages or uses the named host pages until the launch has ended. A page has at most
 /// [`MAX_PAGE_WORDS`](crate::abi::MAX_PAGE_WORDS) words.
 #[kernel(collectives(barrier = 1))]
 pub unsafe fn write_back(

@@ -22,10 +22,9 @@ use crate::abi::{PageCopy, WARP};
 /// in order, all warps side by side.
 ///
 /// # Mapping
-/// Each block sums up the counts. The pages of all lists, put end to end, are cut into pieces of 128 words (2 KiB). Warp `w` of
-/// `n` takes pieces `w`, `w + n`, …; a lane
-/// has four words of its piece in flight. Reads of the host are slow and far (about 2 µs), so what counts is bytes in flight, not
-/// threads: any page size fills every lane, and the grid may be as small as the bus needs.
+/// Each block sums up the counts. The pages of all lists, put end to end, are cut into pieces of 128 words (2 KiB). Warp `w` of `n`
+/// takes pieces `w`, `w + n`, …; a lane has four words of its piece in flight. Reads of the host are slow and far (about 2 µs), so
+/// what counts is bytes in flight, not threads: any page size fills every lane, and the grid may be as small as the bus needs.
 ///
 /// # Launch
 /// 1 to [`MAX_BLOCKS`](crate::abi::gather::MAX_BLOCKS) blocks of [`BLOCK`] threads;

@@ -24,9 +24,9 @@ use crate::abi::{PageCopy, WARP};
 ///
 /// # Mapping
 /// Each block sums up the counts. Pages are cut into pieces of at most [`STAGE_WORDS`]. Ring `r` of `n`, one a warp, takes pieces
-/// `r`, `r + n`, … of the
-/// pages of all lists, put end to end: piece `i` of a ring comes into stage `i % STAGES`, counted by that stage's barrier, up to
-/// [`AHEAD`] of them before the first has arrived; then it goes out, and the stage is refilled once it has been read.
+/// `r`, `r + n`, … of the pages of all lists, put end to end: piece `i` of a ring comes into stage `i % STAGES`, counted by that
+/// stage's barrier, up to [`AHEAD`] of them before the first has arrived; then it goes out, and the stage is refilled once it has
+/// been read.
 ///
 /// # Launch
 /// 1 to [`MAX_BLOCKS`](crate::abi::gather::MAX_BLOCKS) blocks of [`BLOCK`] threads;

@@ -149,11 +149,9 @@ impl<B: Backend> Pipeline<B> {
     /// are `[batch, query_heads, head_dim]`, `keys` and `values` `[batch, kv_heads, head_dim]`.
     ///
     /// # Errors
-    /// [`Error::UnknownRequest`], [`Error::DuplicateRequest`], [`Error::RequestFailed`],
-    /// [`Error::ContextFull`], [`Error::LayerOrder`], [`Error::StepMismatch`], [`Error::TensorLength`] and
-    /// [`Error::AllocationFailed`] before anything changed. An error out of a stage ([`Error::InvalidSelection`]) fails the
-    /// batch's requests: they can
-    /// only be released.
+    /// [`Error::UnknownRequest`], [`Error::DuplicateRequest`], [`Error::RequestFailed`], [`Error::ContextFull`],
+    /// [`Error::LayerOrder`], [`Error::StepMismatch`], [`Error::TensorLength`] and [`Error::AllocationFailed`] before anything
+    /// changed. An error out of a stage ([`Error::InvalidSelection`]) fails the batch's requests: they can only be released.
     pub fn decode(
         &mut self,
         layer: usize,

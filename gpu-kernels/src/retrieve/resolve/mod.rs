@@ -43,10 +43,9 @@ use slots::Scratch;
 /// | `faults` | `[batch * kv_heads]` | [`NO_FAULT`], or why the row's counts are 0 and nothing was evicted. Pages that leave the steady zone are taken over all the same, if the host has them: the step is tried again with [`leaving`](Entry::leaving) 0 |
 ///
 /// # Mapping
-/// A block makes one row, so nothing is shared between blocks. Directory and slot bytes are read once into shared memory; the victims come
-/// from a histogram and a pass in slot order, with no sort, four slots at a time. Where a miss lies on the host is asked for as
-/// soon as it is known to be
-/// one, and awaited only when its victim has been found.
+/// A block makes one row, so nothing is shared between blocks. Directory and slot bytes are read once into shared memory; the
+/// victims come from a histogram and a pass in slot order, with no sort, four slots at a time. Where a miss lies on the host is
+/// asked for as soon as it is known to be one, and awaited only when its victim has been found.
 ///
 /// # Launch
 /// `batch * kv_heads` blocks of [`BLOCK`] threads, [`shared_bytes`](crate::abi::resolve::shared_bytes) of shared memory.

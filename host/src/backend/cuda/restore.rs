@@ -33,9 +33,8 @@ struct Run {
 }
 
 impl Restore<'_> {
-    /// Async: the pages are there when `stream` has come this far. The order of the list does not count, but for a device page
-    /// that it names
-    /// twice: it then has one of the two.
+    /// Async: the pages are there when `stream` has come this far. The order of the list does not count, but for a device page that
+    /// it names twice: it then has one of the two.
     ///
     /// As for any copy of the arena, a host page that is written meanwhile arrives old or new; nothing else may use the device pages.
     ///

@@ -22,11 +22,10 @@ pub enum GatherVariant {
 impl GatherVariant {
     /// Bulk copies where the device has them, for large pages, if the lists have room for a page a ring.
     ///
-    /// A piece of a page costs a thread of `gather_bulk` the same whatever its size, so small pages are better read by all lanes
-    /// of `gather`;
-    /// large ones fill the bus with half the blocks. A ring without a page is idle, where `gather` cuts one page among many warps. How many
-    /// copies there are is known on the device alone, and the choice must hold for every replay of a captured step: so what counts is
-    /// `capacity`, the most copies of all lists.
+    /// A piece of a page costs a thread of `gather_bulk` the same whatever its size, so small pages are better read by all lanes of
+    /// `gather`; large ones fill the bus with half the blocks. A ring without a page is idle, where `gather` cuts one page among
+    /// many warps. How many copies there are is known on the device alone, and the choice must hold for every replay of a captured
+    /// step: so what counts is `capacity`, the most copies of all lists.
     fn choose(page_words: u32, capacity: usize, blocks: u32, has_bulk: bool) -> Self {
         let page_bytes = page_words as usize * WORD_BYTES;
         let rings = u64::from(blocks) * u64::from(gather_bulk::RINGS);
@@ -69,16 +68,15 @@ impl Gather<'_> {
     /// Async: the pages are there when `stream` has come this far.
     ///
     /// # Errors
-    /// [`Length`](DriverError::Length) if the copies do not part into lists of equal length,
-    /// [`Operand`](DriverError::Operand) for a page size of 0, blocks outside of the launch's limits, no list, more than
-    /// [`MAX_LISTS`](gather::MAX_LISTS) or copies beyond [`max_copies`](gather::max_copies),
-    /// [`OutOfRange`](DriverError::OutOfRange) for an arena without
-    /// room for a page, or a failed launch.
+    /// [`Length`](DriverError::Length) if the copies do not part into lists of equal length, [`Operand`](DriverError::Operand) for
+    /// a page size of 0, blocks outside of the launch's limits, no list, more than [`MAX_LISTS`](gather::MAX_LISTS) or copies
+    /// beyond [`max_copies`](gather::max_copies), [`OutOfRange`](DriverError::OutOfRange) for an arena without room for a page, or
+    /// a failed launch.
     ///
     /// # Safety
     /// When the launch runs, each of the first copies of a list, as many as it counts, names a page within the arena and a page
-    /// within the pool; no
-    /// pool page is named twice; and until it has run nothing writes those arena pages and nothing uses those pool pages.
+    /// within the pool; no pool page is named twice; and until it has run nothing writes those arena pages and nothing uses those
+    /// pool pages.
     pub unsafe fn launch(&self, kernels: &Kernels, stream: &Stream) -> Result<()> {
         // SAFETY: the caller's part.
         unsafe { self.launch_as(self.variant(kernels), kernels, stream) }

@@ -79,10 +79,9 @@ impl Append<'_> {
     /// for a slab, or a failed launch.
     ///
     /// # Safety
-    /// When the launch runs, each entry with tokens has a steady page for its last token in each row, and a slab for it if that fills it,
-    /// within pool and arena; no page is named by two rows; and until it has run nothing else uses those pages and bits or writes
-    /// the keys and
-    /// values.
+    /// When the launch runs, each entry with tokens has a steady page for its last token in each row, and a slab for it if that
+    /// fills it, within pool and arena; no page is named by two rows; and until it has run nothing else uses those pages and bits
+    /// or writes the keys and values.
     pub unsafe fn launch(&self, kernels: &Kernels, stream: &Stream) -> Result<()> {
         let OffloadPages { kv_heads, head_words, .. } = self.pages;
         let requests = self.pages.check()?;
@@ -142,10 +141,9 @@ impl StorePrompt<'_> {
     /// for a slab, or a failed launch. A batch without a page launches nothing.
     ///
     /// # Safety
-    /// When the launch runs, `first_page` ascends from 0 to `batch_pages` by the entries' tokens, which lie in keys and values
-    /// from `first_token`
-    /// on; each complete page has its slab and each that does not leave its steady page, within arena and pool; no page is named
-    /// twice; and until it has run nothing else uses those pages and bits or writes the keys and values.
+    /// When the launch runs, `first_page` ascends from 0 to `batch_pages` by the entries' tokens, which lie in keys and values from
+    /// `first_token` on; each complete page has its slab and each that does not leave its steady page, within arena and pool; no
+    /// page is named twice; and until it has run nothing else uses those pages and bits or writes the keys and values.
     pub unsafe fn launch(&self, kernels: &Kernels, stream: &Stream) -> Result<()> {
         let OffloadPages { kv_heads, head_words, .. } = self.pages;
         let requests = self.pages.check()?;
