@@ -5,6 +5,9 @@ use super::WARP;
 /// Threads of a block.
 pub const BLOCK: u32 = 128;
 
+/// Warps of a block.
+pub const WARPS: u32 = BLOCK / WARP;
+
 /// Query heads of a block: a group of more takes two blocks.
 pub const HEADS: u32 = 8;
 
@@ -33,12 +36,12 @@ pub const fn blocks_of_group(group: u32) -> u32 {
 
 /// Bytes of the rings of a block, each of [`STAGES`] tiles of K and V.
 pub const fn ring_bytes(head_words: u32) -> u32 {
-    BLOCK / WARP * STAGES * TILE * 2 * head_words * 16
+    WARPS * STAGES * TILE * 2 * head_words * 16
 }
 
 /// Shared memory of a block: the rings, the warps' statistics, and a flag.
 pub const fn shared_bytes(head_words: u32) -> u32 {
-    ring_bytes(head_words) + BLOCK / WARP * HEADS * 16 + 16
+    ring_bytes(head_words) + WARPS * HEADS * 16 + 16
 }
 
 /// Words of a block's partial result: outputs in f32, and a word of statistics a head.

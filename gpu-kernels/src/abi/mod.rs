@@ -31,8 +31,13 @@ pub const ABSENT_SLOT: u16 = u16::MAX;
 /// The most slots of a row.
 pub const MAX_SLOTS: u32 = u16::MAX as u32 - 1;
 
-/// Pages of one slab of host memory: host page `slab * SLAB_PAGES + key % SLAB_PAGES`.
+/// Pages of one slab of host memory; see [`host_page`].
 pub const SLAB_PAGES: u32 = 16;
+
+/// The host page of page `key` of a row, within the slab that the row has for it.
+pub const fn host_page(slab: u32, key: u32) -> u32 {
+    slab * SLAB_PAGES + key % SLAB_PAGES
+}
 
 /// A slot's byte: when its page was last used, the clock modulo 64.
 pub const SLOT_STAMP: u8 = 0x3f;

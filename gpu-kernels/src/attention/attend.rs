@@ -9,7 +9,7 @@ use cuda_std::{bf16, mma, shared};
 use super::combine::{OfSplits, OfWarps, Parts, is_last};
 use super::context::Context;
 use super::tile;
-use crate::abi::attend::{BLOCK, HEADS, STAGES, TILE, blocks_of_group, ring_bytes, shared_bytes};
+use crate::abi::attend::{HEADS, STAGES, TILE, WARPS, blocks_of_group, ring_bytes, shared_bytes};
 use crate::abi::{Entry, WARP};
 use crate::softmax::shift_of;
 
@@ -45,7 +45,7 @@ use crate::softmax::shift_of;
 /// the block that comes last does the latter.
 ///
 /// # Launch
-/// `units * splits` blocks of [`BLOCK`] threads, [`shared_bytes`] of shared memory.
+/// `units * splits` blocks of [`BLOCK`](crate::abi::attend::BLOCK) threads, [`shared_bytes`] of shared memory.
 ///
 /// # Safety
 /// The views have the shapes above and hold the pages named; K, V and queries are numbers where a token lies.
@@ -142,9 +142,6 @@ pub unsafe fn attend_64(
         lse,
     });
 }
-
-/// Warps of a block.
-const WARPS: u32 = BLOCK / WARP;
 
 /// A launch's parameters.
 struct Operands {

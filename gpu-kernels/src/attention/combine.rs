@@ -14,11 +14,8 @@ use cuda_std::warp::{FULL_MASK, WARP_SIZE, warp_shuffle_xor};
 
 use super::tile::element;
 use crate::abi::WARP;
-use crate::abi::attend::{BLOCK, HEADS, partial_words};
+use crate::abi::attend::{BLOCK, HEADS, WARPS, partial_words};
 use crate::softmax::{ln, shift_of};
-
-/// Warps of a block.
-const WARPS: u32 = BLOCK / WARP;
 
 /// Where parts lie: in shared memory those of a block's warps, in global memory those of a row's splits.
 pub trait Parts<const WORDS: u32> {

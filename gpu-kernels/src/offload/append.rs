@@ -1,8 +1,8 @@
 use cuda_std::prelude::*;
 use cuda_std::warp::FULL_MASK;
 
-use super::warp_copy::{copy_words, order_stores, set_valid};
-use crate::abi::{Entry, SLAB_PAGES, WARP};
+use super::warp_copy::{copy_words, publish};
+use crate::abi::{Entry, WARP, host_page};
 
 /// Stores the new token of each row of a decode step in its steady page, one layer; a page that is now full goes to the host.
 ///
@@ -88,7 +88,7 @@ pub unsafe fn append(
 
     warp::sync_warp(FULL_MASK);
     let slab = entry.slab_place(row, key);
-    let host_page = host_slabs.load(slab as usize) * SLAB_PAGES + key % SLAB_PAGES;
+    let host_page = host_page(host_slabs.load(slab as usize), key);
     let host_page = host_pages.rows(2 * half as usize).row(host_page as usize);
     let page = page.as_global();
     copy_words(
@@ -96,8 +96,5 @@ pub unsafe fn append(
         |word| page.load(word as usize),
         |word, loaded| host_page.store(word as usize, loaded),
     );
-    order_stores();
-    if warp::lane_id() == 0 {
-        set_valid(host_valid, slab, key % SLAB_PAGES);
-    }
+    publish(host_valid, slab, key);
 }

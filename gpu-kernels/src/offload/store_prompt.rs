@@ -1,7 +1,7 @@
 use cuda_std::prelude::*;
 
-use super::warp_copy::{copy_words, order_stores, set_valid};
-use crate::abi::{Entry, SLAB_PAGES, WARP};
+use super::warp_copy::{copy_words, publish};
+use crate::abi::{Entry, WARP, host_page};
 use crate::ragged::request_of;
 
 /// Stores the keys and values of a ragged batch of prompts as pages, one layer: complete pages on the host, those of the
@@ -91,13 +91,9 @@ pub unsafe fn store_prompt(
         }
         if tokens == page_tokens {
             let slab = entry.slab_place(row, key);
-            let page = host_slabs.load(slab as usize) * SLAB_PAGES + key % SLAB_PAGES;
-            let page = host_pages.row(page as usize);
+            let page = host_pages.row(host_page(host_slabs.load(slab as usize), key) as usize);
             copy_words(2 * words, load, |at, loaded| page.store(at as usize, loaded));
-            order_stores();
-            if warp::lane_id() == 0 {
-                set_valid(host_valid, slab, key % SLAB_PAGES);
-            }
+            publish(host_valid, slab, key);
         }
         warp += thread::grid_dim_x() * (thread::block_dim_x() / WARP);
     }

@@ -2,7 +2,7 @@ use cuda_std::atomic::{Fence, Order, Scope, fence};
 use cuda_std::prelude::*;
 use cuda_std::warp::FULL_MASK;
 
-use crate::abi::WARP;
+use crate::abi::{SLAB_PAGES, WARP};
 
 /// A warp moves `words` words from `load` to `store`, word by word of the lanes side by side: four loads of a lane in flight, stores
 /// of 512 bytes on end. Stores to the host are posted, so nothing waits for them.
@@ -44,6 +44,19 @@ pub(super) unsafe fn order_stores() {
     // The barrier puts the other lanes' stores before this lane's fence, and fences are cumulative.
     warp::sync_warp(FULL_MASK);
     fence(Fence::AcqRel, Scope::System);
+}
+
+/// Says that the warp has stored all of page `key` on the host: sets its valid bit, after its bytes.
+///
+/// # Safety
+/// All lanes of the warp come here; `host_valid` has the word at `slab_place`.
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+#[inline(always)]
+pub(super) unsafe fn publish(host_valid: GlobalMut<u32>, slab_place: u32, key: u32) {
+    order_stores();
+    if warp::lane_id() == 0 {
+        set_valid(host_valid, slab_place, key % SLAB_PAGES);
+    }
 }
 
 /// Sets the valid bit of page `page` of the slab at place `slab_place`. Other warps may set others of the same word.

@@ -3,6 +3,7 @@ use cuda_std::shared;
 
 use crate::abi::{PageCopy, WARP};
 use crate::block::Exchange;
+use crate::ragged::part_of;
 
 /// Lists of copies with their counts, as `gather` takes them: all copies to make, put end to end.
 #[derive(Clone, Copy)]
@@ -64,23 +65,8 @@ impl Lists {
     /// Copy `copy` of all.
     #[inline(always)]
     pub unsafe fn copy(&self, copy: u32) -> PageCopy {
-        let list = self.list_of(copy);
+        let list = part_of(self.lists, copy, |list| self.starts.load(list as usize));
         let of_list = self.copies.slice((list * self.capacity) as usize, self.capacity as usize);
         of_list.load((copy - self.starts.load(list as usize)) as usize)
-    }
-
-    /// The list that copy `copy` of all is in: the last that does not start above it.
-    #[inline(always)]
-    unsafe fn list_of(&self, copy: u32) -> u32 {
-        let (mut low, mut high) = (0, self.lists);
-        while high - low > 1 {
-            let middle = low + (high - low) / 2;
-            if self.starts.load(middle as usize) <= copy {
-                low = middle;
-            } else {
-                high = middle;
-            }
-        }
-        low
     }
 }

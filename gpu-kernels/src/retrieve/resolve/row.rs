@@ -38,7 +38,7 @@ impl Row {
         host_valid: Global<u32>,
     ) -> Self {
         let (first, slots) = ((entry.first_slot + row * entry.slot_stride) as usize, entry.slots as usize);
-        let slab = (entry.first_slab + row * entry.slab_stride) as usize;
+        let slab = entry.slab_place(row, 0) as usize;
         Self {
             row,
             request_rows,
@@ -98,12 +98,6 @@ impl Row {
         (segment as usize * self.request_rows as usize + self.row as usize) * SEGMENT_KEYS as usize
             + (key % SEGMENT_KEYS) as usize
     }
-}
-
-/// The host page of `key` within `slab`.
-#[inline(always)]
-pub(super) fn host_page(slab: u32, key: u32) -> u32 {
-    slab * SLAB_PAGES + key % SLAB_PAGES
 }
 
 /// Whether `valid`, the bits of the slab of `key`, has its bit.

@@ -1,9 +1,9 @@
 use cuda_std::atomic::{Order, Scope};
 use cuda_std::{Shared, shared, thread};
 
-use super::row::{Row, host_page, is_on_host};
+use super::row::{Row, is_on_host};
 use crate::abi::resolve::BLOCK;
-use crate::abi::{SLOT_HELD, SLOT_PINNED, SLOT_STAMP, WARP};
+use crate::abi::{SLOT_HELD, SLOT_PINNED, SLOT_STAMP, WARP, host_page};
 use crate::block::Exchange;
 
 /// Warps of a block.

@@ -1,10 +1,11 @@
-use spinkv_kernels::abi::{Entry, MAX_PAGE_WORDS, index_prompts, index_step, summary_parts};
+use spinkv_kernels::abi::{Entry, index_prompts, index_step, summary_parts};
 
 use super::super::driver::{
     Argument, DeviceBuffer, Function, LaunchShape, Result, Stream, check_length, check_operand, check_range,
     launch_with,
 };
 use super::Kernels;
+use super::offload::check_page;
 use crate::memory::Word;
 
 /// What Index makes of the keys of a partition, channel by channel.
@@ -177,10 +178,7 @@ impl IndexStep<'_> {
         let SummaryTable { kv_heads, head_words, .. } = self.table;
         let requests = self.table.check()?;
         check_operand("index page_tokens", self.page_tokens.into(), 1..=u32::MAX.into())?;
-        let page_words = 2 * u128::from(self.page_tokens) * u128::from(head_words);
-        let page_words = u64::try_from(page_words).unwrap_or(u64::MAX);
-        check_operand("index page words", page_words, 2..=MAX_PAGE_WORDS.into())?;
-        check_range("index page words", 0, page_words as usize, self.pool.len())?;
+        check_page(["index page words"; 2], self.page_tokens, head_words, self.pool)?;
         let arguments: [Argument; 12] = [
             self.table.entries.into(),
             self.steady.into(),

@@ -47,14 +47,26 @@ impl OffloadPages<'_> {
         ] {
             check_operand(what, size, 1..=u32::MAX.into())?;
         }
-        let page_words = 2 * u128::from(self.page_tokens) * u128::from(self.head_words);
-        let page_words = u64::try_from(page_words).unwrap_or(u64::MAX);
-        check_operand("offload page words", page_words, 2..=MAX_PAGE_WORDS.into())?;
-        check_range("offload pool words", 0, page_words as usize, self.pool.len())?;
-        let slab_words = page_words as usize * SLAB_PAGES as usize;
+        let names = ["offload page words", "offload pool words"];
+        let slab_words =
+            check_page(names, self.page_tokens, self.head_words, self.pool)? * SLAB_PAGES as usize;
         check_range("offload arena words", 0, slab_words, self.host_pages.len() / WORD_BYTES)?;
         Ok(requests as u32)
     }
+}
+
+/// Words of a page of `page_tokens` tokens, of which the pool has one at least. The names are those of its words and of the pool's.
+pub(super) fn check_page(
+    [words, pool_words]: [&'static str; 2],
+    page_tokens: u32,
+    head_words: u32,
+    pool: &DeviceBuffer<Word>,
+) -> Result<usize> {
+    let page_words = 2 * u128::from(page_tokens) * u128::from(head_words);
+    let page_words = u64::try_from(page_words).unwrap_or(u64::MAX);
+    check_operand(words, page_words, 2..=MAX_PAGE_WORDS.into())?;
+    check_range(pool_words, 0, page_words as usize, pool.len())?;
+    Ok(page_words as usize)
 }
 
 /// A launch of `append`: stores each entry's new token in its steady page; pages that are now full go to the host.

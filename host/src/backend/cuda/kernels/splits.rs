@@ -1,6 +1,6 @@
 //! Into how many blocks the tokens of a row are split, so that a GPU is filled and few blocks are late.
 
-use spinkv_kernels::abi::attend::{BLOCK, MAX_SPLITS, TILE};
+use spinkv_kernels::abi::attend::{MAX_SPLITS, TILE, WARPS};
 
 /// Tiles that a warp could have done in the time that a block takes besides its tiles: to begin, and to put its warps together.
 const FIXED_TILES: u64 = 3;
@@ -10,12 +10,11 @@ const FIXED_TILES: u64 = 3;
 /// Blocks come in waves of `resident`, each as long as a block's tiles and what it does besides; the number with the shortest sum
 /// of waves is taken, of equal ones the smallest. A split has at least a tile for each of its warps.
 pub fn splits(units: u32, tokens: u32, resident: u32) -> u32 {
-    let warps = BLOCK / 32;
     let tiles = tokens.div_ceil(TILE);
-    let most = (tiles / warps).clamp(1, MAX_SPLITS);
+    let most = (tiles / WARPS).clamp(1, MAX_SPLITS);
     let cost = |splits: u32| {
         let waves = (u64::from(units) * u64::from(splits)).div_ceil(resident.max(1).into());
-        waves * (u64::from(tiles.div_ceil(splits).div_ceil(warps)) + FIXED_TILES)
+        waves * (u64::from(tiles.div_ceil(splits).div_ceil(WARPS)) + FIXED_TILES)
     };
     (1..=most).min_by_key(|splits| cost(*splits)).unwrap_or(1)
 }
