@@ -2,8 +2,8 @@ use cuda_std::copy::{commit_group, copy_async_or_zero, wait_group};
 use cuda_std::math::max;
 use cuda_std::mma::mma_m16n8k16_bf16;
 use cuda_std::prelude::*;
-use cuda_std::warp::{FULL_MASK, WARP_SIZE, warp_shuffle_xor};
-use cuda_std::{shared, shared_layout};
+use cuda_std::warp::{FULL_MASK, WARP_SIZE, warp_shuffle_idx, warp_shuffle_xor};
+use cuda_std::{Rows, shared, shared_layout};
 
 use crate::abi::score::{BLOCK, CHUNK_WORDS, MAX_GROUP, SCRATCH_BYTES, STAGES, TILE, tiles};
 use crate::abi::{Entry, WARP};
@@ -15,14 +15,12 @@ const HEADS: u32 = 8;
 const ROWS: u32 = 16;
 /// Words of a summary in a chunk: four a lane, of each of two rows.
 const CHUNK: u32 = CHUNK_WORDS;
-/// Words of a chunk that a lane copies, and reads.
-const LANE_WORDS: u32 = 2 * CHUNK / 4;
 const WARPS: u32 = BLOCK / WARP;
 
 shared_layout! {
     /// What the warps have in flight, and what they share. The queries follow it.
     struct Scratch {
-        // [stages, warps, words of a lane, lanes]
+        // [stages, warps, 16 rows, 16 words]
         ring: [U32x4; 3072],
         // [warps, 16 heads]
         maxima: [f32; 64],
@@ -31,7 +29,7 @@ shared_layout! {
 }
 
 const _: () =
-    assert!(3072 == STAGES * WARPS * LANE_WORDS * WARP && 64 == WARPS * MAX_GROUP, "as the layout has it");
+    assert!(3072 == STAGES * WARPS * ROWS * CHUNK && 64 == WARPS * MAX_GROUP, "as the layout has it");
 const _: () = assert!(Scratch::BYTES == SCRATCH_BYTES as usize, "as the host has it");
 
 /// Scores partitions: the logits of the queries of a decode step against the summaries, one layer, and of each tile what a softmax
@@ -55,7 +53,8 @@ const _: () = assert!(Scratch::BYTES == SCRATCH_BYTES as usize, "as the host has
 /// | `logits` | `[batch * kv_heads, group, stride]` | of partition `first_partition + i` at `i` |
 /// | `statistics` | `[batch * kv_heads, group, tiles, 2]` | of a tile the greatest logit, and the sum of e^(logit - greatest) |
 ///
-/// `summary_words` is `head_words`, twice that with `bounds`. A logit is `scale` times the dot product, with `bounds` times the greatest that
+/// `summary_words` is `head_words`, twice that with `bounds`. A logit is `scale` times the dot product, with `bounds` times the
+/// greatest that
 /// a key within the bounds could have; products are exact, sums in f32 in an order of the hardware's. Nothing is written beyond a
 /// row's partitions, or for an entry that only fills the batch.
 ///
@@ -64,9 +63,10 @@ const _: () = assert!(Scratch::BYTES == SCRATCH_BYTES as usize, "as the host has
 /// filled up with zeroes. Summaries are read once and nothing is done to them on the way, so the kernel is as fast as memory if enough
 /// of it is in flight, also while tensor cores work: each warp has a ring of [`STAGES`] chunks of 4 KiB in shared memory, filled by
 /// asynchronous copies (what was loaded into registers instead had to be waited for where the loop carries it over: 0.76 of the
-/// bandwidth). Lane `l` copies and reads words `l % 4`, `l % 4 + 4`, … of partitions `l / 4` and `l / 4 + 8`. The elements of a word
-/// then lie where the tensor cores want elements far apart; the queries' words are laid out in the same way, and a dot product does
-/// not mind.
+/// bandwidth). Copies are of whole lines of 128 bytes, which is all that the L2 is fast at. Lane `l` multiplies words `l % 4`,
+/// `l % 4 + 4`, … of partitions `l / 4` and `l / 4 + 8`. The elements of a word then lie where the tensor cores want elements far
+/// apart; the queries' words are laid
+/// out in the same way, and a dot product does not mind.
 ///
 /// For bounds, `max(q * least, q * greatest)` is `min(q, 0) * least + max(q, 0) * greatest`: a dot product of twice the length.
 ///
@@ -77,7 +77,7 @@ const _: () = assert!(Scratch::BYTES == SCRATCH_BYTES as usize, "as the host has
 /// # Safety
 /// The views have the shapes above, `summary_words` is at most [`MAX_SUMMARY_WORDS`](crate::abi::score::MAX_SUMMARY_WORDS), and the
 /// directories name segments that exist.
-#[kernel(collectives(barrier = 2, mma = 16, shuffle = 24))]
+#[kernel(collectives(barrier = 3, mma = 16, shuffle = 36))]
 pub unsafe fn score(
     entries: Global<U32x4>,
     directories: Global<u32>,
@@ -110,25 +110,24 @@ pub unsafe fn score(
     let logits = logits.slice(head_row * stride as usize, (group * stride) as usize);
     let summaries = summaries.rows(summary_words as usize);
     let request_row = layer * kv_heads + row % kv_heads;
-    // The summary of the partition at `at`; beyond the tile, that of its last, whose logits nobody then asks for.
+    // Which of all summaries is that of the partition at `at`; beyond the tile, of its last, whose logits nobody then asks for.
     let summary = |at: u32| {
         let partition = entry.first_partition + at.min(end - 1);
         let segment = directories.load((entry.directory + partition / segment_partitions) as usize);
-        let block = segment as usize * request_rows as usize + request_row as usize;
-        summaries.row(block * segment_partitions as usize + (partition % segment_partitions) as usize)
+        (segment * request_rows + request_row) * segment_partitions + partition % segment_partitions
     };
 
     // A warp's summaries pass through its ring in chunks of 16 rows and 16 words, which are asked for long before they are multiplied,
-    // the first of them before the queries. Every lane copies what it alone reads, so that it waits for nobody.
+    // the first of them before the queries.
     let chunks = summary_words.div_ceil(CHUNK);
     let after = |(at, chunk)| if chunk + 1 == chunks { (at + WARPS * ROWS, 0) } else { (at, chunk + 1) };
     let ask = |(at, chunk), stage| {
-        if at - lane_row < end {
-            copy_chunk(stage, [summary(at), summary(at + 8)], chunk * CHUNK + lane_word, summary_words);
+        if at < end {
+            copy_chunk(stage_at(stage), summaries, summary(at + lane % ROWS), chunk, summary_words);
         }
         commit_group();
     };
-    let (mut at, mut chunk) = (first + warp * ROWS + lane_row, 0);
+    let (mut at, mut chunk) = (first + warp * ROWS, 0);
     let (mut asked, mut stage) = ((at, chunk), 0);
     while stage < STAGES - 1 {
         ask(asked, stage);
@@ -143,15 +142,17 @@ pub unsafe fn score(
     let mut maxima = [f32::NEG_INFINITY; 4];
     let mut sums = [0.0_f32; 4];
     let mut products = [0.0; 8];
-    while at - lane_row < end {
+    while at < end {
         let last = chunk + 1 == chunks;
         wait_group::<{ STAGES - 2 }>();
+        // All lanes' copies are here then, and nobody reads the stage that is filled next any more.
+        warp::sync_warp(FULL_MASK);
         // What is asked for now goes where the chunk before this one was.
         ask(asked, stage);
         asked = after(asked);
         stage = if stage + 1 == STAGES { 0 } else { stage + 1 };
         let first_query = place_of_query(chunk * CHUNK + lane_word, lane_row);
-        products = multiplied(products, stage, staged, first_query, group);
+        products = multiplied(products, stage_at(stage), staged, first_query, group);
         let mut column = 0;
         while last && column < 4 {
             let head = column as u32 / 2 * HEADS + 2 * lane_word + column as u32 % 2;
@@ -159,8 +160,10 @@ pub unsafe fn score(
                 let place = column / 2 * 4 + column % 2;
                 let (low, high) = (products[place] * scale, products[place + 2] * scale);
                 let logits = logits.slice((head * stride) as usize, stride as usize);
-                let (low, high) =
-                    (store_within(logits, at, end, low), store_within(logits, at + 8, end, high));
+                let (low, high) = (
+                    store_within(logits, at + lane_row, end, low),
+                    store_within(logits, at + lane_row + 8, end, high),
+                );
                 let greatest = max(maxima[column], max(low, high));
                 let shift = shift_of(greatest);
                 sums[column] =
@@ -244,26 +247,43 @@ fn negatives(pair: u32) -> u32 {
     (pair >> 15 & 0x0001_0001) * 0xffff
 }
 
-/// This lane's words of a stage of its warp's ring: that of row `half` (0 or 1) and step `step` at `(2 * step + half) * 32`.
+/// A stage of this warp's ring: `[16 rows, 16 words]`.
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 #[inline(always)]
-unsafe fn lane_of(stage: u32) -> Shared<U32x4> {
-    let first = (stage * WARPS + thread::thread_idx_x() / WARP) * LANE_WORDS * WARP;
-    Scratch::ring().slice((first + warp::lane_id()) as usize, (LANE_WORDS * WARP - warp::lane_id()) as usize)
+unsafe fn stage_at(stage: u32) -> Shared<U32x4> {
+    let first = (stage * WARPS + thread::thread_idx_x() / WARP) * ROWS * CHUNK;
+    Scratch::ring().slice(first as usize, (ROWS * CHUNK) as usize)
 }
 
-/// Starts copying a lane's words of a chunk of two rows: `first_word` and every fourth after it, zeroes beyond a summary's end.
+/// Where a word of a row is in a stage: of odd rows the words are turned about, so that the eight lanes that read at once, with four
+/// words of two rows, read from all banks.
+#[inline(always)]
+fn place_in_stage(row: u32, word: u32) -> usize {
+    (row * CHUNK + (word ^ (4 * (row % 2)))) as usize
+}
+
+/// Starts copying a chunk of 16 summaries, of which lane `l` knows that of row `l % 16`; zeroes beyond a summary's end. Each eight lanes
+/// copy 128 bytes of a row.
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 #[inline(always)]
-unsafe fn copy_chunk(stage: u32, rows: [Global<U32x4>; 2], first_word: u32, summary_words: u32) {
-    let to = lane_of(stage);
+unsafe fn copy_chunk(
+    stage: Shared<U32x4>,
+    summaries: Rows<U32x4>,
+    own_summary: u32,
+    chunk: u32,
+    summary_words: u32,
+) {
+    let (lane_row, lane_word) = (warp::lane_id() / 8, warp::lane_id() % 8);
     let mut step = 0;
-    while step < CHUNK / 4 {
-        let word = first_word + 4 * step;
+    while step < ROWS / 4 {
+        let row = lane_row + 4 * step;
+        let summary = summaries.row(warp_shuffle_idx(FULL_MASK, own_summary, row, WARP_SIZE) as usize);
         let mut half = 0;
-        while half < 2 {
-            let place = ((2 * step + half) * WARP) as usize;
-            copy_async_or_zero(to, place, rows[half as usize], word as usize, word < summary_words);
+        while half < CHUNK / 8 {
+            let in_chunk = lane_word + 8 * half;
+            let word = chunk * CHUNK + in_chunk;
+            let place = place_in_stage(row, in_chunk);
+            copy_async_or_zero(stage, place, summary, word as usize, word < summary_words);
             half += 1;
         }
         step += 1;
@@ -276,18 +296,18 @@ unsafe fn copy_chunk(stage: u32, rows: [Global<U32x4>; 2], first_word: u32, summ
 #[inline(always)]
 unsafe fn multiplied(
     products: [f32; 8],
-    stage: u32,
+    stage: Shared<U32x4>,
     queries: Shared<U32x4>,
     first_query: u32,
     group: u32,
 ) -> [f32; 8] {
     let [a, b, c, d, e, f, g, h] = products;
     let mut sums = [[a, b, c, d], [e, f, g, h]];
-    let words = lane_of(stage);
+    let (lane_row, lane_word) = (warp::lane_id() / 4, warp::lane_id() % 4);
     let mut step = 0;
     while step < CHUNK / 4 {
-        let low = words.load((2 * step * WARP) as usize);
-        let high = words.load(((2 * step + 1) * WARP) as usize);
+        let low = stage.load(place_in_stage(lane_row, lane_word + 4 * step));
+        let high = stage.load(place_in_stage(lane_row + 8, lane_word + 4 * step));
         let first_query = first_query + 4 * step * MAX_GROUP;
         let mut eight = 0;
         while eight < 2 {

@@ -66,6 +66,7 @@ impl Score<'_> {
         check_operand("score (layer + 1) * kv_heads", rows_of_layers, 1..=request_rows.into())?;
         check_operand("score stride", stride.into(), 1..=most)?;
         check_multiple("score stride", stride.into(), 4)?;
+        let summary_words = head_words << u32::from(self.bounds);
         let rows = self.entries.len() as u64 * u64::from(kv_heads);
         let tiles = u64::from(score::tiles(stride));
         check_operand("score batch * kv_heads * tiles", rows * tiles, 0..=i32::MAX as u64)?;
@@ -75,6 +76,8 @@ impl Score<'_> {
         check_range("score queries", 0, heads as usize * head_words as usize, self.queries.len())?;
         check_range("score logits", 0, heads as usize * stride as usize, self.logits.len())?;
         check_range("score statistics", 0, heads as usize * tiles as usize * 2, self.statistics.len())?;
+        // Summaries are counted in 32 bits.
+        check_operand("score summaries", (self.summaries.len() / summary_words as usize) as u64, 0..=most)?;
         if rows == 0 {
             return Ok(());
         }
@@ -96,7 +99,7 @@ impl Score<'_> {
             self.logits.into(),
             self.statistics.into(),
         ];
-        let shared_bytes = score::shared_bytes(head_words << u32::from(self.bounds));
+        let shared_bytes = score::shared_bytes(summary_words);
         let shape = LaunchShape::linear((rows * tiles) as u32, score::BLOCK).with_shared_bytes(shared_bytes);
         // SAFETY: order and types are the kernel's; the caller answers for the entries and the directories.
         unsafe { launch_with(&kernels.score, &shape, stream, arguments) }
