@@ -5,6 +5,8 @@
     topk       FlashInfer top_k beside torch.topk
     hisparse   the swap-in kernel of SGLang's HiSparse: look up a row's selected items in its hot buffer, choose victims by
                least recent use, copy the missing items from pinned host memory
+    decode     FlashInfer's paged decode attention, every KV head with a page list of its own
+    prefill    torch's causal attention (cuDNN's and FlashAttention's) of one long prompt
 
 Method. N launches, each on its own input set, are captured into one CUDA graph; a replay between two CUDA events,
 divided by N, is one sample, and a row is the median of 15. Before each replay, outside the interval, 512 MiB are read so that
@@ -463,7 +465,103 @@ def measure_swap(torch, bench, report, sets, entry, name, size, misses, shape):
     report.add(Row("hisparse", name, shape, *times, bytes=moved, ceiling="copy engine", note=note))
 
 
-SECTIONS = {"ceilings": measure_ceilings, "topk": measure_topk, "hisparse": measure_hisparse}
+KV_HEADS, GROUP, HEAD = 8, 5, 128  # Qwen3-14B
+DECODE_POOL = 2048 * MIB  # pages lie anywhere in it
+DECODE_APART = 512 * MIB  # the sets of a replay read at least so much, each page once
+
+
+def measure_decode(torch, bench, report, args):
+    if importlib.util.find_spec("flashinfer") is None:
+        raise Skip("flashinfer is not installed")
+    if importlib.util.find_spec("tvm_ffi") is None:
+        raise Skip("apache-tvm-ffi is not installed")
+    import flashinfer
+
+    report.meta["flashinfer"] = flashinfer.__version__
+    report.start(
+        "decode",
+        f"FlashInfer {flashinfer.__version__}, {KV_HEADS} KV heads of {HEAD} in groups of {GROUP}, bf16; GB/s of K and V read",
+    )
+    generator = torch.Generator(bench.device).manual_seed(3)
+    pool = torch.empty(DECODE_POOL // 2, dtype=torch.bfloat16, device=bench.device)
+    for part in pool.chunk(16):
+        part.copy_(torch.rand(part.shape, device=bench.device, generator=generator) * 3.4 - 1.7)
+    for batch, tokens, page in (
+        (1, 2048, 8),
+        (16, 2048, 8),
+        (16, 2048, 16),
+        (16, 2048, 64),
+        (64, 2048, 8),
+        (64, 2048, 16),
+        (64, 2048, 64),
+        (16, 32768, 16),
+        (16, 32768, 64),
+    ):
+        # A row is a KV head of a request, and a request to FlashInfer: so each has its own list.
+        rows, pages = batch * KV_HEADS, tokens // page
+        cache = pool.view(-1, 2, page, 1, HEAD)
+        size = rows * tokens * 2 * HEAD * 2
+        sets = min(math.ceil(DECODE_APART / size), cache.shape[0] // (rows * pages))
+        order = torch.randperm(cache.shape[0], device=bench.device, generator=generator).int()
+        queries = (torch.rand(rows, GROUP, HEAD, device=bench.device, generator=generator) * 3.4 - 1.7).bfloat16()
+        starts = torch.arange(rows + 1, dtype=torch.int32, device=bench.device) * pages
+        last = torch.full((rows,), page, dtype=torch.int32, device=bench.device)
+        launches = []
+        for i in range(sets):
+            scratch = torch.empty(128 * MIB, dtype=torch.uint8, device=bench.device)
+            wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(scratch, "NHD", use_tensor_cores=True)
+            ids = order[i * rows * pages : (i + 1) * rows * pages].contiguous()
+            types = {"q_data_type": torch.bfloat16, "kv_data_type": torch.bfloat16}
+            wrapper.plan(starts, ids, last, GROUP, 1, HEAD, page, **types)
+            output = torch.empty_like(queries)
+            launches.append(lambda wrapper=wrapper, output=output: wrapper.run(queries, cache, out=output))
+        shape = f"batch {batch}, {tokens} tokens, pages of {page}"
+        check_decode(torch, launches[0](), queries, cache, order[:pages], shape)
+        report.add(Row("decode", "flashinfer decode", shape, *bench.graph(launches), bytes=size, note=f"{sets} sets"))
+        del launches
+
+
+def check_decode(torch, found, queries, cache, ids, shape):
+    """The first row against attention in f64."""
+    keys, values = cache[ids.long()].double().transpose(0, 1).reshape(2, -1, HEAD)
+    weights = torch.softmax(queries[0].double() @ keys.T / math.sqrt(HEAD), dim=1)
+    expected = weights @ values
+    off = ((found[0].double() - expected).norm() / expected.norm()).item()
+    if not off <= 5e-3:
+        raise AssertionError(f"decode {shape}: off by {off}")
+
+
+def measure_prefill(torch, bench, report, args):
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    report.start("prefill", f"torch SDPA, causal, bf16, {KV_HEADS * GROUP} query heads and {KV_HEADS} KV heads of {HEAD}")
+    for tokens in (8192, 32768):
+        flops = 4 * HEAD * KV_HEADS * GROUP * tokens * (tokens + 1) // 2
+        shapes = [(1, heads, tokens, HEAD) for heads in (KV_HEADS * GROUP, KV_HEADS, KV_HEADS)]
+        inputs = [torch.randn(shape, dtype=torch.bfloat16, device=bench.device) for shape in shapes]
+        for name, backend in (("cuDNN", SDPBackend.CUDNN_ATTENTION), ("flash", SDPBackend.FLASH_ATTENTION)):
+
+            def launch(backend=backend):
+                with sdpa_kernel(backend):
+                    return torch.nn.functional.scaled_dot_product_attention(*inputs, is_causal=True, enable_gqa=True)
+
+            try:
+                launch()
+                times = bench.stream([launch] * 4)
+            except RuntimeError as error:
+                report.fail(f"prefill {name} {tokens}", error)
+                continue
+            note = f"{flops / times[0] * 1e-6:.0f} TFLOP/s"
+            report.add(Row("prefill", f"SDPA, {name}", f"{tokens} tokens", *times, note=note))
+
+
+SECTIONS = {
+    "ceilings": measure_ceilings,
+    "topk": measure_topk,
+    "hisparse": measure_hisparse,
+    "decode": measure_decode,
+    "prefill": measure_prefill,
+}
 
 
 def sections_of(text):
