@@ -94,6 +94,8 @@ bulk_of_types! {
             stage += 1;
         }
         bulk::fence();
+        // The barriers are each thread's own; racecheck takes a warp's for shared.
+        sync_threads();
         let (mut started, mut done) = (0, 0);
         while done < 6 {
             if started < 6 && started < done + 3 {
