@@ -53,7 +53,7 @@ pub fn run(bench: &mut Bench) -> Result<(), Box<dyn Error>> {
         (16, 32_768, 64),
     ] {
         let rows = batch * KV_HEADS;
-        let best = bench.kernels.attend_splits(rows as u32, tokens as u32, HEAD_WORDS as u32);
+        let best = bench.kernels.attend_splits(rows as u32, tokens as u32);
         for splits in [best / 2, best, best * 2] {
             if splits > 0 {
                 Step::new(bench, &pool, &block, [batch, tokens, page_tokens, splits as usize])?

@@ -24,7 +24,7 @@ pub const RUN: u32 = 8;
 pub const PAGE_TOKENS: [u32; 4] = [8, 16, 32, 64];
 
 /// Tiles of a warp's ring; one less is in flight.
-pub const STAGES: u32 = 2;
+pub const STAGES: u32 = 3;
 
 /// The most splits of a row.
 pub const MAX_SPLITS: u32 = 256;

@@ -98,7 +98,7 @@ pub unsafe fn attend_128(
 ///
 /// # Safety
 /// As there.
-#[kernel(collectives(barrier = 5, mma = 10, shuffle = 16, vote = 1))]
+#[kernel(collectives(barrier = 5, mma = 10, shuffle = 18, vote = 1))]
 pub unsafe fn attend_64(
     entries: Global<U32x4>,
     kv_heads: u32,
@@ -316,13 +316,13 @@ unsafe fn attend<const WORDS: u32>(operands: Operands) {
     let outputs = outputs.slice((first_head * WORDS) as usize, (heads * WORDS) as usize);
     let lse = lse.slice(first_head as usize, heads as usize);
     if splits == 1 {
-        of_warps.finish(heads, outputs, lse);
+        of_warps.finish::<{ WARPS as usize }>(heads, outputs, lse);
         return;
     }
     let of_splits = OfSplits::<WORDS>::of_unit(partials, unit, splits);
     of_splits.store(split, &of_warps, heads);
     let flag = shared::dynamic((shared_bytes(WORDS) - 16) as usize, 1);
     if is_last(arrivals, unit, splits, flag) {
-        of_splits.finish(heads, outputs, lse);
+        of_splits.finish::<8>(heads, outputs, lse);
     }
 }

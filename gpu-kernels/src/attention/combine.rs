@@ -34,35 +34,59 @@ pub trait Parts<const WORDS: u32> {
     /// The part is there.
     unsafe fn output(&self, part: u32, word: u32) -> U32x4;
 
-    /// Greatest logit and sum of a head, and eight elements of its output: word `word` of `WORDS`.
+    /// Greatest logit and sum of a head, and eight elements of its output: word `word` of `WORDS`. Of `AT_ONCE` parts the loads are on
+    /// their way at once.
     ///
     /// # Safety
     /// All parts are there.
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     #[inline(always)]
-    unsafe fn combined(&self, head: u32, word: u32) -> (f32, f32, [f32; 8]) {
-        let mut greatest = f32::NEG_INFINITY;
+    unsafe fn combined<const AT_ONCE: usize>(&self, head: u32, word: u32) -> (f32, f32, [f32; 8]) {
+        let first = (head * WORDS + word) * 2;
+        let (mut greatest, mut total, mut elements) = (f32::NEG_INFINITY, 0.0, [0.0; 8]);
         let mut part = 0;
         while part < self.count() {
-            greatest = max(greatest, self.statistic(part, head).0);
-            part += 1;
-        }
-        let (mut total, mut elements) = (0.0, [0.0; 8]);
-        let mut part = 0;
-        while part < self.count() {
-            let (own, sum) = self.statistic(part, head);
-            let factor = exp2_approx(own - shift_of(greatest));
-            total += sum * factor;
-            let first = (head * WORDS + word) * 2;
-            let low = self.output(part, first).to_array();
-            let high = self.output(part, first + 1).to_array();
+            let mut statistics = [(f32::NEG_INFINITY, 0.0); AT_ONCE];
+            let mut outputs = [[U32x4::default(); 2]; AT_ONCE];
             let mut at = 0;
-            while at < 4 {
-                elements[at] += f32::from_bits(low[at]) * factor;
-                elements[at + 4] += f32::from_bits(high[at]) * factor;
+            while at < AT_ONCE {
+                // Beyond the last part there is another of it, without weight.
+                let from = (part + at as u32).min(self.count() - 1);
+                if part + (at as u32) < self.count() {
+                    statistics[at] = self.statistic(from, head);
+                }
+                outputs[at] = [self.output(from, first), self.output(from, first + 1)];
                 at += 1;
             }
-            part += 1;
+            let before = greatest;
+            let mut at = 0;
+            while at < AT_ONCE {
+                greatest = max(greatest, statistics[at].0);
+                at += 1;
+            }
+            let rescale = exp2_approx(before - shift_of(greatest));
+            total *= rescale;
+            let mut element = 0;
+            while element < 8 {
+                elements[element] *= rescale;
+                element += 1;
+            }
+            let mut at = 0;
+            while at < AT_ONCE {
+                let (own, sum) = statistics[at];
+                let factor = exp2_approx(own - shift_of(greatest));
+                total += sum * factor;
+                let [low, high] = outputs[at];
+                let (low, high) = (low.to_array(), high.to_array());
+                let mut element = 0;
+                while element < 4 {
+                    elements[element] += f32::from_bits(low[element]) * factor;
+                    elements[element + 4] += f32::from_bits(high[element]) * factor;
+                    element += 1;
+                }
+                at += 1;
+            }
+            part += AT_ONCE as u32;
         }
         (greatest, total, elements)
     }
@@ -73,11 +97,16 @@ pub trait Parts<const WORDS: u32> {
     /// All parts are there, and all threads of the block are here.
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     #[inline(always)]
-    unsafe fn finish(&self, heads: u32, outputs: GlobalMut<U32x4>, lse: GlobalMut<f32>) {
+    unsafe fn finish<const AT_ONCE: usize>(
+        &self,
+        heads: u32,
+        outputs: GlobalMut<U32x4>,
+        lse: GlobalMut<f32>,
+    ) {
         let mut place = thread::thread_idx_x();
         while place < heads * WORDS {
             let (head, word) = (place / WORDS, place % WORDS);
-            let (greatest, sum, elements) = self.combined(head, word);
+            let (greatest, sum, elements) = self.combined::<AT_ONCE>(head, word);
             let factor = if sum > 0.0 { 1.0 / sum } else { 0.0 };
             let [a, b, c, d, e, f, g, h] = elements;
             let output = U32x4 {
@@ -147,8 +176,8 @@ impl<const WORDS: u32> OfWarps<WORDS> {
                     let part = (2 * upper + head) as usize;
                     let of = |product: u32| products[product as usize][part];
                     let four = [of(first), of(first + 1), of(first + 2), of(first + 3)];
-                    let element = element::<WORDS>(group, first, upper != 0);
-                    self.outputs.store((of_head + element / 4) as usize, bits(four));
+                    let word = element::<WORDS>(group, first, upper != 0) / 4;
+                    self.outputs.store((of_head + turned(2 * pair, word)) as usize, bits(four));
                     upper += 1;
                 }
                 first += 4;
@@ -174,8 +203,16 @@ impl<const WORDS: u32> Parts<WORDS> for OfWarps<WORDS> {
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     #[inline(always)]
     unsafe fn output(&self, part: u32, word: u32) -> U32x4 {
-        self.outputs.load((part * HEADS * 2 * WORDS + word) as usize)
+        let (head, word) = (word / (2 * WORDS), word % (2 * WORDS));
+        self.outputs.load(((part * HEADS + head) * 2 * WORDS + turned(head, word)) as usize)
     }
+}
+
+/// Where word `word` of a head's outputs stands among them: turned about so that the eight lanes that store at once, four pairs of
+/// heads and two words two apart, store to all banks.
+#[inline(always)]
+fn turned(head: u32, word: u32) -> u32 {
+    word ^ (head / 2 & 1 | (head / 4 & 1) << 2)
 }
 
 /// The parts of a row's splits, in global memory.
@@ -207,7 +244,8 @@ impl<const WORDS: u32> OfSplits<WORDS> {
         let mut place = thread::thread_idx_x();
         while place < heads * WORDS {
             let (head, word) = (place / WORDS, place % WORDS);
-            let (greatest, sum, [a, b, c, d, e, f, g, h]) = of_warps.combined(head, word);
+            let (greatest, sum, [a, b, c, d, e, f, g, h]) =
+                of_warps.combined::<{ WARPS as usize }>(head, word);
             part.store_with((2 * place) as usize, bits([a, b, c, d]), StoreCache::Global);
             part.store_with((2 * place + 1) as usize, bits([e, f, g, h]), StoreCache::Global);
             if word == 0 {

@@ -9,8 +9,8 @@
 //! - V^T is the left side: a lane has words `g` (and `g + 8`) of tokens `2 t`, `2 t + 1`, `2 t + 8` and `2 t + 9`, and pairs tokens
 //!   up, element by element. Rows of a product are elements far apart; outputs of a lane are elements of its words.
 //!
-//! Copies are of whole lines of 128 bytes, which is all that the L2 is fast at: of V a lane copies what it reads, of K rows are copied
-//! end to end, and the words of odd rows are turned about so that the eight lanes that read at once read from all banks.
+//! Copies are of rows end to end, since whole lines of 128 bytes are all that the L2 is fast at. In shared memory the words of a row
+//! stand in another order in each row, so that the eight lanes that read at once read from all banks.
 
 use cuda_std::copy::copy_async_or_zero;
 use cuda_std::mma::mma_m16n8k16_bf16;
@@ -78,16 +78,14 @@ impl<const STEP: u32> Lookup<STEP> {
 
 /// Where word `word` of token `token` of a tile is among its words of K.
 #[inline(always)]
-fn place_of_key<const WORDS: u32>(token: u32, word: u32) -> usize {
-    (token * WORDS + (word ^ (4 * (token % 2)))) as usize
+fn place_of_key<const WORDS: u32>(token: u32, word: u32) -> u32 {
+    token * WORDS + (word ^ (4 * (token % 2)))
 }
 
-/// A lane's words of V in a stage, 32 words apart: they follow K.
-#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+/// Where word `word` of token `token` of a tile is in a stage if it is one of V.
 #[inline(always)]
-unsafe fn values_of_lane<const WORDS: u32>(stage: Shared<U32x4>) -> Shared<U32x4> {
-    let words = TILE * WORDS;
-    stage.slice((words + warp::lane_id()) as usize, (words - warp::lane_id()) as usize)
+fn place_of_value<const WORDS: u32>(token: u32, word: u32) -> u32 {
+    (TILE + token) * WORDS + (word ^ (token & 6))
 }
 
 /// Starts copying tile `tile` to a warp's stage, `[2, 16, WORDS]`. Tokens that are none become zeroes: what lies there may be no number.
@@ -102,7 +100,6 @@ pub unsafe fn copy<const WORDS: u32>(
     stage: Shared<U32x4>,
 ) {
     let lane = warp::lane_id();
-    let (group, pair) = (lane / 4, lane % 4);
     let pool = pool.rows(page_words as usize);
     // Where the tokens of a run begin in its page.
     let in_page = |half: u32| ((2 * tile + half) & ((1 << context.log_runs) - 1)) * RUN;
@@ -112,33 +109,15 @@ pub unsafe fn copy<const WORDS: u32>(
         let mut step = 0;
         while step < lane_words(WORDS) / 2 {
             let at = step * WARP + lane;
-            let (token, word) = (at / WORDS, at % WORDS);
-            let from = (in_page(half) + token) * WORDS + word;
-            let valid = tile * TILE + half * RUN + token < context.tokens;
-            let to = place_of_key::<WORDS>(half * RUN + token, word);
-            copy_async_or_zero(stage, to, page, from as usize, valid);
+            let (token, word) = (half * RUN + at / WORDS, at % WORDS);
+            let valid = tile * TILE + token < context.tokens;
+            let from = in_page(half) * WORDS + at;
+            let copy =
+                |to: u32, from: u32| copy_async_or_zero(stage, to as usize, page, from as usize, valid);
+            copy(place_of_key::<WORDS>(token, word), from);
+            // V begins in the middle of a page.
+            copy(place_of_value::<WORDS>(token, word), page_words / 2 + from);
             step += 1;
-        }
-        half += 1;
-    }
-    let (to, mut place) = (values_of_lane::<WORDS>(stage), 0);
-    // V begins in the middle of a page.
-    let values = page_words / 2;
-    let mut half = 0;
-    while half < 2 {
-        let page = pool.row(pages[half as usize] as usize);
-        let mut odd = 0;
-        while odd < 2 {
-            let token = 2 * pair + odd;
-            let valid = tile * TILE + half * RUN + token < context.tokens;
-            let mut step = 0;
-            while step < WORDS / 8 {
-                let word = values + (in_page(half) + token) * WORDS + group + 8 * step;
-                copy_async_or_zero(to, (place * WARP) as usize, page, word as usize, valid);
-                place += 1;
-                step += 1;
-            }
-            odd += 1;
         }
         half += 1;
     }
@@ -152,8 +131,8 @@ pub unsafe fn logits<const WORDS: u32>(stage: Shared<U32x4>, queries: &[U32x4; 4
     let mut sums = [0.0; 4];
     let mut step = 0;
     while step < WORDS / 4 {
-        let low = stage.load(place_of_key::<WORDS>(group, pair + 4 * step));
-        let high = stage.load(place_of_key::<WORDS>(group + RUN, pair + 4 * step));
+        let low = stage.load(place_of_key::<WORDS>(group, pair + 4 * step) as usize);
+        let high = stage.load(place_of_key::<WORDS>(group + RUN, pair + 4 * step) as usize);
         let query = queries[step as usize];
         sums = mma_m16n8k16_bf16([low.x, high.x, low.y, high.y], [query.x, query.y], sums);
         sums = mma_m16n8k16_bf16([low.z, high.z, low.w, high.w], [query.z, query.w], sums);
@@ -170,10 +149,10 @@ pub unsafe fn add_values<const WORDS: u32>(
     weights: [u32; 2],
     outputs: &mut [[f32; 4]; 8],
 ) {
-    let from = values_of_lane::<WORDS>(stage);
+    let lane = warp::lane_id();
     let of = |half: u32, odd: u32, step: u32| {
-        let place = (half * 2 + odd) * (WORDS / 8) + step;
-        from.load((place * WARP) as usize).to_array()
+        let token = half * RUN + lane % 4 * 2 + odd;
+        stage.load(place_of_value::<WORDS>(token, lane / 4 + 8 * step) as usize).to_array()
     };
     // Of the rows of a product the lower eight are of one half of a lane's elements, the upper eight of the other.
     let second = WORDS / 8 - 1;

@@ -118,11 +118,8 @@ impl Kernels {
     }
 
     /// Into how many blocks [`Attend`] should split each of `units` (rows, twice as many for groups of more than 8) of up to `tokens`
-    /// tokens, with heads of `head_words` words.
-    pub fn attend_splits(&self, units: u32, tokens: u32, head_words: u32) -> u32 {
-        let kernel = if head_words == 8 { &self.attend_64 } else { &self.attend_128 };
-        // Shared memory is what bounds the blocks of a multiprocessor.
-        let blocks = (kernel.shared_limit() / abi::attend::shared_bytes(head_words)).max(1);
-        splits::splits(units, tokens, self.multiprocessors * blocks)
+    /// tokens.
+    pub fn attend_splits(&self, units: u32, tokens: u32) -> u32 {
+        splits::splits(units, tokens, self.multiprocessors)
     }
 }
