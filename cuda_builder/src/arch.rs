@@ -40,6 +40,12 @@ impl Arch {
     pub const fn has_sm_90(self) -> bool {
         matches!(self, Self::Sm90a | Self::Sm100a)
     }
+
+    /// Whether it has the matrix products of warpgroups, which came and went with Hopper. Kernel crates are then compiled with
+    /// `--cfg sm_90a`.
+    pub const fn has_wgmma(self) -> bool {
+        matches!(self, Self::Sm90a)
+    }
 }
 
 impl fmt::Display for Arch {

@@ -351,9 +351,12 @@ impl Prepared<'_> {
         // Only these concern the architecture, and they reach only the kernel crate: one build of the dependencies
         // serves all. `-C linker=true` makes rustc's own link step do nothing.
         cargo.args(["--", "--emit=llvm-bc", "-C", "linker=true", "-C", &format!("target-cpu={arch}")]);
-        cargo.args(["--check-cfg", "cfg(sm_90)"]);
+        cargo.args(["--check-cfg", "cfg(sm_90, sm_90a)"]);
         if arch.has_sm_90() {
             cargo.args(["--cfg", "sm_90"]);
+        }
+        if arch.has_wgmma() {
+            cargo.args(["--cfg", "sm_90a"]);
         }
         let written = run(&mut cargo)?;
         if !written.stderr.is_empty() {

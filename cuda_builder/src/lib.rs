@@ -24,7 +24,7 @@
 //! 4. `llc` writes PTX.
 //!
 //! The architecture concerns steps 1 (the kernel crate alone) and 4. Dependencies and `core` are compiled once for all
-//! architectures, so `cfg(target_feature = "sm_90a")` holds in the kernel crate only.
+//! architectures, so `cfg(sm_90)` and `cfg(sm_90a)` hold in the kernel crate only.
 //!
 //! # The same bytes everywhere
 //!

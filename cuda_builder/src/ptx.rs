@@ -78,14 +78,16 @@ pub struct Collectives {
     pub matching: u32,
     /// `redux`.
     pub reduce: u32,
-    /// `mma`, `movmatrix`.
+    /// `mma`, `movmatrix`, `ldmatrix`.
     pub mma: u32,
+    /// `wgmma`: products of a warpgroup, their fences, groups and waits.
+    pub wgmma: u32,
 }
 
 impl Collectives {
     /// The kinds by name, in the order of the fields.
-    pub fn by_kind(self) -> [(&'static str, u32); 6] {
-        let Self { shuffle, barrier, vote, matching, reduce, mma } = self;
+    pub fn by_kind(self) -> [(&'static str, u32); 7] {
+        let Self { shuffle, barrier, vote, matching, reduce, mma, wgmma } = self;
         [
             ("shuffle", shuffle),
             ("barrier", barrier),
@@ -93,6 +95,7 @@ impl Collectives {
             ("matching", matching),
             ("reduce", reduce),
             ("mma", mma),
+            ("wgmma", wgmma),
         ]
     }
 
@@ -105,6 +108,7 @@ impl Collectives {
             "matching" => &mut self.matching,
             "reduce" => &mut self.reduce,
             "mma" => &mut self.mma,
+            "wgmma" => &mut self.wgmma,
             _ => return None,
         })
     }
@@ -153,7 +157,8 @@ impl Function {
                 Some("vote") => &mut counts.vote,
                 Some("match") => &mut counts.matching,
                 Some("redux") => &mut counts.reduce,
-                Some("mma" | "movmatrix") => &mut counts.mma,
+                Some("mma" | "movmatrix" | "ldmatrix") => &mut counts.mma,
+                Some("wgmma") => &mut counts.wgmma,
                 _ => continue,
             };
             *kind += count;

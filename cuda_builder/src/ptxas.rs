@@ -48,7 +48,7 @@ pub struct Report {
     pub kernels: BTreeMap<String, Resources>,
     /// Functions that were not inlined into kernels.
     pub functions: BTreeMap<String, Frame>,
-    /// Warnings, spills among them.
+    /// Warnings, spills and products of a warpgroup that are serialised (C7510 and its like) among them.
     pub warnings: Vec<String>,
 }
 
@@ -178,7 +178,7 @@ impl Report {
                 resources.registers = number_before(used, " registers").ok_or(line)?;
                 resources.barriers = number_before(used, " barriers").unwrap_or(0);
                 resources.shared = number_before(used, " bytes smem").unwrap_or(0);
-            } else if line.contains("warning") {
+            } else if line.contains("warning") || line.contains("serialized") {
                 report.warnings.push(line.trim().to_owned());
             }
         }

@@ -109,12 +109,16 @@ fn kernels_alone_are_exported_and_what_they_do_not_use_is_gone() {
 #[test]
 fn newer_architectures_have_kernels_of_their_own() {
     let checkout = Checkout::at("newer");
-    let newer = "#[cfg(sm_90)]\n#[unsafe(no_mangle)]\npub unsafe extern \"ptx-kernel\" fn newer() {}\n";
-    checkout.edit("/// `out[i] = a", &format!("{newer}\n/// `out[i] = a"));
+    let kernel = |name| format!("#[unsafe(no_mangle)]\npub unsafe extern \"ptx-kernel\" fn {name}() {{}}\n");
+    let (newer, hopper) = (kernel("newer"), kernel("hopper"));
+    checkout.edit(
+        "/// `out[i] = a",
+        &format!("#[cfg(sm_90)]\n{newer}\n#[cfg(sm_90a)]\n{hopper}\n/// `out[i] = a"),
+    );
     for arch in Arch::ALL {
         let ptx = checkout.build(&checkout.builder().arch(arch));
-        let has = module_of(&ptx).entries().any(|entry| entry.name == "newer");
-        assert_eq!(has, arch.has_sm_90(), "{arch}");
+        let has = |name| module_of(&ptx).entries().any(|entry| entry.name == name);
+        assert_eq!((has("newer"), has("hopper")), (arch.has_sm_90(), arch.has_wgmma()), "{arch}");
     }
 }
 

@@ -127,7 +127,8 @@ pub fn wait_group_read<const PENDING: u32>() {
     face::bulk_wait_group_read::<PENDING>();
 }
 
-/// Shows bulk copies what loads and stores have done in shared memory: those of this thread, and those ordered before.
+/// Shows bulk copies, and products of a [warpgroup](crate::wgmma), what loads, stores and `cp.async` have done in shared memory: those of
+/// this thread, and those ordered before.
 ///
 /// The emulator asks for it in the thread that stores, or, after a barrier of the block, in the one that copies.
 ///

@@ -14,7 +14,8 @@
 //! | [`atomic`] | scoped and ordered read-modify-writes, loads, stores and fences |
 //! | [`copy`] | asynchronous copies from global to shared memory |
 //! | [`bulk`] | bulk copies between the two, and the barriers that count their bytes (sm_90) |
-//! | [`mma`] | matrix products on the tensor cores |
+//! | [`mma`] | matrix products of a warp, on the tensor cores |
+//! | [`wgmma`] | matrix products of four warps, which read shared memory on their own (sm_90a) |
 //! | [`math`], [`bf16`] | fused and approximate arithmetic, bf16 packing |
 //!
 //! # Safety
@@ -63,6 +64,7 @@ with_a_face! {
     mod value;
     pub mod view;
     pub mod warp;
+    pub mod wgmma;
 
     pub use value::{U32x4, Value};
     pub use view::{Global, GlobalMut, Rows, RowsMut, Shared};

@@ -1,9 +1,9 @@
-//! Matrix products of a warp, on the tensor cores, and the transpose that goes with them.
+//! Matrix products of a warp, on the tensor cores, and the transpose and the loads that go with them.
 //!
 //! # Safety
-//! All 32 lanes of the warp reach the same call.
+//! All 32 lanes of the warp reach the same call. Loads read, as [views](crate::view#safety) do.
 
-use crate::face;
+use crate::{Shared, U32x4, face};
 
 /// `c + a * b`: `a` is 16 x 16 and `b` 16 x 8, both bf16; `c` and the result are 16 x 8, f32.
 ///
@@ -37,4 +37,25 @@ pub unsafe fn mma_m16n8k16_bf16(a: [u32; 4], b: [u32; 2], c: [f32; 4]) -> [f32; 
 #[inline(always)]
 pub unsafe fn transpose_8x8(pair: u32) -> u32 {
     face::transpose_8x8(pair)
+}
+
+/// Four 8 x 8 matrices of 16-bit elements from shared memory, a row a word: lane `8 m + r` names row `r` of matrix `m`, at `row`. Of each
+/// matrix the lane gets columns `2 t` and `2 t + 1` of row `g`, with `g` and `t` as above.
+///
+/// Rows of one matrix that lie in different eighths of 128 bytes are read at once.
+///
+/// PTX: `ldmatrix.sync.aligned.m8n8.x4.shared.b16`.
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+#[inline(always)]
+pub unsafe fn load_8x8x4(from: Shared<U32x4>, row: usize) -> [u32; 4] {
+    face::load_8x8x4(from.0, row)
+}
+
+/// The transposes of four matrices, whose rows lanes name as for [`load_8x8x4`]: the lane gets rows `2 t` and `2 t + 1` of column `g`.
+///
+/// PTX: `ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16`.
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+#[inline(always)]
+pub unsafe fn load_transposed_8x8x4(from: Shared<U32x4>, row: usize) -> [u32; 4] {
+    face::load_transposed_8x8x4(from.0, row)
 }

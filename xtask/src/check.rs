@@ -20,7 +20,7 @@ use crate::source::{self, Kernel};
 ///
 /// ptxas takes it for each architecture. Each `#[kernel]` of gpu-kernels is an entry and each entry a `#[kernel]`,
 /// with as many collectives as its attribute declares, as in `#[kernel(collectives(shuffle = 5, barrier = 1))]`; those with
-/// `sm_90` are entries of sm_90a and newer alone: a
+/// `sm_90` are entries of sm_90a and newer alone, those with `sm_90a` of that alone: a
 /// compiler that duplicates or drops one makes a kernel hang. No spills, no local memory, no load, store or atomic
 /// without a state space. No path of the building machine.
 ///
@@ -160,6 +160,7 @@ impl Check {
             let of_file =
                 entries_and_source(ptx.arch, &ptx.module, &kernels).into_iter().chain(memory(&ptx.module));
             let of_file = of_file.chain(ptx.report.iter().flat_map(spills));
+            let of_file = of_file.chain(ptx.report.iter().flat_map(serialised));
             problems.extend(of_file.map(|problem| format!("{}: {problem}", ptx.name.display())));
         }
         Ok(())
@@ -224,9 +225,10 @@ fn entries_and_source(arch: Arch, module: &Module, kernels: &BTreeMap<String, Ke
     for entry in module.entries() {
         match kernels.get(&entry.name) {
             None => problems.push(format!("entry {} has no #[kernel] in the source", entry.name)),
-            Some(kernel) if kernel.declared.sm_90 && !arch.has_sm_90() => problems.push(format!(
-                "entry {} needs sm_90, as {} declares, and this is {arch}",
+            Some(kernel) if !kernel.declared.needs.are_met_by(arch) => problems.push(format!(
+                "entry {} needs {}, as {} declares, and this is {arch}",
                 entry.name,
+                kernel.declared.needs,
                 kernel.file.display()
             )),
             Some(kernel) => {
@@ -244,7 +246,7 @@ fn entries_and_source(arch: Arch, module: &Module, kernels: &BTreeMap<String, Ke
         }
     }
     let missing = kernels.iter().filter(|(name, kernel)| {
-        (arch.has_sm_90() || !kernel.declared.sm_90) && module.entries().all(|entry| entry.name != **name)
+        kernel.declared.needs.are_met_by(arch) && module.entries().all(|entry| entry.name != **name)
     });
     problems.extend(
         missing.map(|(name, kernel)| format!("kernel {name} of {} is not an entry", kernel.file.display())),
@@ -279,10 +281,15 @@ fn spills(report: &Report) -> Vec<String> {
     .collect()
 }
 
+/// Products of a warpgroup that wait for each other, where ptxas finds their registers moved.
+fn serialised(report: &Report) -> Vec<String> {
+    report.warnings.iter().filter(|warning| warning.contains("serialized")).cloned().collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::Declared;
+    use crate::source::{Declared, Needs};
     use cuda_builder::Resources;
     use cuda_builder::ptx::Collectives;
 
@@ -296,7 +303,12 @@ mod tests {
         declared
             .iter()
             .map(|&(name, collectives)| {
-                let declared = Declared { sm_90: name == "new", collectives };
+                let needs = match name {
+                    "new" => Needs::Sm90,
+                    "hopper" => Needs::Sm90a,
+                    _ => Needs::Nothing,
+                };
+                let declared = Declared { needs, collectives };
                 (name.to_owned(), Kernel { file: file(), declared })
             })
             .collect()
@@ -346,6 +358,22 @@ mod tests {
     }
 
     #[test]
+    fn what_needs_sm_90a_is_there_and_nowhere_newer() {
+        let with = Module::parse(".visible .entry hopper() { wgmma.fence.sync.aligned; }");
+        let kernels = kernels(&[("hopper", Collectives { wgmma: 1, ..Collectives::default() })]);
+        assert_eq!(entries_and_source(Arch::Sm90a, &with, &kernels), [""; 0]);
+        let without = Module::parse(".version 8.0\n");
+        for arch in [Arch::Sm80, Arch::Sm100a] {
+            assert_eq!(entries_and_source(arch, &without, &kernels), [""; 0]);
+            let there = entries_and_source(arch, &with, &kernels);
+            assert_eq!(
+                there,
+                [format!("entry hopper needs sm_90a, as src/k.rs declares, and this is {arch}")]
+            );
+        }
+    }
+
+    #[test]
     fn slow_memory_is_a_problem() {
         let module = Module::parse(
             ".visible .entry a() { .local .b8 x[4]; ld.global.b32 %r1, [%rd1]; ld.b32 %r1, [%rd1]; st.local.b32 [x], 1; }",
@@ -361,10 +389,16 @@ mod tests {
     }
 
     #[test]
-    fn spills_are_problems_in_functions_too() {
+    fn spills_and_serialised_products_are_problems() {
         let mut report = Report::default();
         report.kernels.insert("good".to_owned(), Resources { registers: 255, ..Resources::default() });
         report.functions.insert("bad".to_owned(), Frame { stack: 8, ..Frame::default() });
+        report.warnings = vec![
+            "ptxas warning : Registers are spilled".to_owned(),
+            "ptxas info : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized"
+                .to_owned(),
+        ];
+        assert_eq!(serialised(&report), report.warnings[1..]);
         assert_eq!(spills(&report), ["bad: 8 bytes of stack, 0 stored and 0 loaded for spills; limit 0"]);
     }
 }

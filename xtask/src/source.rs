@@ -1,9 +1,11 @@
 //! Which kernels a crate's source has, and what each declares.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use cuda_builder::Arch;
 use cuda_builder::ptx::Collectives;
 use syn::parse::ParseStream;
 use syn::{Attribute, Error, Ident, Item, LitInt, Token, parenthesized};
@@ -21,10 +23,43 @@ pub struct Kernel {
 /// What an attribute says: `#[kernel(sm_90, collectives(shuffle = 5, barrier = 1))]`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Declared {
-    /// It is built for the architectures that have what came with Hopper, and not for others.
-    pub sm_90: bool,
+    /// It is built for the architectures that have this, and not for others.
+    pub needs: Needs,
     /// Kinds that are left out are 0.
     pub collectives: Collectives,
+}
+
+/// What a kernel needs of an architecture.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Needs {
+    #[default]
+    Nothing,
+    /// What came with Hopper.
+    Sm90,
+    /// What is Hopper's alone.
+    Sm90a,
+}
+
+impl Needs {
+    /// Whether `arch` has it.
+    pub fn are_met_by(self, arch: Arch) -> bool {
+        match self {
+            Self::Nothing => true,
+            Self::Sm90 => arch.has_sm_90(),
+            Self::Sm90a => arch.has_wgmma(),
+        }
+    }
+}
+
+/// As the attribute spells it.
+impl fmt::Display for Needs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nothing => "nothing",
+            Self::Sm90 => "sm_90",
+            Self::Sm90a => "sm_90a",
+        })
+    }
 }
 
 /// The kernels in all `.rs` files of `folder` and folders in it, by name.
@@ -89,13 +124,18 @@ fn declared(attribute: &Attribute) -> syn::Result<Declared> {
         while !arguments.is_empty() {
             let word: Ident = arguments.parse()?;
             if word == "sm_90" {
-                declared.sm_90 = true;
+                declared.needs = Needs::Sm90;
+            } else if word == "sm_90a" {
+                declared.needs = Needs::Sm90a;
             } else if word == "collectives" {
                 let kinds;
                 parenthesized!(kinds in arguments);
                 collectives(&kinds, &mut declared.collectives)?;
             } else {
-                return Err(Error::new(word.span(), "only `sm_90` and `collectives(..)` are known here"));
+                return Err(Error::new(
+                    word.span(),
+                    "only `sm_90`, `sm_90a` and `collectives(..)` are known here",
+                ));
             }
             if !arguments.is_empty() {
                 arguments.parse::<Token![,]>()?;
@@ -145,6 +185,8 @@ mod tests {
             pub unsafe fn bulk() {}
             #[kernel(sm_90)]
             pub unsafe fn bare() {}
+            #[kernel(sm_90a, collectives(wgmma = 4))]
+            pub unsafe fn hopper() {}
             #[inline]
             fn helper() {}
         ";
@@ -152,15 +194,17 @@ mod tests {
         kernels.sort_by(|one, other| one.0.cmp(&other.0));
         let sums = Collectives { shuffle: 5, barrier: 1, ..Collectives::default() };
         let barriers = Collectives { barrier: 2, ..Collectives::default() };
+        let products = Collectives { wgmma: 4, ..Collectives::default() };
         let expected = [
-            ("bare", true, Collectives::default()),
-            ("bulk", true, barriers),
-            ("none", false, Collectives::default()),
-            ("plain", false, Collectives::default()),
-            ("sums", false, sums),
+            ("bare", Needs::Sm90, Collectives::default()),
+            ("bulk", Needs::Sm90, barriers),
+            ("hopper", Needs::Sm90a, products),
+            ("none", Needs::Nothing, Collectives::default()),
+            ("plain", Needs::Nothing, Collectives::default()),
+            ("sums", Needs::Nothing, sums),
         ];
         let expected =
-            expected.map(|(name, sm_90, collectives)| (name.to_owned(), Declared { sm_90, collectives }));
+            expected.map(|(name, needs, collectives)| (name.to_owned(), Declared { needs, collectives }));
         assert_eq!(kernels, expected);
     }
 
@@ -169,9 +213,9 @@ mod tests {
         for (attribute, says) in [
             (
                 "#[kernel(collectives(shuffles = 5))]",
-                "known are shuffle, barrier, vote, matching, reduce, mma",
+                "known are shuffle, barrier, vote, matching, reduce, mma, wgmma",
             ),
-            ("#[kernel(collective(shuffle = 5))]", "only `sm_90` and `collectives(..)` are known"),
+            ("#[kernel(collective(shuffle = 5))]", "only `sm_90`, `sm_90a` and `collectives(..)` are known"),
             ("#[kernel(collectives(shuffle = many))]", "expected integer literal"),
         ] {
             let error = kernels_of(&format!("{attribute} pub unsafe fn k() {{}}")).unwrap_err();

@@ -192,8 +192,14 @@ fn collectives_are_counted_through_calls() {
     assert_eq!(module.collectives(&module.functions[0]), Collectives::default());
     let exchange = module.collectives(&module.functions[1]);
     // Two shuffles of its own and one for each of the two calls of `mix`, which calls itself.
-    assert_eq!(exchange, Collectives { shuffle: 4, barrier: 2, vote: 1, matching: 1, reduce: 1, mma: 0 });
-    assert_eq!(exchange.to_string(), "shuffle = 4, barrier = 2, vote = 1, matching = 1, reduce = 1");
+    assert_eq!(
+        exchange,
+        Collectives { shuffle: 4, barrier: 2, vote: 1, matching: 1, reduce: 1, mma: 1, wgmma: 1 }
+    );
+    assert_eq!(
+        exchange.to_string(),
+        "shuffle = 4, barrier = 2, vote = 1, matching = 1, reduce = 1, mma = 1, wgmma = 1"
+    );
     assert_eq!(module.functions[1].calls, ["mix", "mix"]);
     assert_eq!(module.functions[2].calls, ["mix"]);
 }

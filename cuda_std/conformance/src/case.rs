@@ -1,6 +1,6 @@
 //! The table.
 
-use crate::{atomic, bulk, copy, math, mma, shared, thread, view, warp};
+use crate::{atomic, bulk, copy, math, mma, shared, thread, view, warp, wgmma};
 
 /// One kernel, how it is launched, and what it tests.
 #[derive(Clone, Copy, Debug)]
@@ -22,13 +22,35 @@ pub struct Case {
     pub in_words: u32,
     /// Output words of a thread.
     pub out_words: u32,
-    /// It stands in the modules of sm_90a and sm_100a, and not in that of sm_80.
-    pub needs_sm_90: bool,
+    /// What decides in which modules it stands.
+    pub needs: Needs,
     /// What the input is made of.
     pub domain: Domain,
     /// Runs it on the emulator.
     #[cfg(feature = "emulate")]
     pub kernel: crate::emulate::Kernel,
+}
+
+/// What a case needs of an architecture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    /// Nothing new: it stands in the module of sm_80 alone, which all newer architectures run.
+    Sm80,
+    /// What came with Hopper: it stands in the modules of sm_90a and sm_100a.
+    Sm90,
+    /// What is Hopper's alone: it stands in the module of sm_90a.
+    Sm90a,
+}
+
+impl Needs {
+    /// The architectures in whose modules the case stands, of [`ARCHITECTURES`](crate::ARCHITECTURES).
+    pub const fn architectures(self) -> &'static [&'static str] {
+        match self {
+            Self::Sm80 => &["sm_80"],
+            Self::Sm90 => &["sm_100a", "sm_90a"],
+            Self::Sm90a => &["sm_90a"],
+        }
+    }
 }
 
 /// What input words are made of.
@@ -72,7 +94,7 @@ pub(crate) const USUAL: Case = Case {
     shared_bytes: 0,
     in_words: 0,
     out_words: 0,
-    needs_sm_90: false,
+    needs: Needs::Sm80,
     domain: Domain::Bits,
     #[cfg(feature = "emulate")]
     kernel: crate::emulate::Kernel::NONE,
@@ -111,6 +133,7 @@ const TABLES: &[&[Case]] = &[
     bulk::CASES,
     math::CASES,
     mma::CASES,
+    wgmma::CASES,
 ];
 
 const COUNT: usize = {

@@ -4,15 +4,19 @@
 /// that it is the test of, the words that its PTX must hold, the row of a thread in the input and in the output, and more
 /// fields of [`Case`](crate::Case) where they differ from the usual. The body is the kernel; `io` is its `kernel::Io`.
 ///
-/// `sm_90 TABLE: ..` is a table of kernels that need what came with Hopper. They are all that the modules of such architectures hold.
+/// `sm_90 TABLE: ..` is a table of kernels that need what came with Hopper, `sm_90a TABLE: ..` one of kernels that need what is Hopper's
+/// alone. They are all that the modules of such architectures hold.
 macro_rules! conform {
     (sm_90 $($rest:tt)*) => {
-        conform! { (true, any(not(target_arch = "nvptx64"), sm_90)) $($rest)* }
+        conform! { (Sm90, any(not(target_arch = "nvptx64"), sm_90)) $($rest)* }
+    };
+    (sm_90a $($rest:tt)*) => {
+        conform! { (Sm90a, any(not(target_arch = "nvptx64"), sm_90a)) $($rest)* }
     };
     ($table:ident: $($rest:tt)*) => {
-        conform! { (false, not(sm_90)) $table: $($rest)* }
+        conform! { (Sm80, not(sm_90)) $table: $($rest)* }
     };
-    (($needs_sm_90:literal, $built:meta) $table:ident: $(
+    (($needs:ident, $built:meta) $table:ident: $(
         $name:ident(
             covers = [$($covers:expr),* $(,)?],
             expects = [$($expects:expr),* $(,)?],
@@ -33,7 +37,7 @@ macro_rules! conform {
                     in_words: crate::case::words(size_of::<[$in; $ins]>()),
                     out_words: crate::case::words(size_of::<[$out; $outs]>()),
                     $($field: $value,)*
-                    needs_sm_90: $needs_sm_90,
+                    needs: crate::Needs::$needs,
                     #[cfg(feature = "emulate")]
                     kernel: crate::emulate::kernel!($name, $in, $out),
                     ..crate::case::USUAL

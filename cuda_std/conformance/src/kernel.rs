@@ -8,6 +8,8 @@ pub use cuda_std::bulk;
 pub use cuda_std::prelude::*;
 pub use cuda_std::thread::*;
 pub use cuda_std::warp::*;
+#[cfg(any(not(target_arch = "nvptx64"), sm_90a))]
+pub use cuda_std::wgmma;
 pub use cuda_std::{Value, bf16, copy, math, mma, shared};
 
 /// A thread's rows of the input and the output.

@@ -45,9 +45,10 @@ mod shared;
 mod thread;
 mod view;
 mod warp;
+mod wgmma;
 
 #[cfg(not(target_arch = "nvptx64"))]
-pub use case::{CASES, Case, Domain};
+pub use case::{CASES, Case, Domain, Needs};
 #[cfg(all(not(target_arch = "nvptx64"), feature = "emulate"))]
 pub use emulate::{Kernel, run_on_emulator};
 #[cfg(not(target_arch = "nvptx64"))]

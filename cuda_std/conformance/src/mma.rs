@@ -35,4 +35,37 @@ conform! { CASES:
         io.put(mma::transpose_8x8(first));
         io.put(mma::transpose_8x8(second));
     }
+
+    // Rows lie in an order of their own, and each warp reads another's.
+    load_8x8x4(
+        covers = ["mma::load_8x8x4"],
+        expects = ["ldmatrix.sync.aligned.m8n8.x4.shared.b16"],
+        in = [U32x4; 1], out = [u32; 4], shared_bytes = 96 * 16,
+    ) |io| {
+        let rows = scratch::<U32x4>(96);
+        let at = thread_idx_x() as usize;
+        rows.store(at * 37 % 96, io.take());
+        sync_threads();
+        let [first, second, third, fourth] = mma::load_8x8x4(rows, (at + 32) * 37 % 96);
+        io.put(first);
+        io.put(second);
+        io.put(third);
+        io.put(fourth);
+    }
+
+    load_transposed_8x8x4(
+        covers = ["mma::load_transposed_8x8x4"],
+        expects = ["ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16"],
+        in = [U32x4; 1], out = [u32; 4], shared_bytes = 96 * 16,
+    ) |io| {
+        let rows = scratch::<U32x4>(96);
+        let at = thread_idx_x() as usize;
+        rows.store(at * 37 % 96, io.take());
+        sync_threads();
+        let [first, second, third, fourth] = mma::load_transposed_8x8x4(rows, (at + 32) * 37 % 96);
+        io.put(first);
+        io.put(second);
+        io.put(third);
+        io.put(fourth);
+    }
 }

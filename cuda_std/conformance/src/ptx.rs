@@ -1,5 +1,5 @@
 /// The architectures that PTX is built for. What runs on sm_80 is in its module alone, which all newer ones run; the others hold the cases
-/// that need more ([`Case::needs_sm_90`](crate::Case::needs_sm_90)).
+/// that need more ([`Case::needs`](crate::Case::needs)).
 pub const ARCHITECTURES: &[&str] = &["sm_100a", "sm_90a", "sm_80"];
 
 /// The PTX module of one of [`ARCHITECTURES`].

@@ -14,9 +14,8 @@ fn modules() -> impl Iterator<Item = (&'static str, &'static str)> {
 }
 
 /// The cases that stand in an architecture's module.
-fn cases(architecture: &str) -> impl Iterator<Item = &'static Case> {
-    let sm_90 = architecture != "sm_80";
-    CASES.iter().filter(move |case| case.needs_sm_90 == sm_90)
+fn cases(architecture: &'static str) -> impl Iterator<Item = &'static Case> {
+    CASES.iter().filter(move |case| case.needs.architectures().contains(&architecture))
 }
 
 /// The instructions of a function, a line each, without comments.

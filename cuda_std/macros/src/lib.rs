@@ -7,7 +7,7 @@ use syn::punctuated::Punctuated;
 use syn::{Error, Ident, ItemFn, LitInt, ReturnType, Token, Visibility, parenthesized, parse_macro_input};
 
 /// Collectives that a kernel may declare; `cargo xtask check-kernels` counts the same words in the PTX.
-const COLLECTIVES: [&str; 6] = ["barrier", "shuffle", "vote", "matching", "reduce", "mma"];
+const COLLECTIVES: [&str; 7] = ["barrier", "shuffle", "vote", "matching", "reduce", "mma", "wgmma"];
 
 /// Makes a function a kernel.
 ///
@@ -18,11 +18,12 @@ const COLLECTIVES: [&str; 6] = ["barrier", "shuffle", "vote", "matching", "reduc
 /// passed on its own: pointers within structs, and slices, would be accessed through generic addresses.
 ///
 /// `collectives(..)` declares how many warp and block collectives the kernel's PTX holds, loops unrolled: `barrier`,
-/// `shuffle`, `vote`, `matching`, `reduce`, `mma`. A compiler that duplicates or drops one then fails the check (that it
+/// `shuffle`, `vote`, `matching`, `reduce`, `mma`, `wgmma`. A compiler that duplicates or drops one then fails the check (that it
 /// moves none is what their `convergent` mark is for).
 ///
 /// `sm_90` says that the kernel needs an architecture that has what came with Hopper. It then stands behind
-/// `cfg(any(not(target_arch = "nvptx64"), sm_90))`, which cuda_builder sets, and is checked for those architectures alone.
+/// `cfg(any(not(target_arch = "nvptx64"), sm_90))`, which cuda_builder sets, and is checked for those architectures alone. `sm_90a` says
+/// the same of what is Hopper's alone, the products of [`cuda_std::wgmma`](../cuda_std/wgmma/index.html).
 ///
 /// ```ignore
 /// #[kernel(collectives(shuffle = 5, barrier = 1))]
@@ -89,7 +90,7 @@ fn check(function: &ItemFn) -> Result<(), Error> {
     Ok(())
 }
 
-/// `sm_90` and `collectives(barrier = 1, shuffle = 5)`, either or nothing.
+/// `sm_90` or `sm_90a`, and `collectives(barrier = 1, shuffle = 5)`, either or nothing.
 struct Declared;
 
 impl Parse for Declared {
@@ -105,11 +106,14 @@ struct Word;
 impl Parse for Word {
     fn parse(input: ParseStream<'_>) -> syn::Result<Self> {
         let word: Ident = input.parse()?;
-        if word == "sm_90" {
+        if word == "sm_90" || word == "sm_90a" {
             return Ok(Self);
         }
         if word != "collectives" {
-            return Err(Error::new(word.span(), "known: sm_90, collectives(barrier = 1, shuffle = 5, ..)"));
+            return Err(Error::new(
+                word.span(),
+                "known: sm_90, sm_90a, collectives(barrier = 1, shuffle = 5, ..)",
+            ));
         }
         let counts;
         parenthesized!(counts in input);

@@ -14,7 +14,7 @@ use super::mbarrier::Barrier;
 use super::order::{Me, Phase, Tag};
 
 /// What bulk copies move at least, and a multiple of which they are and begin at.
-const UNIT: usize = 16;
+pub(crate) const UNIT: usize = 16;
 
 /// A block's barriers in shared memory, and its bulk copies under way.
 pub(crate) struct Bulk {
@@ -293,7 +293,7 @@ impl Machine {
     }
 
     /// Checks and marks each unit of the shared side, which no store without a fence may have touched.
-    fn mark_shared(&mut self, byte: usize, bytes: usize, tag: Tag, by: Me, site: Site) -> Option<()> {
+    pub fn mark_shared(&mut self, byte: usize, bytes: usize, tag: Tag, by: Me, site: Site) -> Option<()> {
         let tag = self.tag(tag, site);
         for byte in (byte..byte + bytes).step_by(UNIT) {
             let block = &mut self.blocks[self.me.slot];

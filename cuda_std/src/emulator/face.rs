@@ -3,7 +3,6 @@
 use std::marker::PhantomData;
 use std::panic::Location;
 
-use crate::Value;
 use crate::atomic::{Fence, Order, Rmw, Scope};
 use crate::bulk::Barrier;
 use crate::emulator::Operation;
@@ -17,9 +16,12 @@ use crate::emulator::mbarrier;
 use crate::emulator::mma::Fragments;
 use crate::emulator::order::{Chain, Tag};
 use crate::emulator::warp::{Call, collective};
+use crate::emulator::wgmma::{self, Product};
 use crate::emulator::{Access, FaultKind, Space, arithmetic, sfu};
 use crate::view::{LoadCache, StoreCache};
 use crate::warp::{FULL_MASK, ShuffleMode};
+use crate::wgmma::{Left, Right};
+use crate::{U32x4, Value};
 
 /// Elements of a buffer.
 pub struct GlobalPointer<T> {
@@ -459,6 +461,24 @@ pub unsafe fn transpose_8x8(pair: u32) -> u32 {
 }
 
 #[track_caller]
+pub unsafe fn load_8x8x4(from: SharedPointer<U32x4>, row: usize) -> [u32; 4] {
+    load_matrices(Operation::LoadMatrices, from, row)
+}
+
+#[track_caller]
+pub unsafe fn load_transposed_8x8x4(from: SharedPointer<U32x4>, row: usize) -> [u32; 4] {
+    load_matrices(Operation::LoadTransposed, from, row)
+}
+
+#[track_caller]
+unsafe fn load_matrices(operation: Operation, from: SharedPointer<U32x4>, row: usize) -> [u32; 4] {
+    let mut row = from.read(row).to_array();
+    // As for products: the lane that comes last hands out what all have read.
+    plain(operation, FULL_MASK, (&raw mut row) as u64);
+    row
+}
+
+#[track_caller]
 pub unsafe fn copy_async<T: Value>(
     to: SharedPointer<T>,
     to_index: usize,
@@ -551,6 +571,64 @@ pub fn bulk_wait_group_read<const PENDING: u32>() {
 pub fn fence_proxy_async() {
     with(Machine::fence_proxy);
 }
+
+pub use crate::emulator::wgmma::MatrixSlice;
+
+#[track_caller]
+pub unsafe fn matrix_from_row(words: SharedPointer<U32x4>, row: usize) -> SharedPointer<U32x4> {
+    words.slice(8 * row, words.view.len.saturating_sub(8 * row))
+}
+
+#[track_caller]
+pub unsafe fn matrix_columns(words: SharedPointer<U32x4>, stride: usize, step: usize) -> MatrixSlice {
+    MatrixSlice::columns(words.view, stride, step, Location::caller())
+}
+
+#[track_caller]
+pub unsafe fn matrix_rows(words: SharedPointer<U32x4>, stride: usize, step: usize) -> MatrixSlice {
+    MatrixSlice::rows(words.view, stride, step, Location::caller())
+}
+
+/// The products whose sums have one length.
+pub trait SumsFace {
+    #[track_caller]
+    unsafe fn product(&mut self, left: Left, right: Right, add: bool);
+}
+
+impl<const N: usize> SumsFace for [f32; N] {
+    #[track_caller]
+    unsafe fn product(&mut self, left: Left, right: Right, add: bool) {
+        wgmma::start(Product::new(left, right, add, 2 * N), left, self, Location::caller());
+    }
+}
+
+#[track_caller]
+pub unsafe fn product_fence() {
+    plain(Operation::ProductFence, FULL_MASK, 0);
+    with(Machine::fence_products);
+}
+
+#[track_caller]
+pub unsafe fn product_commit_group() {
+    plain(Operation::ProductGroup, FULL_MASK, 0);
+    with(Machine::commit_products);
+}
+
+#[track_caller]
+pub unsafe fn product_wait_group<const PENDING: u32>() {
+    plain(Operation::ProductWait, FULL_MASK, 0);
+    with(|machine| machine.wait_for_products(PENDING));
+}
+
+#[track_caller]
+pub unsafe fn pin_sums(sums: &mut [f32], waited: bool) {
+    let site = Location::caller();
+    if waited {
+        checked(|machine| machine.give_back(sums, site));
+    }
+}
+
+pub unsafe fn pin_left(_parts: &mut [u32; 4]) {}
 
 pub fn fma(a: f32, b: f32, c: f32) -> f32 {
     arithmetic::fma(a, b, c)

@@ -91,6 +91,8 @@ pub enum Access {
     CopySource,
     /// The destination of an asynchronous copy.
     CopyDestination,
+    /// A side of a warpgroup's matrix product.
+    Operand,
     /// Cutting a view, which touches no element.
     Slice,
 }
@@ -105,6 +107,7 @@ impl Display for Access {
             Self::Atomic => "atomic",
             Self::CopySource => "source of an asynchronous copy",
             Self::CopyDestination => "destination of an asynchronous copy",
+            Self::Operand => "side of a matrix product",
             Self::Slice => "slice",
         })
     }
@@ -131,7 +134,7 @@ impl Display for Other {
 
 /// A collective of a warp.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(missing_docs, reason = "the functions of `warp`")]
+#[allow(missing_docs, reason = "the functions of `warp`, `mma` and `wgmma`")]
 pub enum Operation {
     SyncWarp,
     Shuffle,
@@ -148,6 +151,11 @@ pub enum Operation {
     ReduceXor,
     Mma,
     Transpose,
+    ProductFence,
+    ProductGroup,
+    ProductWait,
+    LoadMatrices,
+    LoadTransposed,
 }
 
 /// What a kernel did wrong. The texts name values and limits.
@@ -285,9 +293,10 @@ pub enum FaultKind {
         /// What was started.
         copied: i64,
     },
-    /// A bulk copy of or over what was stored, or onto a barrier that was initialised, without a proxy fence since.
+    /// A bulk copy of or over what was stored, or onto a barrier that was initialised, or a warpgroup's product of what was stored, without
+    /// a proxy fence since.
     #[error(
-        "a bulk copy meets byte {byte} of shared memory, which was stored to without a proxy fence since"
+        "a bulk copy or a matrix product meets byte {byte} of shared memory, which was stored to without a proxy fence since"
     )]
     ProxyFence {
         /// The byte.
@@ -376,6 +385,45 @@ pub enum FaultKind {
         other_mask: u32,
         /// A lane that waits there (its access has no meaning).
         other: Other,
+    },
+    /// A matrix whose blocks of columns do not start where the swizzle does.
+    #[error(
+        "a matrix at byte {byte} of shared memory, its blocks of 64 columns {stride} bytes apart: both must be multiples of 1024"
+    )]
+    MatrixAlignment {
+        /// Where it starts.
+        byte: usize,
+        /// From one block to the next.
+        stride: usize,
+    },
+    /// Threads of a warpgroup at different products, or with different sides.
+    #[error("the thread reaches this matrix product while thread {} of its warpgroup waits at {}, or brings another side", other.thread, other.location)]
+    ProductMismatch {
+        /// One that waits (its access has no meaning).
+        other: Other,
+    },
+    /// A product of a warpgroup some of whose threads will not come: returned, never started, or waiting elsewhere.
+    #[error("a matrix product has {arrived} of its warpgroup's 128 threads, and the others do not come")]
+    MissingThreads {
+        /// Those that are here.
+        arrived: u32,
+    },
+    /// A product by a thread that has not passed a `wgmma::fence`, or has waited since.
+    #[error("a matrix product without a wgmma::fence since the thread could touch its registers")]
+    ProductFence,
+    /// Sums that were changed, or are to be given back, while their product is under way.
+    #[error("sums of the matrix product at {started} are {}", if *changed { "changed before they are given back" } else { "waited for, but not with its group" })]
+    ProductPending {
+        /// The product.
+        started: &'static Location<'static>,
+        /// Otherwise the wait does not cover it.
+        changed: bool,
+    },
+    /// A thread returned before sums were given back.
+    #[error("the thread returns with {products} matrix products whose sums it has not got back")]
+    ProductNotAwaited {
+        /// How many.
+        products: usize,
     },
     /// An order that an atomic load or store cannot have.
     #[error("an {access} cannot be {order}")]
@@ -468,7 +516,10 @@ pub enum LaunchError {
 }
 
 fn access_writes(access: Access) -> bool {
-    !matches!(access, Access::Load | Access::AtomicLoad | Access::CopySource | Access::Slice)
+    !matches!(
+        access,
+        Access::Load | Access::AtomicLoad | Access::CopySource | Access::Operand | Access::Slice
+    )
 }
 
 fn bounds(space: Space, access: Access, index: usize, start: usize, len: usize, buffer_len: usize) -> String {

@@ -139,8 +139,10 @@ pub struct Report {
     pub matches: u64,
     /// Reductions.
     pub reductions: u64,
-    /// Matrix products.
+    /// Matrix products, of a warp or a warpgroup.
     pub matrix_products: u64,
+    /// Fences, groups and waits of warpgroups' products; each counts once a warp.
+    pub product_steps: u64,
     /// Asynchronous copies of an element.
     pub copies: u64,
     /// Bulk copies, of any length.

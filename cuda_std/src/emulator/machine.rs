@@ -19,6 +19,8 @@ use super::launch::{Launch, Report, Traffic};
 use super::order::{BlockOrder, Chain, LANES, Left, Me, Stamp, Tag};
 use super::shadow::{Conflict, SharedMemory};
 use super::warp::Warp;
+use super::wgmma;
+use super::wgmma::{Products, Warpgroup};
 
 pub(crate) type Site = &'static Location<'static>;
 
@@ -69,6 +71,10 @@ pub(crate) struct Block {
     left: HashMap<usize, Left>,
     pub copies: Vec<Copies>,
     pub bulk: Bulk,
+    /// By warpgroup.
+    pub warpgroups: Vec<Warpgroup>,
+    /// By thread.
+    pub products: Vec<Products>,
     pub yielders: Vec<*const Yielder<(), ()>>,
 }
 
@@ -149,7 +155,7 @@ pub(crate) struct GlobalView {
 }
 
 /// A view of a shared array, without its type.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SharedView {
     /// The array's first byte in shared memory.
     pub base: usize,
@@ -540,6 +546,8 @@ impl Block {
             left: HashMap::new(),
             copies: (0..threads).map(|_| Copies::default()).collect(),
             bulk: Bulk::new(threads),
+            warpgroups: vec![Warpgroup::default(); threads.div_ceil(wgmma::THREADS)],
+            products: vec![Products::default(); threads],
             yielders: vec![ptr::null(); threads],
         }
     }
@@ -555,6 +563,8 @@ impl Block {
         self.left.clear();
         self.copies.iter_mut().for_each(Copies::clear);
         self.bulk.clear();
+        self.warpgroups.fill(Warpgroup::default());
+        self.products.fill(Products::default());
     }
 }
 

@@ -50,3 +50,20 @@ pub(crate) fn transposed(lane: usize, of: impl Fn(usize) -> u32) -> u32 {
     let element = |row: usize, column: usize| of(row * 4 + column / 2) >> (column % 2 * 16) & 0xffff;
     element(column, row) | element(column + 1, row) << 16
 }
+
+/// Hands out four matrices, whose rows lie at `addresses`, lane by lane: each is replaced by what its lane gets.
+///
+/// # Safety
+/// Each address is that of a lane's row, which nothing else refers to just now.
+pub(crate) unsafe fn distribute(addresses: &[u64; LANES], transpose: bool) {
+    // SAFETY: the caller's word.
+    let rows = addresses.map(|address| unsafe { *(address as *const [u32; 4]) });
+    for (lane, &address) in addresses.iter().enumerate() {
+        let parts = std::array::from_fn(|matrix| {
+            let of = |lane: usize| rows[8 * matrix + lane / 4][lane % 4];
+            if transpose { transposed(lane, of) } else { of(lane) }
+        });
+        // SAFETY: the caller's word.
+        unsafe { *(address as *mut [u32; 4]) = parts };
+    }
+}

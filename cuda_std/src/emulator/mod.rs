@@ -59,6 +59,8 @@
 //! - Values that PTX leaves open: a shuffle from a lane that takes no part gives the own value.
 //! - When the bytes of an asynchronous copy land, since touching them before the wait is a fault; the source is read at the
 //!   start or at the wait, by chance. Those of a bulk copy arrive, and count, at a random poll of its barrier.
+//! - When a warpgroup's product runs: its sums are NaN until a wait gives them back, and changing what it reads before is a fault. Whether
+//!   registers of a left side change meanwhile.
 //! - Proxy fences that global memory would need: between stores and a bulk copy of one launch.
 
 pub(crate) mod arithmetic;
@@ -78,6 +80,7 @@ pub(crate) mod sfu;
 mod shadow;
 mod stacks;
 pub(crate) mod warp;
+pub(crate) mod wgmma;
 
 pub use buffer::Buffer;
 pub use fault::{Access, Fault, FaultKind, Index, LaunchError, Operation, Other, Space};

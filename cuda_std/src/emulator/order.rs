@@ -39,6 +39,7 @@ impl Tag {
     pub const RMW: Self = Self(5 << 16 | Self::ATOMIC);
     pub const COPY_SOURCE: Self = Self(6 << 16);
     pub const COPY_DESTINATION: Self = Self(7 << 16);
+    pub const OPERAND: Self = Self(8 << 16);
 
     const ATOMIC: u32 = 1 << 20;
     const BLOCK_SCOPE: u32 = 1 << 21;
@@ -68,7 +69,7 @@ impl Tag {
     }
     /// The access, without site and flags.
     fn kind(self) -> u32 {
-        self.0 >> 16 & 7
+        self.0 >> 16 & 15
     }
     pub fn access(self) -> Access {
         match self.kind() {
@@ -78,13 +79,14 @@ impl Tag {
             4 => Access::AtomicStore,
             5 => Access::Atomic,
             6 => Access::CopySource,
-            _ => Access::CopyDestination,
+            7 => Access::CopyDestination,
+            _ => Access::Operand,
         }
     }
     /// Whether the access needs the element to hold something.
     #[inline]
     pub fn reads(self) -> bool {
-        matches!(self.kind(), 1 | 3 | 5 | 6)
+        matches!(self.kind(), 1 | 3 | 5 | 6 | 8)
     }
     #[inline]
     pub fn writes(self) -> bool {

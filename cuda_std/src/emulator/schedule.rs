@@ -167,6 +167,7 @@ impl Machine {
         self.poll(true);
         self.check_copies_of_returned();
         self.check_bulk_of_returned(last);
+        self.check_products_of_returned();
         self.check_gatherings_without_returned(self.me.slot, self.me.warp());
         self.pass_barrier_without_returned(self.me.slot);
         last

@@ -151,7 +151,12 @@ impl Machine {
             Operation::Shuffle => &mut report.shuffles,
             Operation::VoteAll | Operation::VoteAny | Operation::VoteBallot => &mut report.votes,
             Operation::MatchAny | Operation::MatchAll => &mut report.matches,
-            Operation::Mma | Operation::Transpose => &mut report.matrix_products,
+            Operation::Mma | Operation::Transpose | Operation::LoadMatrices | Operation::LoadTransposed => {
+                &mut report.matrix_products
+            }
+            Operation::ProductFence | Operation::ProductGroup | Operation::ProductWait => {
+                &mut report.product_steps
+            }
             _ => &mut report.reductions,
         }
     }
@@ -192,6 +197,7 @@ impl Machine {
                 return;
             }
         }
+        self.explain_missing_products();
     }
 }
 
@@ -228,7 +234,15 @@ fn results(operation: Operation, mask: u32, calls: &[Call; LANES], results: &mut
             *results = std::array::from_fn(|lane| mma::transposed(lane, |of| calls[of].value as u32).into());
             return;
         }
-        Operation::SyncWarp => return,
+        Operation::LoadMatrices | Operation::LoadTransposed => {
+            let values = calls.map(|call| call.value);
+            // SAFETY: all lanes are here, and each waits in the load with the address of its own row.
+            unsafe { mma::distribute(&values, operation == Operation::LoadTransposed) };
+            return;
+        }
+        Operation::SyncWarp | Operation::ProductFence | Operation::ProductGroup | Operation::ProductWait => {
+            return;
+        }
         Operation::MatchAll => {
             let all = values().next().is_some_and(|first| equal(first) == mask);
             u64::from(if all { mask } else { 0 })

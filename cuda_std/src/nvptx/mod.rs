@@ -11,15 +11,17 @@ mod mma;
 mod pointer;
 mod thread;
 mod warp;
+mod wgmma;
 
 pub use atomic::{AtomicFace, fence};
 pub use bulk::*;
 pub use copy::*;
 pub use math::*;
-pub use mma::{mma_m16n8k16_bf16, transpose_8x8};
+pub use mma::*;
 pub use pointer::{GlobalPointer, SharedPointer, dynamic_shared};
 pub use thread::*;
 pub use warp::*;
+pub use wgmma::*;
 
 // Never reached: kernels are built with immediate-abort, which traps at the place of the panic.
 #[panic_handler]

@@ -20,12 +20,13 @@ mod shared_races;
 #[path = "../support/mod.rs"]
 mod support;
 mod uninitialised;
+mod wgmma;
 
 use cuda_std::emulator::Fault;
 use cuda_std::prelude::*;
 use cuda_std::shared_layout;
 
-const SOURCES: [&str; 10] = [
+const SOURCES: [&str; 11] = [
     include_str!("bounds.rs"),
     include_str!("uninitialised.rs"),
     include_str!("shared_races.rs"),
@@ -36,6 +37,7 @@ const SOURCES: [&str; 10] = [
     include_str!("collectives.rs"),
     include_str!("endings.rs"),
     include_str!("launches.rs"),
+    include_str!("wgmma.rs"),
 ];
 
 /// The line that ends in the comment `// {marker}`.

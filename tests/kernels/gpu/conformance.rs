@@ -1,9 +1,9 @@
 //! Each function of `cuda_std` on the GPU and on the emulator: the same bits.
 
-use cuda_std_conformance::{CASES, Case, inputs, ptx, run_on_emulator};
+use cuda_std_conformance::{CASES, Case, Needs, inputs, ptx, run_on_emulator};
 use libtest_mimic::Failed;
 use rayon::prelude::*;
-use spinkv::backend::cuda::driver::{DeviceBuffer, LaunchShape, Module, PtxArch, launch_with};
+use spinkv::backend::cuda::driver::{DeviceBuffer, LaunchShape, Module, launch_with};
 
 use super::{Machine, Outcome, Test, test};
 
@@ -32,7 +32,7 @@ pub fn tests() -> Vec<Test> {
 /// The module that a case stands in: what runs on sm_80 in that of sm_80, which runs on anything newer.
 fn module(machine: &Machine, case: &Case) -> Result<Module, Failed> {
     let own = machine.context.device().ptx_arch()?.name();
-    let architecture = if case.needs_sm_90 { own } else { "sm_80" };
+    let architecture = if case.needs == Needs::Sm80 { "sm_80" } else { own };
     let mut loaded =
         machine.conformance.lock().map_err(|_| "an earlier test failed while it loaded the module")?;
     if let Some(module) = loaded.get(architecture) {
@@ -45,8 +45,13 @@ fn module(machine: &Machine, case: &Case) -> Result<Module, Failed> {
 }
 
 fn conforms(machine: &Machine, case: &Case) -> Outcome {
-    if case.needs_sm_90 && machine.context.device().ptx_arch()? == PtxArch::Sm80 {
-        println!("skipped: {} needs PTX for an architecture from sm_90 on that this GPU has", case.name);
+    let own = machine.context.device().ptx_arch()?.name();
+    if case.needs != Needs::Sm80 && !case.needs.architectures().contains(&own) {
+        println!(
+            "skipped: {} needs PTX for {}, and this GPU has {own}",
+            case.name,
+            case.needs.architectures().join(" or ")
+        );
         return Ok(());
     }
     let function = module(machine, case)?.function(case.name)?;
