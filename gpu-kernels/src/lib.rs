@@ -33,3 +33,5 @@ pub mod retrieve;
 pub mod select;
 #[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
 mod softmax;
+#[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
+mod unroll;

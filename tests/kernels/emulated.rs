@@ -6,6 +6,8 @@ mod attend;
 mod index;
 #[path = "emulated/offload.rs"]
 mod offload;
+#[path = "emulated/prefill.rs"]
+mod prefill;
 #[path = "emulated/resolve.rs"]
 mod resolve;
 #[path = "emulated/select.rs"]

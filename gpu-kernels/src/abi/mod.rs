@@ -4,6 +4,8 @@ pub mod attend;
 mod entry;
 mod index;
 mod offload;
+pub mod prefill;
+pub mod prefill_wgmma;
 pub mod resolve;
 pub mod score;
 pub mod select;

@@ -212,7 +212,7 @@ impl<const WORDS: u32> Parts<WORDS> for OfWarps<WORDS> {
 /// heads and two words two apart, store to all banks.
 #[inline(always)]
 fn turned(head: u32, word: u32) -> u32 {
-    word ^ (head / 2 & 1 | (head / 4 & 1) << 2)
+    word ^ ((head / 2 % 2) + 4 * (head / 4 % 2))
 }
 
 /// The parts of a row's splits, in global memory.

@@ -12,6 +12,7 @@ mod driver;
 mod index;
 mod kernels;
 mod offload;
+mod prefill;
 mod replay;
 mod resolve;
 mod restore;
@@ -96,7 +97,7 @@ fn main() -> ExitCode {
         kernels::tests().into_iter().chain(index::tests()).chain(offload::tests()).chain(resolve::tests());
     let tests =
         tests.chain(select::tests()).chain(attend::tests()).chain(restore::tests()).chain(replay::tests());
-    let tests = tests.chain(conformance::tests()).chain(driver::tests());
+    let tests = tests.chain(prefill::tests()).chain(conformance::tests()).chain(driver::tests());
     let trials: Vec<Trial> = match Machine::open() {
         Ok(machine) => {
             let device = machine.context.device();

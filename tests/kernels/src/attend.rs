@@ -10,7 +10,7 @@ use spinkv_kernels::abi::{Entry, WORD_ELEMENTS};
 use super::{WILD, pick};
 
 /// Elements of a word.
-type Elements = [bf16; WORD_ELEMENTS];
+pub(super) type Elements = [bf16; WORD_ELEMENTS];
 
 /// What outputs hold before.
 const POISON: u128 = 0xdead_beef_dead_beef_dead_beef_dead_beef;
@@ -28,6 +28,19 @@ pub enum Peaks {
     Flat,
     /// Queries are zero: all tokens weigh the same, so that the logarithm of the sum counts them.
     Census,
+}
+
+impl Peaks {
+    /// How large keys and queries are.
+    pub(super) fn scales(self) -> (f32, f32) {
+        match self {
+            Self::Random => (1.0, 1.0),
+            Self::Sharp => (3.0, 3.0),
+            Self::Steep => (12.0, 12.0),
+            Self::Flat => (0.05, 0.5),
+            Self::Census => (1.0, 0.0),
+        }
+    }
 }
 
 /// A launch on a ragged batch.
@@ -127,13 +140,7 @@ impl AttendCase {
         };
         let rows = lengths.len() * kv_heads;
         let biased = rng.random_bool(0.3);
-        let (of_keys, of_queries) = match peaks {
-            Peaks::Random => (1.0, 1.0),
-            Peaks::Sharp => (3.0, 3.0),
-            Peaks::Steep => (12.0, 12.0),
-            Peaks::Flat => (0.05, 0.5),
-            Peaks::Census => (1.0, 0.0),
-        };
+        let (of_keys, of_queries) = peaks.scales();
         let mut case = Self {
             entries: Vec::new(),
             kv_heads,
@@ -267,8 +274,7 @@ impl AttendCase {
         vec![-1.25e30; self.rows() * self.group]
     }
 
-    /// Whether outputs and logarithms of sums are right, against f64: the norm of the difference at most 5e-3 of the output's, no element
-    /// off by more than 2e-2 of the greatest.
+    /// Whether outputs and logarithms of sums are right: [`check_head`].
     ///
     /// # Errors
     /// The first head that is wrong.
@@ -279,6 +285,11 @@ impl AttendCase {
         let dim = self.head_words * WORD_ELEMENTS;
         let values = self.page_tokens * dim;
         for row in 0..self.rows() {
+            let token = |&(key, bias): &(usize, f32)| {
+                let key = key * WORD_ELEMENTS;
+                Token { key: &pool[key..][..dim], value: &pool[key + values..][..dim], bias }
+            };
+            let tokens: Vec<_> = self.tokens[row].iter().map(token).collect();
             for head in row * self.group..(row + 1) * self.group {
                 let (found, found_lse) = (&outputs[head * dim..][..dim], lse[head]);
                 if self.entries[row / self.kv_heads].tokens == 0 {
@@ -288,64 +299,81 @@ impl AttendCase {
                     }
                     continue;
                 }
-                let query = &queries[head * dim..][..dim];
-                let dot = |key: &[bf16]| -> f64 {
-                    query.iter().zip(key).map(|(q, k)| f64::from(q.to_f32()) * f64::from(k.to_f32())).sum()
-                };
-                let logits: Vec<f64> = self.tokens[row]
-                    .iter()
-                    .map(|&(key, bias)| {
-                        dot(&pool[key * WORD_ELEMENTS..][..dim]) * f64::from(self.scale) + f64::from(bias)
-                    })
-                    .collect();
-                let greatest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let mut sum = 0.0;
-                let mut expected = vec![0.0; dim];
-                for (logit, &(key, _)) in logits.iter().zip(&self.tokens[row]) {
-                    let weight = (logit - greatest).exp();
-                    sum += weight;
-                    let value = &pool[key * WORD_ELEMENTS + values..][..dim];
-                    for (sum, value) in expected.iter_mut().zip(value) {
-                        *sum += weight * f64::from(value.to_f32());
-                    }
-                }
-                let (mut off, mut norm, mut most, mut furthest) = (0.0, 0.0, 0.0_f64, 0.0_f64);
-                for (found, sum_of_values) in found.iter().zip(&expected) {
-                    let expected = if sum > 0.0 { sum_of_values / sum } else { 0.0 };
-                    let difference = f64::from(found.to_f32()) - expected;
-                    off += difference * difference;
-                    norm += expected * expected;
-                    most = most.max(expected.abs());
-                    furthest = if difference.is_nan() { f64::NAN } else { furthest.max(difference.abs()) };
-                }
-                let (off, norm) = (off.sqrt(), norm.sqrt());
-                let right = off <= 5e-3 * norm && furthest <= 2e-2 * most;
-                if !right {
-                    return Err(format!(
-                        "row {row}, head {head}, {} tokens: off by {off:e} of {norm:e}, an element by {furthest:e} of {most:e}",
-                        logits.len()
-                    ));
-                }
-                let expected = greatest + sum.ln();
-                let difference = (f64::from(found_lse) - expected).abs();
-                let right = if sum == 0.0 {
-                    found_lse == f32::NEG_INFINITY
-                } else {
-                    difference <= 1e-5 * expected.abs().max(1.0)
-                };
-                if !right {
-                    return Err(format!(
-                        "row {row}, head {head}: lse {found_lse} where {expected} was expected"
-                    ));
-                }
+                check_head(&queries[head * dim..][..dim], self.scale, &tokens, found, found_lse)
+                    .map_err(|wrong| format!("row {row}, head {head}: {wrong}"))?;
             }
         }
         Ok(())
     }
 }
 
+/// A token that a head attends to.
+#[derive(Clone, Copy, Debug)]
+pub struct Token<'a> {
+    /// `[head_dim]`.
+    pub key: &'a [bf16],
+    /// `[head_dim]`.
+    pub value: &'a [bf16],
+    /// Added to its logit.
+    pub bias: f32,
+}
+
+/// Whether a head's output `[head_dim]` and logarithm of its sum are those of attention in f64: the norm of the difference at most 5e-3
+/// of the output's, no element off by more than 2e-2 of the greatest, the logarithm by 1e-5 of itself, or of 1.
+///
+/// # Errors
+/// What is wrong, and by how much.
+pub fn check_head(
+    query: &[bf16],
+    scale: f32,
+    tokens: &[Token<'_>],
+    found: &[bf16],
+    found_lse: f32,
+) -> Result<(), String> {
+    let dot = |key: &[bf16]| -> f64 {
+        query.iter().zip(key).map(|(q, k)| f64::from(q.to_f32()) * f64::from(k.to_f32())).sum()
+    };
+    let logit = |token: &Token<'_>| dot(token.key) * f64::from(scale) + f64::from(token.bias);
+    let logits: Vec<f64> = tokens.iter().map(logit).collect();
+    let greatest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let mut sum = 0.0;
+    let mut expected = vec![0.0; query.len()];
+    for (logit, token) in logits.iter().zip(tokens) {
+        let weight = (logit - greatest).exp();
+        sum += weight;
+        for (sum, value) in expected.iter_mut().zip(token.value) {
+            *sum += weight * f64::from(value.to_f32());
+        }
+    }
+    let (mut off, mut norm, mut most, mut furthest) = (0.0, 0.0, 0.0_f64, 0.0_f64);
+    for (found, sum_of_values) in found.iter().zip(&expected) {
+        let expected = if sum > 0.0 { sum_of_values / sum } else { 0.0 };
+        let difference = f64::from(found.to_f32()) - expected;
+        off += difference * difference;
+        norm += expected * expected;
+        most = most.max(expected.abs());
+        furthest = if difference.is_nan() { f64::NAN } else { furthest.max(difference.abs()) };
+    }
+    let (off, norm) = (off.sqrt(), norm.sqrt());
+    let right = off <= 5e-3 * norm && furthest <= 2e-2 * most;
+    if !right {
+        return Err(format!(
+            "{} tokens: off by {off:e} of {norm:e}, an element by {furthest:e} of {most:e}",
+            tokens.len()
+        ));
+    }
+    let expected = greatest + sum.ln();
+    let difference = (f64::from(found_lse) - expected).abs();
+    let right = if sum == 0.0 {
+        found_lse == f32::NEG_INFINITY
+    } else {
+        difference <= 1e-5 * expected.abs().max(1.0)
+    };
+    if right { Ok(()) } else { Err(format!("lse {found_lse} where {expected} was expected")) }
+}
+
 /// Eight random bf16, up to `scale` and a bit more.
-fn word(rng: &mut impl Rng, scale: f32) -> u128 {
+pub(super) fn word(rng: &mut impl Rng, scale: f32) -> u128 {
     let element = |_| bf16::from_f32(scale * rng.random_range(-1.7..1.7_f32));
     bytemuck::cast::<Elements, _>(std::array::from_fn(element))
 }

@@ -3,12 +3,15 @@
 use cuda_std::U32x4;
 use cuda_std::emulator::{Buffer, Fault, Launch};
 use spinkv_kernels::abi;
-use spinkv_kernels::attention::{attend_64, attend_128};
+use spinkv_kernels::attention::{
+    attend_64, attend_128, prefill_64, prefill_128, prefill_wgmma_64, prefill_wgmma_128,
+};
 use spinkv_kernels::retrieve::{gather, gather_bulk};
 use spinkv_kernels::select::{score, select, top_k};
 
 use super::attend::AttendCase;
 use super::gather::GatherCase;
+use super::prefill::PrefillCase;
 use super::score::ScoreCase;
 use super::select::{SelectCase, Selection};
 use super::top_k::TopKCase;
@@ -189,6 +192,65 @@ impl AttendCase {
             }
         })?;
         assert!(arrivals.to_vec().iter().all(|count| *count == 0), "counted down for the next launch");
+        Ok((to_words(&outputs), lse.to_vec()))
+    }
+}
+
+impl PrefillCase {
+    /// Outputs and logarithms of sums after the kernel for all GPUs ran in the order of `schedule`.
+    ///
+    /// # Errors
+    /// What the emulator found wrong.
+    pub fn emulate(&self, schedule: u64) -> Result<(Vec<u128>, Vec<f32>), Fault> {
+        self.emulate_as(false, schedule)
+    }
+
+    /// The same after Hopper's.
+    ///
+    /// # Errors
+    /// What the emulator found wrong.
+    pub fn emulate_wgmma(&self, schedule: u64) -> Result<(Vec<u128>, Vec<f32>), Fault> {
+        self.emulate_as(true, schedule)
+    }
+
+    fn emulate_as(&self, wgmma: bool, schedule: u64) -> Result<(Vec<u128>, Vec<f32>), Fault> {
+        let [queries, keys, values] = [&self.queries, &self.keys, &self.values].map(|tensor| words(tensor));
+        let [first_query, first_key, first_tile] =
+            [&self.first_query, &self.first_key, &self.first_tile].map(|first| Buffer::from_slice(first));
+        let (outputs, lse) = (words(&self.outputs()), Buffer::from_slice(&self.lse()));
+        let sizes = [self.first_tile.len() - 1, self.kv_heads, self.group, self.head_words];
+        let [requests, kv_heads, group, head_words] = sizes.map(|size| size as u32);
+        let (block, shared_bytes) = if wgmma {
+            (abi::prefill_wgmma::BLOCK, abi::prefill_wgmma::shared_bytes(head_words))
+        } else {
+            (abi::prefill::BLOCK, abi::prefill::shared_bytes(head_words))
+        };
+        let kernel = match (wgmma, head_words) {
+            (false, 8) => prefill_64,
+            (false, _) => prefill_128,
+            (true, 8) => prefill_wgmma_64,
+            (true, _) => prefill_wgmma_128,
+        };
+        let launch = Launch::new(self.tiles * kv_heads * group, block).shared(shared_bytes as usize);
+        launch.seed(schedule).run(|| {
+            // SAFETY: the emulator checks every access.
+            unsafe {
+                kernel(
+                    queries.view(),
+                    keys.view(),
+                    values.view(),
+                    first_query.view(),
+                    first_key.view(),
+                    first_tile.view(),
+                    requests,
+                    kv_heads,
+                    group,
+                    self.scale,
+                    outputs.view_mut(),
+                    lse.view_mut(),
+                );
+            }
+        })?;
         Ok((to_words(&outputs), lse.to_vec()))
     }
 }

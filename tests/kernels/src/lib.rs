@@ -5,6 +5,7 @@ pub mod emulated;
 pub mod gather;
 pub mod index;
 pub mod offload;
+pub mod prefill;
 pub mod resolve;
 pub mod score;
 pub mod select;

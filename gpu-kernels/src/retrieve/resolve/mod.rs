@@ -40,7 +40,7 @@ use slots::Scratch;
 /// | `page_counts` | `[batch * kv_heads]` | how many |
 /// | `copies` | `[batch * kv_heads, list_capacity]` | the misses, in the selection's order |
 /// | `copy_counts` | `[batch * kv_heads]` | how many |
-/// | `faults` | `[batch * kv_heads]` | [`NO_FAULT`], or why the row's counts are 0 and nothing was evicted. Pages that leave the steady zone are taken over all the same, if the host has them: the step is tried again with [`leaving`](Entry::leaving) 0 |
+/// | `faults` | `[batch * kv_heads]` | [`NO_FAULT`], or why the row's counts are 0 and nothing was evicted. Pages that leave the steady zone are taken over all the same, if the host has them: the step is tried again with those passed over by [`leaving_key`](Entry::leaving_key) and [`leaving`](Entry::leaving), so that the tail begins where it did |
 ///
 /// # Mapping
 /// A block makes one row, so nothing is shared between blocks. Directory and slot bytes are read once into shared memory; the
