@@ -6,6 +6,8 @@ mod attend;
 mod index;
 #[path = "kernels/offload.rs"]
 mod offload;
+#[path = "kernels/prefill.rs"]
+mod prefill;
 #[path = "kernels/retrieve.rs"]
 mod retrieve;
 #[path = "kernels/select.rs"]

@@ -114,6 +114,8 @@ static const struct kernel { const char *name, *parameters; } kernels[] = {
     {"resolve", "auuuaauuuaaaaaaaauuuaaaaa"},
     {"score", "aaaauuuuuuufuaa"}, {"select", "aaauuuuuffaauuuauaaaa"}, {"top_k", "aaauuauaa"},
     {"attend_64", "auuuaauaauauafuaaaa"}, {"attend_128", "auuuaauaauauafuaaaa"},
+    {"prefill_64", "aaaaaauuufaa"}, {"prefill_128", "aaaaaauuufaa"},
+    {"prefill_wgmma_64", "aaaaaauuufaa"}, {"prefill_wgmma_128", "aaaaaauuufaa"},
     {"chunk_mean", "aaaaauuuuuuua"}, {"chunk_mean_step", "aaaauuuuuuua"},
     {"chunk_bounds", "aaaaauuuuuuua"}, {"chunk_bounds_step", "aaaauuuuuuua"},
     {"gate_pool", "aaaaauuuuuuua"}, {"gate_pool_step", "aaaauuuuuuua"},

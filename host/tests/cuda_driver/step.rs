@@ -2,8 +2,8 @@
 
 use spinkv::backend::cuda::driver::{DeviceBuffer, DriverError, PinnedArena};
 use spinkv::backend::cuda::kernels::{
-    Append, Gather, IndexOperator, IndexStep, Kernels, KvTables, OffloadPages, PartitionPages, Resolve,
-    Score, SelectPartitions, SummaryTable,
+    Append, Attend, Gather, IndexOperator, IndexStep, Kernels, KvTables, OffloadPages, PartitionPages,
+    Resolve, Score, SelectPartitions, SummaryTable,
 };
 use spinkv::backend::cuda::{LayerStep, capture_step};
 use spinkv::pipeline::GroupMerge;
@@ -11,7 +11,7 @@ use spinkv_kernels::abi::{Entry, PageCopy, SLAB_PAGES, WORD_BYTES};
 
 use super::{Driver, driver};
 
-const ALL: [&str; 6] = ["chunk_mean_step", "append", "score", "select", "resolve", "gather"];
+const ALL: [&str; 7] = ["chunk_mean_step", "append", "score", "select", "resolve", "gather", "attend_64"];
 
 /// The kernels that were launched since the last look at the log.
 fn launched(driver: &Driver) -> Vec<String> {
@@ -30,18 +30,20 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
     let floats = |len| DeviceBuffer::<f32>::zeroed(&stream, len).unwrap();
     let words = |len| DeviceBuffer::zeroed(&stream, len).unwrap();
     let copies = |len| DeviceBuffer::from_slice(&stream, &vec![PageCopy::default(); len]).unwrap();
-    // 2 requests of 2 layers of 3 KV heads: 6 rows. Pages of 4 tokens of 5 words.
+    // 2 requests of 2 layers of 3 KV heads: 6 rows. Pages of 8 tokens of 8 words.
     let (two, three) = (entries(2), entries(3));
     let (directories, segments, summaries) =
-        (table(4), DeviceBuffer::zeroed(&stream, 1).unwrap(), words(6 * 8 * 5));
+        (table(4), DeviceBuffer::zeroed(&stream, 1).unwrap(), words(6 * 8 * 8));
     let (slots, states, steady, slabs) = (table(64), table(16), table(9), table(6));
-    let (pool, keys) = (words(40), words(6 * 5));
-    let host_pages = PinnedArena::reserve(&context, SLAB_PAGES as usize * 40 * WORD_BYTES, |_| {}).unwrap();
+    let (pool, keys) = (words(128), words(6 * 8));
+    let host_pages = PinnedArena::reserve(&context, SLAB_PAGES as usize * 128 * WORD_BYTES, |_| {}).unwrap();
     // 2 query heads each, 16 logits; 7 ids and 4 pages of a row.
     let (logits, statistics, ids, counts) = (floats(12 * 16), floats(12 * 2), table(6 * 7), table(6));
     let (pages, page_copies) = (table(6 * 4), copies(6 * 4));
     let (more_logits, more_statistics, more_ids) = (floats(12 * 20), floats(12 * 4), table(6 * 8));
     let (two_counts, nine_counts, more_copies) = (table(2), table(9), copies(6 * 5));
+    let (queries, more_pages, more_words) = (words(12 * 8), table(6 * 5), words(256));
+    let (outputs, lse, partials) = (words(12 * 8), floats(12), words(6 * 2 * 8 * 17));
 
     let summary_table = SummaryTable {
         operator: IndexOperator::Mean,
@@ -50,12 +52,12 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
         first_row: 3,
         request_rows: 6,
         kv_heads: 3,
-        head_words: 5,
-        partition_tokens: 4,
+        head_words: 8,
+        partition_tokens: 8,
         segment_partitions: 8,
         summaries: &summaries,
     };
-    let index = IndexStep { table: summary_table, steady: &steady, pool: &pool, page_tokens: 4 };
+    let index = IndexStep { table: summary_table, steady: &steady, pool: &pool, page_tokens: 8 };
     let of_append = OffloadPages {
         entries: &two,
         steady: &steady,
@@ -65,18 +67,18 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
         host_pages: &host_pages,
         first_row: 3,
         kv_heads: 3,
-        head_words: 5,
-        page_tokens: 4,
+        head_words: 8,
+        page_tokens: 8,
     };
     let append = Append { pages: of_append, keys: &keys, values: &keys };
     let score = Score {
         entries: &two,
         directories: &directories,
         summaries: &summaries,
-        queries: &words(12 * 5),
+        queries: &queries,
         kv_heads: 3,
         group: 2,
-        head_words: 5,
+        head_words: 8,
         bounds: false,
         segment_partitions: 8,
         request_rows: 6,
@@ -136,10 +138,31 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
         counts: &counts,
         host_pages: &host_pages,
         device_pages: &pool,
-        page_words: 40,
+        page_words: 128,
         blocks: 2,
     };
-    let right = LayerStep { index: Some(index), append, select: Some((score, select)), resolve, gather };
+    let attend = Attend {
+        entries: &two,
+        kv_heads: 3,
+        group: 2,
+        layer: 1,
+        head_words: 8,
+        pages: &pages,
+        page_counts: &counts,
+        steady: &steady,
+        biases: None,
+        pool: &pool,
+        page_tokens: 8,
+        queries: &queries,
+        scale: 0.125,
+        splits: 2,
+        partials: &partials,
+        arrivals: &counts,
+        outputs: &outputs,
+        lse: &lse,
+    };
+    let right =
+        LayerStep { index: Some(index), append, select: Some((score, select)), resolve, gather, attend };
     driver.log();
     // SAFETY: the stand-in's kernels touch nothing.
     let launch = |step: LayerStep<'_>| unsafe { step.launch(&kernels, &stream) };
@@ -147,7 +170,7 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
     launch(right).unwrap();
     assert_eq!(launched(&driver), ALL);
     launch(LayerStep { index: None, select: None, ..right }).unwrap();
-    assert_eq!(launched(&driver), ["append", "resolve", "gather"]);
+    assert_eq!(launched(&driver), ["append", "resolve", "gather", "attend_64"]);
 
     let with_table = |table| LayerStep { index: Some(IndexStep { table, ..index }), ..right };
     let with_pages = |pages| LayerStep { append: Append { pages, ..append }, ..right };
@@ -155,15 +178,16 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
     let with_select = |select| LayerStep { select: Some((score, select)), ..right };
     let with_resolve = |resolve| LayerStep { resolve, ..right };
     let with_gather = |gather| LayerStep { gather, ..right };
-    let pages_of_eight = LayerStep { index: Some(IndexStep { page_tokens: 8, ..index }), ..right };
+    let with_attend = |attend| LayerStep { attend, ..right };
+    let pages_of_four = LayerStep { index: Some(IndexStep { page_tokens: 4, ..index }), ..right };
     let other_logits = SelectPartitions { logits: &more_logits, ..select };
     for (what, expected, found, wrong) in [
         ("index requests", 2, 3, with_table(SummaryTable { entries: &three, ..summary_table })),
         ("index kv_heads", 3, 2, with_table(SummaryTable { kv_heads: 2, ..summary_table })),
         ("index first_row", 3, 0, with_table(SummaryTable { first_row: 0, ..summary_table })),
         ("index request_rows", 6, 9, with_table(SummaryTable { request_rows: 9, ..summary_table })),
-        ("index head_words", 5, 4, with_table(SummaryTable { head_words: 4, ..summary_table })),
-        ("index page_tokens", 4, 8, pages_of_eight),
+        ("index head_words", 8, 4, with_table(SummaryTable { head_words: 4, ..summary_table })),
+        ("index page_tokens", 8, 4, pages_of_four),
         ("append requests", 2, 3, with_pages(OffloadPages { entries: &three, ..of_append })),
         ("append kv_heads", 3, 2, with_pages(OffloadPages { kv_heads: 2, ..of_append })),
         ("append first_row", 3, 0, with_pages(OffloadPages { first_row: 0, ..of_append })),
@@ -186,7 +210,16 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
         ("resolve id_counts", 6, 9, with_resolve(Resolve { id_counts: &nine_counts, ..resolve })),
         ("gather copies", 24, 30, with_gather(Gather { copies: &more_copies, ..gather })),
         ("gather counts", 6, 2, with_gather(Gather { counts: &two_counts, ..gather })),
-        ("gather page_words", 40, 20, with_gather(Gather { page_words: 20, ..gather })),
+        ("gather page_words", 128, 64, with_gather(Gather { page_words: 64, ..gather })),
+        ("attend requests", 2, 3, with_attend(Attend { entries: &three, ..attend })),
+        ("attend kv_heads", 3, 2, with_attend(Attend { kv_heads: 2, ..attend })),
+        ("attend layer", 1, 0, with_attend(Attend { layer: 0, ..attend })),
+        ("attend head_words", 8, 16, with_attend(Attend { head_words: 16, ..attend })),
+        ("attend page_tokens", 8, 16, with_attend(Attend { page_tokens: 16, ..attend })),
+        ("attend pages", 24, 30, with_attend(Attend { pages: &more_pages, ..attend })),
+        ("attend page_counts", 6, 9, with_attend(Attend { page_counts: &nine_counts, ..attend })),
+        ("attend steady", 9, 6, with_attend(Attend { steady: &slabs, ..attend })),
+        ("attend pool", 128, 256, with_attend(Attend { pool: &more_words, ..attend })),
     ] {
         assert_eq!(launch(wrong), Err(DriverError::Length { what, expected, found }));
     }
@@ -202,14 +235,14 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
     let log = driver.log();
     let expected = ALL.iter().chain(&ALL[1..]);
     let (kernels_in, expected): (Vec<_>, Vec<_>) =
-        log[1..12].iter().zip(expected).map(|(line, name)| (line.split(' ').nth(1).unwrap(), *name)).unzip();
+        log[1..14].iter().zip(expected).map(|(line, name)| (line.split(' ').nth(1).unwrap(), *name)).unzip();
     assert_eq!(kernels_in, expected);
     assert_eq!(log[0], "capture, mode 1");
-    assert_eq!(log[12..], ["captured", "instantiate, flags 0", "upload", "destroy graph"]);
+    assert_eq!(log[14..], ["captured", "instantiate, flags 0", "upload", "destroy graph"]);
     drop(graph);
 
     driver.log();
-    let refused = capture(&[with_gather(Gather { page_words: 20, ..gather })]).unwrap_err();
-    assert_eq!(refused, DriverError::Length { what: "gather page_words", expected: 40, found: 20 });
+    let refused = capture(&[with_gather(Gather { page_words: 64, ..gather })]).unwrap_err();
+    assert_eq!(refused, DriverError::Length { what: "gather page_words", expected: 128, found: 64 });
     assert_eq!(driver.log(), ["capture, mode 1", "captured", "destroy graph"]);
 }

@@ -1,7 +1,7 @@
 //! NVIDIA GPUs.
 //!
-//! The [`driver`] layer (devices, memory, streams, modules, launches, graphs), the [`kernels`] on it, a decode step's stages up to
-//! attention as one [`LayerStep`], and what comes back between steps by a [`Restore`]. A [`Backend`](super::Backend) comes with attention.
+//! The [`driver`] layer (devices, memory, streams, modules, launches, graphs), the [`kernels`] on it, a decode step's stages as one
+//! [`LayerStep`], and what comes back between steps by a [`Restore`]. A [`Backend`](super::Backend) is not here yet.
 
 pub mod driver;
 mod host_memory;

@@ -1,12 +1,13 @@
 use super::driver::{Graph, Result, Stream, check_length};
-use super::kernels::{Append, Gather, IndexStep, Kernels, Resolve, Score, SelectPartitions};
+use super::kernels::{Append, Attend, Gather, IndexStep, Kernels, Resolve, Score, SelectPartitions};
 
-/// One layer of a decode step up to attention: Index, Offload, Select and Retrieve, in this order on one stream. Every decision is taken
-/// on the GPU, from entries, tables and queries that lie there, so it can be captured once and replayed for every step of a batch.
+/// One layer of a decode step from Index to Attention: all five stages, in this order on one stream. Every decision is taken on the
+/// GPU, from entries, tables and queries that lie there, so it can be captured once and replayed for every step of a batch.
 ///
 /// The order is what makes it right, without an event: a partition that leaves the steady zone is summarised before it can be
 /// selected; a page is on the host, and said to be, before a later step may evict it; a page leaves the steady zone in `resolve`, after
-/// its last reader there.
+/// its last reader there, and attention finds it in the cache, if it is selected; no page of the selection is the victim of another row
+/// or layer, so what attention reads stays until the layer's next step.
 #[derive(Clone, Copy, Debug)]
 pub struct LayerStep<'a> {
     /// Index: summaries of the partitions that leave the steady zone; `None` for methods without.
@@ -19,13 +20,15 @@ pub struct LayerStep<'a> {
     pub resolve: Resolve<'a>,
     /// Retrieve: the copies.
     pub gather: Gather<'a>,
+    /// Attention: over the steady zone's pages and those that `resolve` lists.
+    pub attend: Attend<'a>,
 }
 
 impl LayerStep<'_> {
     /// Refuses stages that are not of one batch, layer and kind of page, or that do not hand on to each other: another shape of logits or
     /// lists on either side would be read as what it is not.
     fn check(&self) -> Result<()> {
-        let Self { index, append: Append { pages, .. }, select, resolve, gather } = self;
+        let Self { index, append: Append { pages, .. }, select, resolve, gather, attend } = self;
         let all = |shapes: &[(&'static str, usize, usize)]| {
             shapes.iter().try_for_each(|(what, expected, found)| check_length(what, *expected, *found))
         };
@@ -71,10 +74,23 @@ impl LayerStep<'_> {
             ("gather copies", resolve.copies.len(), gather.copies.len()),
             ("gather counts", resolve.copy_counts.len(), gather.counts.len()),
             ("gather page_words", page_words, gather.page_words as usize),
+        ])?;
+        // Not the group: a gate may score with other heads than attention's.
+        all(&[
+            ("attend requests", requests, attend.entries.len()),
+            ("attend kv_heads", kv_heads, attend.kv_heads as usize),
+            ("attend layer", layer, attend.layer as usize),
+            ("attend head_words", head_words, attend.head_words as usize),
+            ("attend page_tokens", page_tokens, attend.page_tokens as usize),
+            ("attend pages", resolve.pages.len(), attend.pages.len()),
+            ("attend page_counts", resolve.page_counts.len(), attend.page_counts.len()),
+            ("attend steady", resolve.tables.steady.len(), attend.steady.len()),
+            ("attend pool", gather.device_pages.len(), attend.pool.len()),
         ])
     }
 
-    /// Async: the selected pages are where `resolve` says when `stream` has come this far.
+    /// Async: attention's outputs are there when `stream` has come this far, and the selected pages where `resolve` says. A row that
+    /// `resolve` left out, for a fault, has attended to its steady zone alone.
     ///
     /// # Errors
     /// [`Length`](super::driver::DriverError::Length) for stages of different shapes, of which none runs; the first launch that is
@@ -96,12 +112,14 @@ impl LayerStep<'_> {
                 select.launch(kernels, stream)?;
             }
             self.resolve.launch(kernels, stream)?;
-            self.gather.launch(kernels, stream)
+            self.gather.launch(kernels, stream)?;
+            self.attend.launch(kernels, stream)
         }
     }
 }
 
-/// Captures the layers of a step, one after another.
+/// Captures the layers of a step, one after another. What a model computes between them is not here: who captures that too calls
+/// [`LayerStep::launch`] among its own launches.
 ///
 /// # Errors
 /// A launch that is refused, or the capture.

@@ -23,7 +23,7 @@ fn attention_is_checked_and_launched() {
     let (partials, arrivals) = (words(12 * 4 * partial), table(12));
     let [few_words, few_partials] = [60 * 8 - 1, 12 * 4 * partial - 1].map(words);
     let [few_biases, few_lse] = [6 * 5 * 32 - 1, 60 - 1].map(floats);
-    let few_arrivals = table(11);
+    let (few_arrivals, uneven) = (table(11), table(6 * 5 + 1));
     let right = Attend {
         entries: &entries,
         kv_heads: 3,
@@ -61,6 +61,12 @@ fn attention_is_checked_and_launched() {
         );
         assert_eq!(launch(Attend { page_tokens, ..right }), Err(choice));
     }
+    for scale in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        let positive = DriverError::Positive { what: "attend scale", value: scale.to_string() };
+        assert_eq!(launch(Attend { scale, ..right }), Err(positive));
+    }
+    let multiple = DriverError::Multiple { what: "attend pages", value: 31, of: 6 };
+    assert_eq!(launch(Attend { pages: &uneven, ..right }), Err(multiple));
     let most = i32::MAX as u64;
     for (what, value, min, max, wrong) in [
         ("attend kv_heads", 0, 1, ANY, Attend { kv_heads: 0, ..right }),

@@ -65,6 +65,9 @@ pub enum DriverError {
     #[error("{what} is {value}; it must be above 0 and at most 1")]
     Share { what: &'static str, value: String },
 
+    #[error("{what} is {value}; it must be above 0 and finite")]
+    Positive { what: &'static str, value: String },
+
     #[error("{what} is not a number")]
     NotANumber { what: &'static str },
 
@@ -146,6 +149,18 @@ fn list(numbers: &[u32]) -> String {
 /// [`DriverError::Multiple`] with the number's name.
 pub fn check_multiple(what: &'static str, value: u64, of: u64) -> Result<()> {
     if value.is_multiple_of(of) { Ok(()) } else { Err(DriverError::Multiple { what, value, of }) }
+}
+
+/// Refuses a factor that is no number above 0.
+///
+/// # Errors
+/// [`DriverError::Positive`] with the factor's name.
+pub(in crate::backend::cuda) fn check_positive(what: &'static str, value: f32) -> Result<()> {
+    if value > 0.0 && value.is_finite() {
+        Ok(())
+    } else {
+        Err(DriverError::Positive { what, value: value.to_string() })
+    }
 }
 
 /// Refuses `len` elements from `start` on where there are `limit`.

@@ -1,8 +1,8 @@
 use spinkv_kernels::abi::{ENTRY_WORDS, Entry, attend};
 
 use super::super::driver::{
-    Argument, DeviceBuffer, LaunchShape, Result, Stream, check_choice, check_length, check_operand,
-    check_range, launch_with,
+    Argument, DeviceBuffer, LaunchShape, Result, Stream, check_choice, check_length, check_multiple,
+    check_operand, check_positive, check_range, launch_with,
 };
 use super::Kernels;
 use crate::memory::Word;
@@ -55,15 +55,17 @@ impl Attend<'_> {
     ///
     /// # Errors
     /// [`Choice`](super::super::driver::DriverError::Choice) for heads of neither 64 nor 128 and pages of another size,
+    /// [`Positive`](super::super::driver::DriverError::Positive) for a `scale` that is no number above 0,
+    /// [`Multiple`](super::super::driver::DriverError::Multiple) for pages that do not part into a list a row,
     /// [`Operand`](super::super::driver::DriverError::Operand) for a size of 0, a group beyond [`MAX_GROUP`](attend::MAX_GROUP), more splits than [`MAX_SPLITS`](attend::MAX_SPLITS), or lists, units or queries
     /// beyond 32 bits, [`Length`](super::super::driver::DriverError::Length) and
     /// [`OutOfRange`](super::super::driver::DriverError::OutOfRange) for a buffer that does not fit, or a failed launch.
     ///
     /// # Safety
-    /// When the launch runs, lists and steady pages name pages of the pool, and of each entry the tail begins at page `leaving_key +
+    /// The steady lists have the layer. When the launch runs, lists and steady pages name pages of the pool, and of each entry the tail begins at page `leaving_key +
     /// leaving`; `arrivals` are 0; until it has run nothing writes what it reads, and nothing uses what it writes.
     pub unsafe fn launch(&self, kernels: &Kernels, stream: &Stream) -> Result<()> {
-        let Self { kv_heads, group, head_words, page_tokens, splits, .. } = *self;
+        let Self { kv_heads, group, head_words, page_tokens, splits, scale, .. } = *self;
         let most = u64::from(u32::MAX);
         check_operand("attend kv_heads", kv_heads.into(), 1..=most)?;
         check_operand("attend group", group.into(), 1..=attend::MAX_GROUP.into())?;
@@ -71,6 +73,7 @@ impl Attend<'_> {
         let kernel = if head_words == 8 { &kernels.attend_64 } else { &kernels.attend_128 };
         check_choice("attend page_tokens", page_tokens, &attend::PAGE_TOKENS)?;
         check_operand("attend splits", splits.into(), 1..=attend::MAX_SPLITS.into())?;
+        check_positive("attend scale", scale)?;
         let rows = self.entries.len() as u64 * u64::from(kv_heads);
         let units = rows * u64::from(attend::blocks_of_group(group));
         check_operand("attend units * splits", units * u64::from(splits), 0..=i32::MAX as u64)?;
@@ -81,6 +84,7 @@ impl Attend<'_> {
         }
         let list_capacity = self.pages.len() as u64 / rows;
         check_operand("attend pages", self.pages.len() as u64, 0..=most)?;
+        check_multiple("attend pages", self.pages.len() as u64, rows)?;
         check_length("attend page_counts", rows as usize, self.page_counts.len())?;
         if let Some(biases) = self.biases {
             let tokens = rows * list_capacity * u64::from(page_tokens);

@@ -7,6 +7,7 @@ mod attend;
 mod gather;
 mod index;
 mod offload;
+mod prefill;
 mod resolve;
 mod score;
 mod select;
@@ -17,6 +18,7 @@ pub use attend::Attend;
 pub use gather::{Gather, GatherVariant};
 pub use index::{IndexOperator, IndexPrompts, IndexStep, SummaryTable};
 pub use offload::{Append, OffloadPages, StorePrompt, ValidBits, WriteBack};
+pub use prefill::{Prefill, PrefillVariant};
 pub use resolve::{KvTables, PartitionPages, Resolve};
 pub use score::Score;
 pub use select::{Estimates, Marks, SelectPartitions};
@@ -46,6 +48,10 @@ pub struct Kernels {
     top_k: Function,
     attend_64: Function,
     attend_128: Function,
+    prefill_64: Function,
+    prefill_128: Function,
+    prefill_wgmma_64: Option<Function>,
+    prefill_wgmma_128: Option<Function>,
     multiprocessors: u32,
 }
 
@@ -66,6 +72,7 @@ impl Kernels {
             function.allow_shared_bytes(context.device().limits.opt_in_shared_bytes.saturating_sub(fixed))?;
             Ok(function)
         };
+        let hopper = |name| (arch == PtxArch::Sm90a).then(|| shared(name)).transpose();
         let index = |prompts, step| {
             Ok(IndexFunctions { prompts: module.function(prompts)?, step: module.function(step)? })
         };
@@ -84,6 +91,10 @@ impl Kernels {
             top_k: shared("top_k")?,
             attend_64: shared("attend_64")?,
             attend_128: shared("attend_128")?,
+            prefill_64: shared("prefill_64")?,
+            prefill_128: shared("prefill_128")?,
+            prefill_wgmma_64: hopper("prefill_wgmma_64")?,
+            prefill_wgmma_128: hopper("prefill_wgmma_128")?,
             multiprocessors: context.device().multiprocessors,
         })
     }
@@ -98,8 +109,10 @@ impl Kernels {
             &self.write_back,
             &self.attend_64,
             &self.attend_128,
+            &self.prefill_64,
+            &self.prefill_128,
         ]);
-        rest.chain(&self.gather_bulk)
+        rest.chain([&self.gather_bulk, &self.prefill_wgmma_64, &self.prefill_wgmma_128].into_iter().flatten())
     }
 
     fn index(&self, operator: IndexOperator) -> &IndexFunctions {
