@@ -1,0 +1,186 @@
+//! The step as a graph.
+
+use std::array;
+use std::error::Error;
+
+use spinkv::backend::cuda::driver::{Graph, Stream};
+use spinkv::backend::cuda::kernels::{
+    Append, Attend, Gather, IndexOperator, IndexStep, KvTables, OffloadPages, PartitionPages, Resolve, Score,
+    SelectPartitions, SummaryTable,
+};
+use spinkv::backend::cuda::{LayerStep, capture_step};
+use spinkv::pipeline::GroupMerge;
+use spinkv_kernels::abi::SEGMENT_KEYS;
+
+use super::{
+    GROUP, HEAD_WORDS, KEYS, KV_HEADS, LAYERS, LIMIT, Machine, PAGE_TOKENS, PAGE_WORDS, ROWS, SCALE,
+    SEGMENTS, SLOT_STRIDE, SPLITS, World,
+};
+
+impl World<'_> {
+    /// The step of all layers as a graph; `delayed`: with something slow between the launches.
+    pub(super) fn capture(&self, delayed: bool) -> Result<Graph, Box<dyn Error>> {
+        let Machine { stream, kernels, .. } = self.machine;
+        let layers: [LayerStep<'_>; LAYERS] = array::from_fn(|layer| self.layer(layer));
+        if !delayed {
+            // SAFETY: nothing runs yet; see `run`.
+            return Ok(unsafe { capture_step(&layers, kernels, stream)? });
+        }
+        let delay = |stream: &Stream| self.device.delay.fill_bytes(stream, 0..self.device.delay.len(), 1);
+        Ok(Graph::capture(stream, |stream| {
+            for LayerStep { index, append, select, resolve, gather, attend } in &layers {
+                // SAFETY: as above.
+                unsafe {
+                    index.as_ref().map_or(Ok(()), |index| index.launch(kernels, stream))?;
+                    delay(stream)?;
+                    append.launch(kernels, stream)?;
+                    delay(stream)?;
+                    if let Some((score, select)) = select {
+                        score.launch(kernels, stream)?;
+                        delay(stream)?;
+                        select.launch(kernels, stream)?;
+                    }
+                    delay(stream)?;
+                    resolve.launch(kernels, stream)?;
+                    delay(stream)?;
+                    gather.launch(kernels, stream)?;
+                    delay(stream)?;
+                    attend.launch(kernels, stream)?;
+                }
+                delay(stream)?;
+            }
+            Ok(())
+        })?)
+    }
+
+    fn layer(&self, layer: usize) -> LayerStep<'_> {
+        let device = &self.device;
+        let lists = &device.lists[layer];
+        LayerStep {
+            index: Some(IndexStep {
+                table: SummaryTable {
+                    operator: IndexOperator::Mean,
+                    entries: &device.entries,
+                    directories: &device.directories,
+                    first_row: (layer * KV_HEADS) as u32,
+                    request_rows: ROWS as u32,
+                    kv_heads: KV_HEADS as u32,
+                    head_words: HEAD_WORDS as u32,
+                    partition_tokens: PAGE_TOKENS as u32,
+                    segment_partitions: SEGMENT_KEYS,
+                    summaries: &device.summaries,
+                },
+                steady: &device.steady,
+                pool: &device.pool,
+                page_tokens: PAGE_TOKENS as u32,
+            }),
+            append: Append {
+                pages: OffloadPages {
+                    entries: &device.entries,
+                    steady: &device.steady,
+                    pool: &device.pool,
+                    host_slabs: &device.host_slabs,
+                    host_valid: &device.host_valid,
+                    host_pages: &self.arena,
+                    first_row: (layer * KV_HEADS) as u32,
+                    kv_heads: KV_HEADS as u32,
+                    head_words: HEAD_WORDS as u32,
+                    page_tokens: PAGE_TOKENS as u32,
+                },
+                keys: &device.keys,
+                values: &device.values,
+            },
+            select: Some((
+                Score {
+                    entries: &device.entries,
+                    directories: &device.directories,
+                    summaries: &device.summaries,
+                    queries: &device.queries,
+                    kv_heads: KV_HEADS as u32,
+                    group: GROUP as u32,
+                    head_words: HEAD_WORDS as u32,
+                    bounds: false,
+                    segment_partitions: SEGMENT_KEYS,
+                    request_rows: ROWS as u32,
+                    layer: layer as u32,
+                    scale: SCALE,
+                    stride: KEYS as u32,
+                    logits: &lists.logits,
+                    statistics: &lists.statistics,
+                },
+                SelectPartitions {
+                    entries: &device.entries,
+                    logits: &lists.logits,
+                    statistics: Some(&lists.statistics),
+                    kv_heads: KV_HEADS as u32,
+                    group: GROUP as u32,
+                    stride: KEYS as u32,
+                    merge: GroupMerge::Max,
+                    least: None,
+                    top_p: 1.0,
+                    marks: None,
+                    estimates: None,
+                    resident: KEYS as u32,
+                    keys: &device.keys,
+                    capacity: LIMIT as u32,
+                    ids: &lists.ids,
+                    selected: &lists.id_counts,
+                },
+            )),
+            resolve: Resolve {
+                entries: &device.entries,
+                kv_heads: KV_HEADS as u32,
+                layer: layer as u32,
+                ids: &lists.ids,
+                id_counts: &lists.id_counts,
+                partitions: PartitionPages::Pages(1),
+                tables: KvTables {
+                    directories: &device.directories,
+                    segments: &device.segments,
+                    owners: &device.owners,
+                    physical: &device.physical,
+                    states: &device.states,
+                    steady: &device.steady,
+                    host_slabs: &device.host_slabs,
+                    host_valid: &device.host_valid,
+                    request_rows: ROWS as u32,
+                },
+                slot_capacity: SLOT_STRIDE as u32,
+                segment_capacity: SEGMENTS as u32,
+                pages: &lists.pages,
+                page_counts: &lists.page_counts,
+                copies: &lists.copies,
+                copy_counts: &lists.copy_counts,
+                faults: &lists.faults,
+            },
+            gather: Gather {
+                copies: &lists.copies,
+                counts: &lists.copy_counts,
+                host_pages: &self.arena,
+                device_pages: &device.pool,
+                page_words: PAGE_WORDS as u32,
+                blocks: 4,
+            },
+            attend: Attend {
+                entries: &device.entries,
+                kv_heads: KV_HEADS as u32,
+                group: GROUP as u32,
+                layer: layer as u32,
+                head_words: HEAD_WORDS as u32,
+                pages: &lists.pages,
+                page_counts: &lists.page_counts,
+                steady: &device.steady,
+                biases: None,
+                pool: &device.pool,
+                page_tokens: PAGE_TOKENS as u32,
+                queries: &device.queries,
+                scale: SCALE,
+                splits: SPLITS as u32,
+                partials: &lists.partials,
+                arrivals: &lists.arrivals,
+                outputs: &lists.outputs,
+                lse: &lists.lse,
+            },
+        }
+    }
+}
