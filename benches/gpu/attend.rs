@@ -186,37 +186,47 @@ impl<'a> Step<'a> {
         for row in (0..self.batch * KV_HEADS).step_by(97) {
             let head = row * GROUP + row % GROUP;
             let query = self.host_queries[head * HEAD_WORDS..][..HEAD_WORDS].as_flattened();
-            let (mut sum, mut expected) = (0.0, [0.0; HEAD_WORDS * WORD_ELEMENTS]);
-            for page in &self.lists[0][row * of_row..][..of_row] {
-                for token in 0..self.page_tokens {
+            let tokens = self.lists[0][row * of_row..][..of_row].iter().flat_map(|page| {
+                (0..self.page_tokens).map(move |token| {
                     let key = (*page as usize * 2 * self.page_tokens + token) * HEAD_WORDS;
                     let of = |at: usize| self.block[at % self.block.len()..][..HEAD_WORDS].as_flattened();
-                    let product = |(q, k): (&bf16, &bf16)| f64::from(q.to_f32()) * f64::from(k.to_f32());
-                    let dot: f64 = query.iter().zip(of(key)).map(product).sum();
-                    let weight = (dot * f64::from(scale())).exp();
-                    sum += weight;
-                    for (sum, value) in expected.iter_mut().zip(of(key + self.page_tokens * HEAD_WORDS)) {
-                        *sum += weight * f64::from(value.to_f32());
-                    }
-                }
-            }
+                    (of(key), of(key + self.page_tokens * HEAD_WORDS))
+                })
+            });
             let found = outputs[head * HEAD_WORDS..][..HEAD_WORDS].as_flattened();
-            let off: f64 =
-                found.iter().zip(&expected).map(|(f, e)| (f64::from(f.to_f32()) - e / sum).powi(2)).sum();
-            let norm: f64 = expected.iter().map(|e| (e / sum).powi(2)).sum();
-            let close = off.sqrt() <= 5e-3 * norm.sqrt();
-            if !close {
-                return Err(format!("attend, row {row}: off by {} of {}", off.sqrt(), norm.sqrt()).into());
-            }
+            check_head(query, tokens, found).map_err(|wrong| format!("attend, row {row}: {wrong}"))?;
         }
         Ok(())
     }
 }
 
-fn random_word(rng: &mut impl Rng) -> [bf16; WORD_ELEMENTS] {
+/// Whether a head's output is that of attention in f64 over `tokens`, keys with values.
+pub fn check_head<'a>(
+    query: &[bf16],
+    tokens: impl Iterator<Item = (&'a [bf16], &'a [bf16])>,
+    found: &[bf16],
+) -> Result<(), String> {
+    let (mut sum, mut expected) = (0.0, vec![0.0; query.len()]);
+    for (key, value) in tokens {
+        let product = |(q, k): (&bf16, &bf16)| f64::from(q.to_f32()) * f64::from(k.to_f32());
+        let dot: f64 = query.iter().zip(key).map(product).sum();
+        let weight = (dot * f64::from(scale())).exp();
+        sum += weight;
+        for (sum, value) in expected.iter_mut().zip(value) {
+            *sum += weight * f64::from(value.to_f32());
+        }
+    }
+    let off: f64 = found.iter().zip(&expected).map(|(f, e)| (f64::from(f.to_f32()) - e / sum).powi(2)).sum();
+    let norm: f64 = expected.iter().map(|e| (e / sum).powi(2)).sum();
+    let close = off.sqrt() <= 5e-3 * norm.sqrt();
+    if close { Ok(()) } else { Err(format!("off by {} of {}", off.sqrt(), norm.sqrt())) }
+}
+
+pub fn random_word(rng: &mut impl Rng) -> [bf16; WORD_ELEMENTS] {
     std::array::from_fn(|_| bf16::from_f32(rng.random_range(-1.7..1.7)))
 }
 
-fn scale() -> f32 {
+/// Factor of the logits.
+pub fn scale() -> f32 {
     1.0 / ((HEAD_WORDS * WORD_ELEMENTS) as f32).sqrt()
 }

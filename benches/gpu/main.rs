@@ -8,10 +8,13 @@ mod attend;
 mod cuda_events;
 mod gather;
 mod index;
+mod layer_step;
 mod measure;
 mod offload;
+mod prefill;
 mod resolve;
 mod select;
+mod tables;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -28,7 +31,8 @@ use spinkv_benches::sampling::LEAST_REPEATS;
 ///
 /// A row is a kernel at one operating point: its shape, tokens of context, hits and misses as the
 /// device counted them, bytes that must move, median time and range, GB/s, and how much that is of
-/// the ceiling measured in the same run. Inputs come from memory, not from the L2.
+/// the ceiling measured in the same run; TFLOP/s of what arithmetic bounds. Inputs come from memory,
+/// not from the L2.
 ///
 /// Criterion keeps the samples and compares them with those of the run before: report.txt in
 /// --output-dir.
@@ -40,7 +44,7 @@ use spinkv_benches::sampling::LEAST_REPEATS;
 #[command(name = "bench-gpu", max_term_width = 110, verbatim_doc_comment)]
 struct Arguments {
     /// Only groups whose name holds this: gather (and gather_bulk, restore), resolve, select, chunk_mean, chunk_bounds, gate_pool,
-    /// write_back, append, store_prompt, attend.
+    /// write_back, append, attend, layer_step, prefill (and prefill_wgmma), store_prompt.
     filter: Option<String>,
     /// Timed repetitions of each row, at least 10.
     #[arg(long, default_value_t = 15, value_parser = RangedU64ValueParser::<usize>::new().range(LEAST_REPEATS as u64..))]
@@ -81,6 +85,8 @@ const GROUPS: &[(&str, Group)] = &[
     ("write_back", offload::write_back),
     ("append", offload::append),
     ("attend", attend::run),
+    ("layer_step", layer_step::run),
+    ("prefill", prefill::run),
     ("store_prompt", offload::store_prompt),
 ];
 

@@ -28,6 +28,7 @@ type ReadCounts<'a> = dyn Fn(&Stream) -> Result<Counts> + 'a;
 pub struct Shape<'a> {
     text: String,
     context_tokens: Option<u32>,
+    flops: Option<u64>,
     counts: Option<&'a ReadCounts<'a>>,
 }
 
@@ -39,6 +40,11 @@ impl<'a> Shape<'a> {
     /// Tokens of a request.
     pub fn context(self, tokens: u32) -> Self {
         Self { context_tokens: Some(tokens), ..self }
+    }
+
+    /// Floating-point operations of a launch that they bound.
+    pub fn flops(self, flops: u64) -> Self {
+        Self { flops: Some(flops), ..self }
     }
 
     /// How to read, after the row was timed, what its launches counted on the device.
@@ -162,6 +168,9 @@ impl Bench {
         events.take_failure()?;
         let mut row = Row::new(what, &shape.text, bytes, ceiling, sampled?);
         row.context_tokens = shape.context_tokens;
+        if let Some(flops) = shape.flops {
+            row = row.with_flops(flops);
+        }
         if let Some(counts) = shape.counts {
             let Counts { hits, misses } = counts(stream)?;
             (row.hits, row.misses) = (hits, Some(misses));

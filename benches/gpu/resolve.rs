@@ -6,13 +6,14 @@ use rand::seq::{SliceRandom, index};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use spinkv::backend::cuda::driver::{self, DeviceBuffer, PinnedArena, Stream};
-use spinkv::backend::cuda::kernels::{Gather, KvTables, PartitionPages, Resolve};
+use spinkv::backend::cuda::kernels::{Gather, PartitionPages, Resolve};
 use spinkv::memory::Word;
 use spinkv_benches::report::Counts;
-use spinkv_kernels::abi::{ABSENT_SLOT, Entry, PageCopy, SEGMENT_KEYS, SLAB_PAGES, SLOT_HELD, WORD_BYTES};
+use spinkv_kernels::abi::{Entry, PageCopy, SEGMENT_KEYS, WORD_BYTES};
 
 use crate::gather::random_arena;
 use crate::measure::{Bench, Shape};
+use crate::tables::{Held, TableShape, Tables};
 
 const KV_HEADS: usize = 8;
 /// Pages that a row selects.
@@ -23,8 +24,6 @@ const SLOTS: usize = 6 * SELECTED;
 const PAGE_BYTES: usize = 4096;
 /// Copies of the state, each used once a replay, all of them together several times the L2.
 const SETS: usize = 24;
-/// The clock of all requests.
-const CLOCK: u32 = 40;
 
 pub fn run(bench: &mut Bench) -> Result<(), Box<dyn Error>> {
     let least = 1 << 30;
@@ -46,38 +45,12 @@ pub fn run(bench: &mut Bench) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// A table that a step changes: what it is before, and a copy for each set.
-struct Restored<T: bytemuck::Pod> {
-    before: DeviceBuffer<T>,
-    sets: Vec<DeviceBuffer<T>>,
-}
-
-impl<T: bytemuck::Pod> Restored<T> {
-    fn new(bench: &Bench, elements: &[T]) -> driver::Result<Self> {
-        let before = DeviceBuffer::from_slice(&bench.stream, elements)?;
-        let copy = |_| DeviceBuffer::uninit(&bench.context, elements.len());
-        Ok(Self { before, sets: (0..SETS).map(copy).collect::<driver::Result<_>>()? })
-    }
-
-    fn reset(&self, stream: &Stream) -> driver::Result<()> {
-        let len = self.before.len();
-        self.sets.iter().try_for_each(|set| set.copy_from(stream, 0, &self.before, 0, len))
-    }
-}
-
 /// One layer's rows of a batch, in the middle of generation.
 struct Batch {
     requests: usize,
     context_tokens: u32,
     misses: usize,
-    segments: Restored<u16>,
-    owners: Restored<u32>,
-    physical: Restored<u32>,
-    states: Restored<u32>,
-    directories: DeviceBuffer<u32>,
-    steady: DeviceBuffer<u32>,
-    host_slabs: DeviceBuffer<u32>,
-    host_valid: DeviceBuffer<u32>,
+    tables: Tables,
     entries: DeviceBuffer<Entry>,
     ids: DeviceBuffer<u32>,
     id_counts: DeviceBuffer<u32>,
@@ -98,24 +71,15 @@ impl Batch {
         // Every page of the arena belongs to a row, as far as it goes: up to 128K tokens.
         let keys =
             (arena.len() / PAGE_BYTES / rows).min(16384) / SEGMENT_KEYS as usize * SEGMENT_KEYS as usize;
-        let (segments_each, slabs_each) = (keys / SEGMENT_KEYS as usize, keys / SLAB_PAGES as usize);
+        let shape = TableShape { requests, kv_heads: KV_HEADS, keys, slots: SLOTS };
         let mut rng = ChaCha8Rng::seed_from_u64(misses as u64);
-        let mut segments = vec![ABSENT_SLOT; rows * keys];
-        let mut owners = Vec::with_capacity(rows * SLOTS);
-        let mut states: Vec<u8> = Vec::with_capacity(rows * SLOTS);
+        let mut held = Vec::with_capacity(rows);
         let mut ids = Vec::with_capacity(rows * SELECTED);
-        for row in 0..rows {
-            let (request, head) = (row / KV_HEADS, row % KV_HEADS);
+        for _ in 0..rows {
             let resident = index::sample(&mut rng, keys, SLOTS).into_vec();
-            for (slot, key) in resident.iter().enumerate() {
-                let segment = request * segments_each + key / SEGMENT_KEYS as usize;
-                segments[(segment * KV_HEADS + head) * SEGMENT_KEYS as usize + key % SEGMENT_KEYS as usize] =
-                    slot as u16;
-                owners.push(*key as u32);
-                // Mostly young, as in a cache of six times a step's pages.
-                let age: u32 = rng.random_range(1..32);
-                states.push(SLOT_HELD | ((CLOCK + 64 - age) % 64) as u8);
-            }
+            // Mostly young, as in a cache of six times a step's pages.
+            let mut hold = |key: &usize| Held { key: *key, age: rng.random_range(1..32) };
+            held.push(resident.iter().map(&mut hold).collect());
             let mut selected = resident[..SELECTED - misses].to_vec();
             let mut is_resident = vec![false; keys];
             resident.iter().for_each(|key| is_resident[*key] = true);
@@ -130,35 +94,18 @@ impl Batch {
         }
         let mut physical: Vec<u32> = (0..(rows * SLOTS) as u32).collect();
         physical.shuffle(&mut rng);
-        let slabs: Vec<u32> = (0..(rows * slabs_each) as u32).collect();
-        let entry = |request: usize| Entry {
-            tokens: 8 * keys as u32,
-            clock: CLOCK,
-            directory: (request * segments_each) as u32,
-            first_slot: (request * KV_HEADS * SLOTS) as u32,
-            slot_stride: SLOTS as u32,
-            slots: SLOTS as u32,
-            ring_pages: 1,
-            first_slab: (request * KV_HEADS * slabs_each) as u32,
-            slab_stride: slabs_each as u32,
-            ..Entry::default()
-        };
+        let context_tokens = 8 * keys as u32;
+        let entry = |request| Entry { tokens: context_tokens, ring_pages: 1, ..shape.entry(request) };
         let entries: Vec<_> = (0..requests).map(entry).collect();
-        let directories: Vec<_> = (0..(requests * segments_each) as u32).collect();
         let stream = &bench.stream;
         let zeroed = |len| DeviceBuffer::zeroed(stream, len);
+        let tables = Tables::new(bench, shape, SETS, &physical, &vec![0; rows])?;
+        tables.hold(stream, &held)?;
         Ok(Self {
             requests,
-            context_tokens: entries[0].tokens,
+            context_tokens,
             misses,
-            segments: Restored::new(bench, &segments)?,
-            owners: Restored::new(bench, &owners)?,
-            physical: Restored::new(bench, &physical)?,
-            states: Restored::new(bench, bytemuck::cast_slice::<u8, u32>(&states))?,
-            directories: DeviceBuffer::from_slice(stream, &directories)?,
-            steady: zeroed(rows)?,
-            host_slabs: DeviceBuffer::from_slice(stream, &slabs)?,
-            host_valid: DeviceBuffer::from_slice(stream, &vec![0xffff; slabs.len()])?,
+            tables,
             entries: DeviceBuffer::from_slice(stream, &entries)?,
             ids: DeviceBuffer::from_slice(stream, &ids)?,
             id_counts: DeviceBuffer::from_slice(stream, &vec![SELECTED as u32; rows])?,
@@ -177,19 +124,9 @@ impl Batch {
             ids: &self.ids,
             id_counts: &self.id_counts,
             partitions: PartitionPages::Pages(1),
-            tables: KvTables {
-                directories: &self.directories,
-                segments: &self.segments.sets[set],
-                owners: &self.owners.sets[set],
-                physical: &self.physical.sets[set],
-                states: &self.states.sets[set],
-                steady: &self.steady,
-                host_slabs: &self.host_slabs,
-                host_valid: &self.host_valid,
-                request_rows: KV_HEADS as u32,
-            },
+            tables: self.tables.of(set),
             slot_capacity: SLOTS as u32,
-            segment_capacity: (self.directories.len() / self.requests) as u32,
+            segment_capacity: (self.tables.directories.len() / self.requests) as u32,
             pages: &self.pages,
             page_counts: &self.counts[0],
             copies: &self.copies,
@@ -209,16 +146,9 @@ impl Batch {
         }
     }
 
-    fn reset(&self, stream: &Stream) -> driver::Result<()> {
-        self.segments.reset(stream)?;
-        self.owners.reset(stream)?;
-        self.physical.reset(stream)?;
-        self.states.reset(stream)
-    }
-
     fn rows(&self, bench: &mut Bench, arena: &PinnedArena, ceiling: f64) -> Result<(), Box<dyn Error>> {
         let (rows, kernels, stream) = (self.requests * KV_HEADS, bench.kernels.clone(), bench.stream.clone());
-        let reset = |stream: &Stream| self.reset(stream);
+        let reset = |stream: &Stream| self.tables.reset(stream);
         // SAFETY: the tables agree with each other and are restored before each replay.
         let resolve = |stream: &Stream, set: usize| unsafe { self.resolve(set).launch(&kernels, stream) };
 
@@ -262,8 +192,8 @@ impl Batch {
 
     /// Every selected page has a place of its own, and hits that which the tables said.
     fn check_lists(&self, stream: &Stream) -> Result<(), Box<dyn Error>> {
-        let (pages, physical) = (self.pages.to_vec(stream)?, self.physical.before.to_vec(stream)?);
-        let (ids, owners) = (self.ids.to_vec(stream)?, self.owners.before.to_vec(stream)?);
+        let (pages, physical) = (self.pages.to_vec(stream)?, self.tables.physical.before.to_vec(stream)?);
+        let (ids, owners) = (self.ids.to_vec(stream)?, self.tables.owners.before.to_vec(stream)?);
         for row in 0..self.requests * KV_HEADS {
             let mut places: Vec<_> = pages[row * SELECTED..][..SELECTED].to_vec();
             let slots = row * SLOTS..(row + 1) * SLOTS;

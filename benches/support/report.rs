@@ -38,6 +38,9 @@ pub struct Row {
     pub misses: Option<u64>,
     /// Bytes that must move.
     pub bytes: u64,
+    /// Floating-point operations, where they bound the time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flops: Option<u64>,
     /// Median.
     pub us: f64,
     /// Where the median lies with 95% confidence.
@@ -47,6 +50,9 @@ pub struct Row {
     pub range_us: [f64; 2],
     /// 10^9 bytes a second, of the median.
     pub gb_per_s: f64,
+    /// 10^12 operations a second, of the median.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tflop_per_s: Option<f64>,
     /// Over the ceiling of the group, measured in the same run, if it has one.
     pub of_ceiling: Option<f64>,
 }
@@ -71,19 +77,26 @@ impl Row {
             hits: None,
             misses: None,
             bytes,
+            flops: None,
             us: times.median_us,
             interval_us: Some(times.interval_us),
             range_us: times.range_us,
             gb_per_s,
+            tflop_per_s: None,
             of_ceiling: ceiling.map(|ceiling| gb_per_s / ceiling),
         }
+    }
+
+    /// The row of a launch that does `flops` floating-point operations, by which it is bound.
+    pub fn with_flops(self, flops: u64) -> Self {
+        Self { flops: Some(flops), tflop_per_s: Some(flops as f64 / self.us / 1e6), ..self }
     }
 
     /// The names of the table's columns.
     pub fn heading() -> String {
         format!(
-            "{:14} {:42} {:>7} {:>7} {:>7} {:>8} {:>9} {:>17} {:>8} {:>7}",
-            "", "", "context", "hits", "misses", "bytes", "us", "range", "GB/s", "ceiling"
+            "{:14} {:42} {:>7} {:>7} {:>7} {:>8} {:>9} {:>17} {:>8} {:>7} {:>7}",
+            "", "", "context", "hits", "misses", "bytes", "us", "range", "GB/s", "ceiling", "TFLOP/s"
         )
     }
 }
@@ -96,11 +109,12 @@ impl fmt::Display for Row {
         let bytes = units::bytes(self.bytes as f64);
         let range = format!("{:.1} - {:.1}", self.range_us[0], self.range_us[1]);
         let percent = self.of_ceiling.map_or(String::new(), |ratio| format!("{:.1}%", 100.0 * ratio));
+        let tflop_per_s = self.tflop_per_s.map_or(String::new(), |rate| format!("{rate:.1}"));
         let Self { what, shape, us, gb_per_s, .. } = self;
         let (hits, misses) = (number(self.hits), number(self.misses));
         write!(
             f,
-            "{what:14} {shape:42} {context:>7} {hits:>7} {misses:>7} {bytes:>8} {us:>9.1} {range:>17} {gb_per_s:>8.2} {percent:>7}"
+            "{what:14} {shape:42} {context:>7} {hits:>7} {misses:>7} {bytes:>8} {us:>9.1} {range:>17} {gb_per_s:>8.2} {percent:>7} {tflop_per_s:>7}"
         )
     }
 }
@@ -124,6 +138,12 @@ mod tests {
             ["131072", "29440", "3328", "13.6", "MB", "285.6", "284.9", "-", "286.8", "47.73", "86.2%"]
         );
         assert_eq!(line.len(), Row::heading().len());
+
+        let row = Row::new("prefill", "8192 tokens", 1 << 20, None, TIMES).with_flops(100_000_000_000);
+        let line = row.to_string();
+        assert_eq!(line.split_whitespace().last(), Some("350.1"));
+        assert_eq!(line.len(), Row::heading().len());
+        assert_eq!(serde_json::to_value(&row).unwrap()["flops"], 100_000_000_000_u64);
     }
 
     #[test]
@@ -132,6 +152,8 @@ mod tests {
         let json = serde_json::to_value(&row).unwrap();
         assert!(
             json.get("hits").is_none()
+                && json.get("flops").is_none()
+                && json.get("tflop_per_s").is_none()
                 && json.get("misses").is_none()
                 && json.get("context_tokens").is_none()
         );

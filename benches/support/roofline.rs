@@ -145,7 +145,8 @@ fn ceilings(rows: &[Row]) -> Vec<Ceiling> {
 
 fn point(row: &Row) -> Option<Point<'_>> {
     let kernel = CEILINGS.iter().all(|(what, _)| row.what != *what);
-    (kernel && row.bytes > 0).then(|| Point {
+    // What arithmetic bounds has no place under ceilings of bytes.
+    (kernel && row.bytes > 0 && row.flops.is_none()).then(|| Point {
         bytes: row.bytes as f64,
         gb_per_s: row.gb_per_s,
         what: &row.what,
