@@ -93,7 +93,8 @@ impl AttendCase {
         let batch = rng.random_range(1..=3);
         let lengths: Vec<usize> =
             (0..batch).map(|_| pick(&mut rng, &[0, 1, 7, 8, 9, 15, 16, 17, 63, 64, 65, 200, 333])).collect();
-        let splits = pick(&mut rng, &[1, 1, 2, 3, 7]);
+        // More than eight are put together in several turns.
+        let splits = pick(&mut rng, &[1, 1, 2, 3, 7, 9, 20]);
         let peaks = pick(
             &mut rng,
             &[Peaks::Random, Peaks::Random, Peaks::Sharp, Peaks::Steep, Peaks::Flat, Peaks::Census],
