@@ -201,18 +201,18 @@ impl<'a> Step<'a> {
 }
 
 /// Whether a head's output is that of attention in f64 over `tokens`, keys with values.
-pub fn check_head<'a>(
+pub fn check_head<T: AsRef<[bf16]>>(
     query: &[bf16],
-    tokens: impl Iterator<Item = (&'a [bf16], &'a [bf16])>,
+    tokens: impl Iterator<Item = (T, T)>,
     found: &[bf16],
 ) -> Result<(), String> {
     let (mut sum, mut expected) = (0.0, vec![0.0; query.len()]);
     for (key, value) in tokens {
         let product = |(q, k): (&bf16, &bf16)| f64::from(q.to_f32()) * f64::from(k.to_f32());
-        let dot: f64 = query.iter().zip(key).map(product).sum();
+        let dot: f64 = query.iter().zip(key.as_ref()).map(product).sum();
         let weight = (dot * f64::from(scale())).exp();
         sum += weight;
-        for (sum, value) in expected.iter_mut().zip(value) {
+        for (sum, value) in expected.iter_mut().zip(value.as_ref()) {
             *sum += weight * f64::from(value.to_f32());
         }
     }

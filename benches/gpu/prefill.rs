@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use half::bf16;
-use rand::{Rng, SeedableRng};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use spinkv::backend::cuda::driver::{DeviceBuffer, Result as DriverResult, Stream};
 use spinkv::backend::cuda::kernels::{Kernels, Prefill, PrefillVariant};
@@ -11,6 +11,7 @@ use spinkv::memory::Word;
 use spinkv_kernels::abi::prefill::query_tiles;
 use spinkv_kernels::abi::{WORD_BYTES, WORD_ELEMENTS};
 
+use crate::attend::{check_head, random_word, scale};
 use crate::measure::{Bench, Shape};
 
 /// Qwen3-14B: 8 KV heads of 128, 5 query heads each.
@@ -42,8 +43,7 @@ struct Tensor {
 impl Tensor {
     fn random(stream: &Stream, seed: u64, rows: usize) -> Result<Self, Box<dyn Error>> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let mut element = |_| bf16::from_f32(rng.random_range(-1.7..1.7));
-        let run: Vec<_> = (0..RUN).map(|_| std::array::from_fn(&mut element)).collect();
+        let run: Vec<_> = (0..RUN).map(|_| random_word(&mut rng)).collect();
         let words = DeviceBuffer::<Word>::zeroed(stream, rows * HEAD_WORDS)?;
         for at in (0..words.len()).step_by(RUN) {
             let part = &run[..RUN.min(words.len() - at)];
@@ -53,9 +53,8 @@ impl Tensor {
     }
 
     /// A head of a token.
-    fn row(&self, row: usize) -> impl Iterator<Item = f64> {
-        let words = (row * HEAD_WORDS..(row + 1) * HEAD_WORDS).map(|word| &self.run[word % RUN]);
-        words.flatten().map(|element| f64::from(element.to_f32()))
+    fn row(&self, row: usize) -> Vec<bf16> {
+        (row * HEAD_WORDS..(row + 1) * HEAD_WORDS).flat_map(|word| self.run[word % RUN]).collect()
     }
 }
 
@@ -158,32 +157,16 @@ impl<'a> Batch<'a> {
             for token in (0..*tokens).step_by(tokens / 7).chain([tokens - 1]) {
                 let head = token % HEADS;
                 let row = (first_query + token) * HEADS + head;
-                let (mut sum, mut expected) = (0.0, [0.0; HEAD_WORDS * WORD_ELEMENTS]);
-                for key in 0..=past + token {
+                let keys = (0..=past + token).map(|key| {
                     let of_key = (first_key + key) * KV_HEADS + head / (HEADS / KV_HEADS);
-                    let dot: f64 = self.queries.row(row).zip(self.keys.row(of_key)).map(|(q, k)| q * k).sum();
-                    let weight = (dot * f64::from(scale())).exp();
-                    sum += weight;
-                    for (sum, value) in expected.iter_mut().zip(self.values.row(of_key)) {
-                        *sum += weight * value;
-                    }
-                }
+                    (self.keys.row(of_key), self.values.row(of_key))
+                });
                 let found = outputs[row * HEAD_WORDS..][..HEAD_WORDS].as_flattened();
-                let off: f64 =
-                    found.iter().zip(&expected).map(|(f, e)| (f64::from(f.to_f32()) - e / sum).powi(2)).sum();
-                let norm: f64 = expected.iter().map(|e| (e / sum).powi(2)).sum();
-                let close = off.sqrt() <= 5e-3 * norm.sqrt();
-                if !close {
-                    let (off, norm) = (off.sqrt(), norm.sqrt());
-                    return Err(format!("prefill, token {token}, head {head}: off by {off} of {norm}").into());
-                }
+                check_head(&self.queries.row(row), keys, found)
+                    .map_err(|wrong| format!("prefill, token {token}, head {head}: {wrong}"))?;
             }
             (first_query, first_key) = (first_query + tokens, first_key + past + tokens);
         }
         Ok(())
     }
-}
-
-fn scale() -> f32 {
-    1.0 / ((HEAD_WORDS * WORD_ELEMENTS) as f32).sqrt()
 }

@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 use spinkv_kernels::abi::WORD_ELEMENTS;
 use spinkv_kernels::abi::prefill::query_tiles;
 
-use super::attend::{Elements, Peaks, word};
+use super::attend::{Elements, Peaks, Token, check_head, word};
 use super::{POISON, pick};
 
 /// Tokens beyond the batch's: what is there is no number, and stays what it is.
@@ -149,9 +149,8 @@ impl PrefillCase {
         vec![NO_LSE; self.queries.len() / self.head_words]
     }
 
-    /// Whether outputs and logarithms of sums are right, against f64: the norm of the difference at most 5e-3 of the output's, no element
-    /// off by more than 2e-2 of the greatest; logarithms within 1e-5 of themselves or of 1. Of long cases some tokens are looked at;
-    /// what lies beyond the batch must be as it was.
+    /// Whether outputs and logarithms of sums are right, as [`check_head`] has it. Of long cases some tokens are looked at; what lies
+    /// beyond the batch must be as it was.
     ///
     /// # Errors
     /// The first token that is wrong.
@@ -189,45 +188,17 @@ impl PrefillCase {
         outputs: &[u128],
         lse: f32,
     ) -> Result<(), String> {
-        let row = |tensor: &[u128], row: usize| -> Vec<f64> {
-            let words = &tensor[row * self.head_words..][..self.head_words];
-            bytemuck::cast_slice::<_, bf16>(words).iter().map(|element| f64::from(element.to_f32())).collect()
-        };
         let at = token * self.kv_heads * self.group + head;
-        let (query, found) = (row(&self.queries, at), row(outputs, at));
-        let of_key = |key: usize| key * self.kv_heads + head / self.group;
-        let logits: Vec<f64> = seen
-            .clone()
-            .map(|key| {
-                let dot: f64 = query.iter().zip(row(&self.keys, of_key(key))).map(|(q, k)| q * k).sum();
-                dot * f64::from(self.scale)
-            })
-            .collect();
-        let greatest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let mut sum = 0.0;
-        let mut expected = vec![0.0; query.len()];
-        for (logit, key) in logits.iter().zip(seen) {
-            let weight = (logit - greatest).exp();
-            sum += weight;
-            for (sum, value) in expected.iter_mut().zip(row(&self.values, of_key(key))) {
-                *sum += weight * value;
-            }
-        }
-        let (mut off, mut norm, mut most, mut furthest) = (0.0, 0.0, 0.0_f64, 0.0_f64);
-        for (found, expected) in found.iter().zip(&expected) {
-            let (expected, difference) = (expected / sum, found - expected / sum);
-            off += difference * difference;
-            norm += expected * expected;
-            most = most.max(expected.abs());
-            furthest = if difference.is_nan() { f64::NAN } else { furthest.max(difference.abs()) };
-        }
-        let (off, norm) = (off.sqrt(), norm.sqrt());
-        let right = off <= 5e-3 * norm && furthest <= 2e-2 * most;
-        if !right {
-            return Err(format!("off by {off:e} of {norm:e}, an element by {furthest:e} of {most:e}"));
-        }
-        let expected = greatest + sum.ln();
-        let right = (f64::from(lse) - expected).abs() <= 1e-5 * expected.abs().max(1.0);
-        if right { Ok(()) } else { Err(format!("lse {lse} where {expected} was expected")) }
+        let query = self.row(&self.queries, at);
+        let token = |key: usize| {
+            let row = key * self.kv_heads + head / self.group;
+            Token { key: self.row(&self.keys, row), value: self.row(&self.values, row), bias: 0.0 }
+        };
+        check_head(query, self.scale, &seen.map(token).collect::<Vec<_>>(), self.row(outputs, at), lse)
+    }
+
+    /// A head of a token.
+    fn row<'a>(&self, tensor: &'a [u128], row: usize) -> &'a [bf16] {
+        bytemuck::cast_slice(&tensor[row * self.head_words..][..self.head_words])
     }
 }
