@@ -100,20 +100,44 @@ impl LayerStep<'_> {
     /// What each launch asks of its caller. The entries agree with each other and with the tables: one has a place in its ring for the new
     /// token's page beside those of the pages that leave with this step.
     pub unsafe fn launch(&self, kernels: &Kernels, stream: &Stream) -> Result<()> {
+        // SAFETY: the caller's part.
+        unsafe { self.launch_with(kernels, stream, |_| Ok(())) }
+    }
+
+    /// The same with `behind` enqueued behind each launch: an event, or a delay, which must change nothing.
+    ///
+    /// # Errors
+    /// Those of [`launch`](Self::launch), and `behind`'s.
+    ///
+    /// # Safety
+    /// As for [`launch`](Self::launch); `behind` touches nothing of the step's.
+    pub unsafe fn launch_with(
+        &self,
+        kernels: &Kernels,
+        stream: &Stream,
+        behind: impl Fn(&Stream) -> Result<()>,
+    ) -> Result<()> {
         self.check()?;
         // SAFETY: the caller's part; each launch follows those that write what it reads.
         unsafe {
             if let Some(index) = &self.index {
                 index.launch(kernels, stream)?;
+                behind(stream)?;
             }
             self.append.launch(kernels, stream)?;
+            behind(stream)?;
             if let Some((score, select)) = &self.select {
                 score.launch(kernels, stream)?;
+                behind(stream)?;
                 select.launch(kernels, stream)?;
+                behind(stream)?;
             }
             self.resolve.launch(kernels, stream)?;
+            behind(stream)?;
             self.gather.launch(kernels, stream)?;
-            self.attend.launch(kernels, stream)
+            behind(stream)?;
+            self.attend.launch(kernels, stream)?;
+            behind(stream)
         }
     }
 }

@@ -28,28 +28,8 @@ impl World<'_> {
         }
         let delay = |stream: &Stream| self.device.delay.fill_bytes(stream, 0..self.device.delay.len(), 1);
         Ok(Graph::capture(stream, |stream| {
-            for LayerStep { index, append, select, resolve, gather, attend } in &layers {
-                // SAFETY: as above.
-                unsafe {
-                    index.as_ref().map_or(Ok(()), |index| index.launch(kernels, stream))?;
-                    delay(stream)?;
-                    append.launch(kernels, stream)?;
-                    delay(stream)?;
-                    if let Some((score, select)) = select {
-                        score.launch(kernels, stream)?;
-                        delay(stream)?;
-                        select.launch(kernels, stream)?;
-                    }
-                    delay(stream)?;
-                    resolve.launch(kernels, stream)?;
-                    delay(stream)?;
-                    gather.launch(kernels, stream)?;
-                    delay(stream)?;
-                    attend.launch(kernels, stream)?;
-                }
-                delay(stream)?;
-            }
-            Ok(())
+            // SAFETY: as above.
+            layers.iter().try_for_each(|layer| unsafe { layer.launch_with(kernels, stream, delay) })
         })?)
     }
 
