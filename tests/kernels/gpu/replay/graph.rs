@@ -5,23 +5,27 @@ use std::error::Error;
 
 use spinkv::backend::cuda::driver::{Graph, Stream};
 use spinkv::backend::cuda::kernels::{
-    Append, Attend, Gather, IndexOperator, IndexStep, KvTables, OffloadPages, PartitionPages, Resolve, Score,
-    SelectPartitions, SummaryTable,
+    Append, Attend, Awaited, Gather, IndexOperator, IndexStep, KvTables, OffloadPages, PartitionPages,
+    Resolve, Score, SelectPartitions, SummaryTable,
 };
 use spinkv::backend::cuda::{LayerStep, capture_step};
 use spinkv::pipeline::GroupMerge;
 use spinkv_kernels::abi::SEGMENT_KEYS;
 
 use super::{
-    GROUP, HEAD_WORDS, KEYS, KV_HEADS, LAYERS, LIMIT, Machine, PAGE_TOKENS, PAGE_WORDS, ROWS, SCALE,
-    SEGMENTS, SLOT_STRIDE, SPLITS, World,
+    GROUP, HEAD_WORDS, Inputs, KEYS, KV_HEADS, LAYERS, LIMIT, LayerLists, Machine, PAGE_TOKENS, PAGE_WORDS,
+    ROWS, SCALE, SEGMENTS, SLOT_STRIDE, SPLITS, World,
 };
 
 impl World<'_> {
-    /// The step of all layers as a graph; `delayed`: with something slow between the launches.
-    pub(super) fn capture(&self, delayed: bool) -> Result<Graph, Box<dyn Error>> {
+    /// The step of all layers as a graph for a batch of `bucket` entries; `delayed`: with something slow between the launches.
+    pub(super) fn capture(&self, bucket: usize, delayed: bool) -> Result<Graph, Box<dyn Error>> {
         let Machine { stream, kernels, .. } = self.machine;
-        let layers: [LayerStep<'_>; LAYERS] = array::from_fn(|layer| self.layer(layer));
+        let [first, second] = &self.device.lists;
+        let lists = [first.first(bucket)?, second.first(bucket)?];
+        let inputs = self.device.inputs.first(bucket)?;
+        let layers: [LayerStep<'_>; LAYERS] =
+            array::from_fn(|layer| self.layer(layer, &inputs, &lists[layer]));
         if !delayed {
             // SAFETY: nothing runs yet; see `run`.
             return Ok(unsafe { capture_step(&layers, kernels, stream)? });
@@ -33,14 +37,13 @@ impl World<'_> {
         })?)
     }
 
-    fn layer(&self, layer: usize) -> LayerStep<'_> {
+    fn layer<'a>(&'a self, layer: usize, inputs: &'a Inputs, lists: &'a LayerLists) -> LayerStep<'a> {
         let device = &self.device;
-        let lists = &device.lists[layer];
         LayerStep {
             index: Some(IndexStep {
                 table: SummaryTable {
                     operator: IndexOperator::Mean,
-                    entries: &device.entries,
+                    entries: &inputs.entries,
                     directories: &device.directories,
                     first_row: (layer * KV_HEADS) as u32,
                     request_rows: ROWS as u32,
@@ -56,7 +59,7 @@ impl World<'_> {
             }),
             append: Append {
                 pages: OffloadPages {
-                    entries: &device.entries,
+                    entries: &inputs.entries,
                     steady: &device.steady,
                     pool: &device.pool,
                     host_slabs: &device.host_slabs,
@@ -67,15 +70,15 @@ impl World<'_> {
                     head_words: HEAD_WORDS as u32,
                     page_tokens: PAGE_TOKENS as u32,
                 },
-                keys: &device.keys,
-                values: &device.values,
+                keys: &inputs.keys,
+                values: &inputs.values,
             },
             select: Some((
                 Score {
-                    entries: &device.entries,
+                    entries: &inputs.entries,
                     directories: &device.directories,
                     summaries: &device.summaries,
-                    queries: &device.queries,
+                    queries: &inputs.queries,
                     kv_heads: KV_HEADS as u32,
                     group: GROUP as u32,
                     head_words: HEAD_WORDS as u32,
@@ -89,7 +92,7 @@ impl World<'_> {
                     statistics: &lists.statistics,
                 },
                 SelectPartitions {
-                    entries: &device.entries,
+                    entries: &inputs.entries,
                     logits: &lists.logits,
                     statistics: Some(&lists.statistics),
                     kv_heads: KV_HEADS as u32,
@@ -101,14 +104,14 @@ impl World<'_> {
                     marks: None,
                     estimates: None,
                     resident: KEYS as u32,
-                    keys: &device.keys,
+                    keys: &inputs.keys,
                     capacity: LIMIT as u32,
                     ids: &lists.ids,
                     selected: &lists.id_counts,
                 },
             )),
             resolve: Resolve {
-                entries: &device.entries,
+                entries: &inputs.entries,
                 kv_heads: KV_HEADS as u32,
                 layer: layer as u32,
                 ids: &lists.ids,
@@ -131,6 +134,7 @@ impl World<'_> {
                 page_counts: &lists.page_counts,
                 copies: &lists.copies,
                 copy_counts: &lists.copy_counts,
+                arrived: &lists.arrived,
                 faults: &lists.faults,
             },
             gather: Gather {
@@ -140,9 +144,10 @@ impl World<'_> {
                 device_pages: &device.pool,
                 page_words: PAGE_WORDS as u32,
                 blocks: 4,
+                arrived: Some(&lists.arrived),
             },
             attend: Attend {
-                entries: &device.entries,
+                entries: &inputs.entries,
                 kv_heads: KV_HEADS as u32,
                 group: GROUP as u32,
                 layer: layer as u32,
@@ -153,8 +158,9 @@ impl World<'_> {
                 biases: None,
                 pool: &device.pool,
                 page_tokens: PAGE_TOKENS as u32,
-                queries: &device.queries,
+                queries: &inputs.queries,
                 scale: SCALE,
+                awaited: Some(Awaited { copy_counts: &lists.copy_counts, arrived: &lists.arrived }),
                 splits: SPLITS as u32,
                 partials: &lists.partials,
                 arrivals: &lists.arrivals,

@@ -7,8 +7,8 @@ use spinkv_kernel_tests::attend::{Token, check_head};
 use spinkv_kernels::abi::{ABSENT_SLOT, SEGMENT_KEYS, SLAB_PAGES, SLOT_HELD, SLOT_STAMP, WORD_ELEMENTS};
 
 use super::{
-    BATCH_ROWS, Checked, GROUP, HEAD_WORDS, KEYS, KV_HEADS, LIMIT, Order, PAGE_TOKENS, PAGE_WORDS, ROWS,
-    SCALE, SINK_PAGES, SLABS, SLOT_STRIDE, World, slots_of, steady_place,
+    Checked, GROUP, HEAD_WORDS, KEYS, KV_HEADS, LIMIT, PAGE_TOKENS, PAGE_WORDS, ROWS, SCALE, SINK_PAGES,
+    SLABS, SLOT_STRIDE, World, slots_of, steady_place,
 };
 
 impl World<'_> {
@@ -103,7 +103,7 @@ impl World<'_> {
 
     /// The last replay's attention: outputs and logarithms of sums of all heads against f64 over the tokens of sinks, selection and
     /// tail, as the host has them.
-    pub(super) fn look_at_attention(&mut self, order: &Order) -> Checked {
+    pub(super) fn look_at_attention(&mut self, order: &[Option<usize>]) -> Checked {
         let stream = &self.machine.stream;
         let dim = HEAD_WORDS * WORD_ELEMENTS;
         let (truth, queries): (&[bf16], &[bf16]) =
@@ -115,7 +115,7 @@ impl World<'_> {
             if lists.arrivals.to_vec(stream)?.iter().any(|count| *count != 0) {
                 return Err(format!("layer {layer}: arrivals are not 0 again").into());
             }
-            for row in 0..BATCH_ROWS {
+            for row in 0..order.len() * KV_HEADS {
                 let place = order[row / KV_HEADS];
                 let Some(request) = place.and_then(|place| self.requests[place].as_ref()) else { continue };
                 let state = &request.rows[layer * KV_HEADS + row % KV_HEADS];

@@ -14,7 +14,7 @@ use half::bf16;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use spinkv::backend::cuda::driver::{DeviceBuffer, PinnedArena};
+use spinkv::backend::cuda::driver::{DeviceBuffer, DriverError, PinnedArena};
 use spinkv::memory::{PhysicalPage, Word};
 use spinkv::paging::{BucketedLru, FlatMap, Resolution, RowCache, SlotId, StepClock};
 use spinkv::partition::SelectedPage;
@@ -51,10 +51,16 @@ const SCALE: f32 = 0.125;
 const SPLITS: usize = 2;
 /// Bytes of attention's outputs before a step: a NaN.
 const POISON: u8 = 0xff;
-/// Requests that fit at a time, and entries of the captured batch.
+/// Requests that fit at a time.
 const PLACES: usize = 6;
-const BATCH: usize = 8;
+/// Entries of the captured batches: a step is one of them, filled up with entries that no request has.
+const BUCKETS: [usize; 2] = [3, 8];
+const BATCH: usize = BUCKETS[BUCKETS.len() - 1];
 const BATCH_ROWS: usize = BATCH * KV_HEADS;
+/// Numbers that `score` hands to `select` beside a row's logits.
+const STATISTICS: usize = GROUP * score::tiles(KEYS as u32) as usize * 2;
+/// Words of a row's shares of attention.
+const PARTIALS: usize = SPLITS * partial_words(HEAD_WORDS as u32) as usize;
 /// Replays between looks at all tables and pages.
 const LOOK: usize = 8;
 
@@ -78,8 +84,8 @@ pub fn tests() -> Vec<Test> {
 
 type Checked = Result<(), Box<dyn Error>>;
 
-/// Of each entry of the batch the place of its request; `None` for one that only fills the batch.
-type Order = [Option<usize>; BATCH];
+/// Of each entry of the step's batch the place of its request; `None` for one that only fills the batch.
+type Order = Vec<Option<usize>>;
 
 /// One row of a request, as the CPU has it.
 struct Row {
@@ -118,7 +124,7 @@ fn steady_place(key: usize) -> usize {
 
 /// What lies on the GPU.
 struct Device {
-    entries: DeviceBuffer<Entry>,
+    inputs: Inputs,
     directories: DeviceBuffer<u32>,
     segments: DeviceBuffer<u16>,
     owners: DeviceBuffer<u32>,
@@ -129,11 +135,29 @@ struct Device {
     host_valid: DeviceBuffer<u32>,
     summaries: DeviceBuffer<Word>,
     pool: DeviceBuffer<Word>,
+    lists: [LayerLists; LAYERS],
+    delay: DeviceBuffer<u32>,
+}
+
+/// What a step is given.
+struct Inputs {
+    entries: DeviceBuffer<Entry>,
     keys: DeviceBuffer<Word>,
     values: DeviceBuffer<Word>,
     queries: DeviceBuffer<Word>,
-    lists: [LayerLists; LAYERS],
-    delay: DeviceBuffer<u32>,
+}
+
+impl Inputs {
+    /// Those of a batch of `bucket` entries.
+    fn first(&self, bucket: usize) -> Result<Self, DriverError> {
+        let rows = bucket * KV_HEADS;
+        Ok(Self {
+            entries: self.entries.part(0..bucket)?,
+            keys: self.keys.part(0..rows * HEAD_WORDS)?,
+            values: self.values.part(0..rows * HEAD_WORDS)?,
+            queries: self.queries.part(0..rows * GROUP * HEAD_WORDS)?,
+        })
+    }
 }
 
 /// What a layer's stages hand on.
@@ -146,11 +170,35 @@ struct LayerLists {
     page_counts: DeviceBuffer<u32>,
     copies: DeviceBuffer<PageCopy>,
     copy_counts: DeviceBuffer<u32>,
+    arrived: DeviceBuffer<u32>,
     faults: DeviceBuffer<u32>,
     partials: DeviceBuffer<Word>,
     arrivals: DeviceBuffer<u32>,
     outputs: DeviceBuffer<Word>,
     lse: DeviceBuffer<f32>,
+}
+
+impl LayerLists {
+    /// Those of a batch of `bucket` entries.
+    fn first(&self, bucket: usize) -> Result<Self, DriverError> {
+        let rows = bucket * KV_HEADS;
+        Ok(Self {
+            logits: self.logits.part(0..rows * GROUP * KEYS)?,
+            statistics: self.statistics.part(0..rows * STATISTICS)?,
+            ids: self.ids.part(0..rows * LIMIT)?,
+            id_counts: self.id_counts.part(0..rows)?,
+            pages: self.pages.part(0..rows * LIMIT)?,
+            page_counts: self.page_counts.part(0..rows)?,
+            copies: self.copies.part(0..rows * LIMIT)?,
+            copy_counts: self.copy_counts.part(0..rows)?,
+            arrived: self.arrived.part(0..rows)?,
+            faults: self.faults.part(0..rows)?,
+            partials: self.partials.part(0..rows * PARTIALS)?,
+            arrivals: self.arrivals.part(0..rows)?,
+            outputs: self.outputs.part(0..rows * GROUP * HEAD_WORDS)?,
+            lse: self.lse.part(0..rows * GROUP)?,
+        })
+    }
 }
 
 /// What was compared, so that a run that saw too little of something is found out.
@@ -198,18 +246,16 @@ impl<'a> World<'a> {
         let layer = || -> Result<_, Box<dyn Error>> {
             Ok(LayerLists {
                 logits: DeviceBuffer::zeroed(stream, BATCH_ROWS * GROUP * KEYS)?,
-                statistics: DeviceBuffer::zeroed(
-                    stream,
-                    BATCH_ROWS * GROUP * score::tiles(KEYS as u32) as usize * 2,
-                )?,
+                statistics: DeviceBuffer::zeroed(stream, BATCH_ROWS * STATISTICS)?,
                 ids: zeroed(BATCH_ROWS * LIMIT)?,
                 id_counts: zeroed(BATCH_ROWS)?,
                 pages: zeroed(BATCH_ROWS * LIMIT)?,
                 page_counts: zeroed(BATCH_ROWS)?,
                 copies: DeviceBuffer::from_slice(stream, &[PageCopy::default(); BATCH_ROWS * LIMIT])?,
                 copy_counts: zeroed(BATCH_ROWS)?,
+                arrived: zeroed(BATCH_ROWS)?,
                 faults: zeroed(BATCH_ROWS)?,
-                partials: words(BATCH_ROWS * SPLITS * partial_words(HEAD_WORDS as u32) as usize)?,
+                partials: words(BATCH_ROWS * PARTIALS)?,
                 arrivals: zeroed(BATCH_ROWS)?,
                 outputs: words(BATCH_ROWS * GROUP * HEAD_WORDS)?,
                 lse: DeviceBuffer::zeroed(stream, BATCH_ROWS * GROUP)?,
@@ -218,7 +264,12 @@ impl<'a> World<'a> {
         let segments = PLACES * SEGMENTS + 3;
         let summaries = random_words(&mut rng, segments * ROWS * SEGMENT_KEYS as usize * HEAD_WORDS);
         let device = Device {
-            entries: DeviceBuffer::from_slice(stream, &[Entry::default(); BATCH])?,
+            inputs: Inputs {
+                entries: DeviceBuffer::from_slice(stream, &[Entry::default(); BATCH])?,
+                keys: words(BATCH_ROWS * HEAD_WORDS)?,
+                values: words(BATCH_ROWS * HEAD_WORDS)?,
+                queries: words(BATCH_ROWS * GROUP * HEAD_WORDS)?,
+            },
             directories: zeroed(PLACES * SEGMENTS)?,
             segments: DeviceBuffer::zeroed(stream, segments * ROWS * SEGMENT_KEYS as usize)?,
             owners: zeroed(all_rows * SLOT_STRIDE)?,
@@ -229,9 +280,6 @@ impl<'a> World<'a> {
             host_valid: zeroed(slabs)?,
             summaries: DeviceBuffer::from_slice(stream, &summaries)?,
             pool: words(pool_pages * PAGE_WORDS)?,
-            keys: words(BATCH_ROWS * HEAD_WORDS)?,
-            values: words(BATCH_ROWS * HEAD_WORDS)?,
-            queries: words(BATCH_ROWS * GROUP * HEAD_WORDS)?,
             lists: [layer()?, layer()?],
             delay: zeroed(16 << 20)?,
         };
@@ -262,11 +310,16 @@ impl<'a> World<'a> {
 
     /// Replays; what all lists and outputs were, in a number.
     fn run(mut self, replays: usize, delayed: bool) -> Result<u64, Box<dyn Error>> {
-        let graphs = [self.capture(false)?, self.capture(true)?];
+        let capture = |delayed| -> Result<Vec<_>, Box<dyn Error>> {
+            BUCKETS.iter().map(|bucket| self.capture(*bucket, delayed)).collect()
+        };
+        let graphs = [capture(false)?, capture(true)?];
         for replay in 0..replays {
             self.come_and_go()?;
             let order = self.begin()?;
-            let graph = &graphs[usize::from(delayed && replay % 2 == 1)];
+            let bucket =
+                BUCKETS.iter().position(|bucket| *bucket == order.len()).expect("a step is of a bucket");
+            let graph = &graphs[usize::from(delayed && replay % 2 == 1)][bucket];
             // SAFETY: the buffers are this world's; entries and tables are those of its requests.
             unsafe { graph.launch(&self.machine.stream)? };
             self.follow(&order).map_err(|wrong| format!("replay {replay}: {wrong}"))?;
@@ -289,7 +342,7 @@ impl<'a> World<'a> {
     }
 
     /// The CPU takes the same step, with the selection of the GPU, and compares lists.
-    fn follow(&mut self, order: &Order) -> Checked {
+    fn follow(&mut self, order: &[Option<usize>]) -> Checked {
         let stream = &self.machine.stream;
         for layer in 0..LAYERS {
             let lists = &self.device.lists[layer];

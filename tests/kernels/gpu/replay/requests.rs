@@ -3,16 +3,16 @@
 use std::array;
 use std::error::Error;
 
-use rand::seq::SliceRandom;
+use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, RngCore};
 use spinkv::memory::{PhysicalPage, Word};
 use spinkv::paging::{BucketedLru, FlatMap, RowCache, StepClock};
 use spinkv_kernels::abi::{ABSENT_SLOT, Entry, SEGMENT_KEYS, SLAB_PAGES};
 
 use super::{
-    BATCH, BATCH_ROWS, Checked, GROUP, HEAD_WORDS, KEYS, LIMIT, LayerLists, Order, PAGE_TOKENS, PAGE_WORDS,
-    PLACES, POISON, RING_PAGES, ROWS, Request, Row, SEGMENTS, SINK_PAGES, SLABS, SLOT_STRIDE, World,
-    pages_of, random_words, slots_of, steady_place,
+    BATCH, BATCH_ROWS, BUCKETS, Checked, GROUP, HEAD_WORDS, KEYS, LIMIT, LayerLists, Order, PAGE_TOKENS,
+    PAGE_WORDS, PLACES, POISON, RING_PAGES, ROWS, Request, Row, SEGMENTS, SINK_PAGES, SLABS, SLOT_STRIDE,
+    World, pages_of, random_words, slots_of, steady_place,
 };
 
 impl World<'_> {
@@ -126,12 +126,13 @@ impl World<'_> {
     /// A step begins: who takes part, with which token. The places of the entries.
     pub(super) fn begin(&mut self) -> Result<Order, Box<dyn Error>> {
         let stream = &self.machine.stream;
-        let mut order: Order = array::from_fn(|entry| Some(entry).filter(|place| *place < PLACES));
+        let mut order: Order = (0..BATCH).map(|entry| Some(entry).filter(|place| *place < PLACES)).collect();
         // The places that requests have in a batch change rarely, too: queries go by them.
         if self.rng.random_bool(0.1) {
             order.shuffle(&mut self.rng);
         }
-        let mut entries = [Entry::default(); BATCH];
+        order.truncate(*BUCKETS.choose(&mut self.rng).expect("there are buckets"));
+        let mut entries = vec![Entry::default(); order.len()];
         self.keys = random_words(&mut self.rng, BATCH_ROWS * HEAD_WORDS);
         self.values = random_words(&mut self.rng, BATCH_ROWS * HEAD_WORDS);
         // Mostly as before, so that selections are alike from step to step.
@@ -175,10 +176,10 @@ impl World<'_> {
                 unused: [0; 2],
             };
         }
-        self.device.entries.write(stream, 0, &entries)?;
-        self.device.keys.write(stream, 0, &self.keys)?;
-        self.device.values.write(stream, 0, &self.values)?;
-        self.device.queries.write(stream, 0, &self.queries)?;
+        self.device.inputs.entries.write(stream, 0, &entries)?;
+        self.device.inputs.keys.write(stream, 0, &self.keys)?;
+        self.device.inputs.values.write(stream, 0, &self.values)?;
+        self.device.inputs.queries.write(stream, 0, &self.queries)?;
         for LayerLists { outputs, lse, .. } in &self.device.lists {
             outputs.fill_bytes(stream, 0..outputs.len(), POISON)?;
             lse.fill_bytes(stream, 0..lse.len(), POISON)?;

@@ -1,22 +1,42 @@
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytemuck::Pod;
 use cust::sys::CUdeviceptr;
 
-use super::error::check_range;
+use super::error::{check_multiple, check_range};
 use super::raw::{self, Code, call};
 use super::{Context, DriverError, Event, Pending, PinnedArena, PinnedBuffer, Result, Stream};
 
 /// GPU memory for `len` elements.
 ///
-/// Dropping it waits for all work of the context. Elements that nothing has written hold some bytes or other.
+/// Dropping it, and the buffers that share its memory, waits for all work of the context. Elements that nothing has written hold some
+/// bytes or other.
 #[derive(Debug)]
 pub struct DeviceBuffer<T: Pod> {
     address: CUdeviceptr,
     len: usize,
+    /// `None` for no bytes.
+    allocation: Option<Arc<Allocation>>,
     context: Context,
     elements: PhantomData<T>,
+}
+
+/// Memory of the driver's.
+#[derive(Debug)]
+struct Allocation {
+    address: CUdeviceptr,
+    context: Context,
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        self.context.free_after_all_work(|| {
+            // SAFETY: allocated by uninit, freed once, and nothing is under way that could use it.
+            let _ = unsafe { call!(cuMemFree_v2(self.address)) };
+        });
+    }
 }
 
 impl<T: Pod> DeviceBuffer<T> {
@@ -41,7 +61,28 @@ impl<T: Pod> DeviceBuffer<T> {
             }
             None => return Err(out_of_memory(context, u64::MAX)),
         }
-        Ok(Self { address, len, context: context.clone(), elements: PhantomData })
+        let allocation = (address != 0).then(|| Arc::new(Allocation { address, context: context.clone() }));
+        Ok(Self { address, len, allocation, context: context.clone(), elements: PhantomData })
+    }
+
+    /// A range of the elements as a buffer of its own, for a batch smaller than this was made for, or one of several tables in it. Both are
+    /// the same memory, which stays until both are dropped.
+    ///
+    /// # Errors
+    /// [`DriverError::OutOfRange`]; [`DriverError::Multiple`] for a range that begins elsewhere than at a multiple of 256 bytes.
+    pub fn part(&self, range: Range<usize>) -> Result<Self> {
+        let len = range.end.saturating_sub(range.start);
+        check_range("part", range.start, len, self.len)?;
+        let offset = (range.start * size_of::<T>()) as u64;
+        check_multiple("part offset in bytes", offset, 256)?;
+        let Self { allocation, context, .. } = self;
+        Ok(Self {
+            address: if len == 0 { 0 } else { self.address + offset },
+            len,
+            allocation: allocation.clone(),
+            context: context.clone(),
+            elements: PhantomData,
+        })
     }
 
     /// Memory that is all zero, for whichever stream.
@@ -256,17 +297,6 @@ impl<T: Pod> DeviceBuffer<T> {
         check_range(what, at, len, self.len)?;
         self.context.make_current()?;
         Ok(self.address + (at * size_of::<T>()) as u64)
-    }
-}
-
-impl<T: Pod> Drop for DeviceBuffer<T> {
-    fn drop(&mut self) {
-        if self.address != 0 {
-            self.context.free_after_all_work(|| {
-                // SAFETY: allocated by uninit, freed once, and nothing is under way that could use it.
-                let _ = unsafe { call!(cuMemFree_v2(self.address)) };
-            });
-        }
     }
 }
 
