@@ -146,6 +146,7 @@ impl<'a> Step<'a> {
             page_tokens: self.page_tokens as u32,
             queries: &self.queries,
             scale: scale(),
+            awaited: None,
             splits: self.splits as u32,
             partials: &self.partials,
             arrivals: &self.arrivals,

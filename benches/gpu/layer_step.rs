@@ -6,7 +6,9 @@ mod stages;
 
 use std::error::Error;
 
+use spinkv::backend::cuda::LayerStep;
 use spinkv::backend::cuda::driver::{DeviceBuffer, Result as DriverResult, Stream};
+use spinkv::backend::cuda::kernels::{Attend, Gather};
 use spinkv::memory::Word;
 use spinkv::pipeline::SteadyZone;
 use spinkv_kernels::abi::WORD_BYTES;
@@ -38,7 +40,7 @@ const SLOTS: usize = 6 * SELECTED;
 /// Copies of all that a step reads on the GPU, each used once a replay.
 const SETS: usize = 8;
 /// Blocks of `gather`.
-const GATHER_BLOCKS: u32 = 16;
+const GATHER_BLOCKS: u32 = 24;
 
 pub fn run(bench: &mut Bench) -> Result<(), Box<dyn Error>> {
     let least = ROWS * KEYS * PAGE_BYTES;
@@ -98,6 +100,8 @@ enum Stage {
     Gather,
     Attend,
     All,
+    /// All, attention after the last miss of all rows.
+    Serial,
 }
 
 impl Stage {
@@ -115,6 +119,11 @@ impl Stage {
                 Self::Gather => step.gather.launch(kernels, stream),
                 Self::Attend => step.attend.launch(kernels, stream),
                 Self::All => step.launch(kernels, stream),
+                Self::Serial => {
+                    let gather = Gather { arrived: None, ..step.gather };
+                    let attend = Attend { awaited: None, ..step.attend };
+                    LayerStep { gather, attend, ..step }.launch(kernels, stream)
+                }
             }
         }
     }
@@ -177,6 +186,7 @@ fn rows_with_misses(
     let shape = shape.counted(&counted);
     row(bench, layer, shape.clone(), ("resolve", 0, None, Stage::Resolve))?;
     row(bench, layer, shape.clone(), ("gather", missed, Some(ceilings.host), Stage::Gather))?;
+    row(bench, layer, shape.clone(), ("step, serial", bytes, Some(at_floor), Stage::Serial))?;
     let gb_per_s = row(bench, layer, shape, ("step", bytes, Some(at_floor), Stage::All))?;
     println!(
         "floors: summaries {summaries:.1} us + attention {attended:.1} us + misses {fetched:.1} us = {floor:.1} us; step / floors = {:.2}",

@@ -55,7 +55,7 @@ struct Batch {
     ids: DeviceBuffer<u32>,
     id_counts: DeviceBuffer<u32>,
     pages: DeviceBuffer<u32>,
-    counts: [DeviceBuffer<u32>; 3],
+    counts: [DeviceBuffer<u32>; 4],
     copies: DeviceBuffer<PageCopy>,
     pool: DeviceBuffer<Word>,
 }
@@ -110,7 +110,7 @@ impl Batch {
             ids: DeviceBuffer::from_slice(stream, &ids)?,
             id_counts: DeviceBuffer::from_slice(stream, &vec![SELECTED as u32; rows])?,
             pages: zeroed(rows * SELECTED)?,
-            counts: [zeroed(rows)?, zeroed(rows)?, zeroed(rows)?],
+            counts: [zeroed(rows)?, zeroed(rows)?, zeroed(rows)?, zeroed(rows)?],
             copies: DeviceBuffer::from_slice(stream, &vec![PageCopy::default(); rows * SELECTED])?,
             pool: DeviceBuffer::zeroed(stream, rows * SLOTS * PAGE_BYTES / WORD_BYTES)?,
         })
@@ -131,6 +131,7 @@ impl Batch {
             page_counts: &self.counts[0],
             copies: &self.copies,
             copy_counts: &self.counts[1],
+            arrived: &self.counts[3],
             faults: &self.counts[2],
         }
     }
@@ -143,6 +144,7 @@ impl Batch {
             device_pages: &self.pool,
             page_words: (PAGE_BYTES / WORD_BYTES) as u32,
             blocks,
+            arrived: None,
         }
     }
 

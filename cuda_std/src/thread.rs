@@ -88,6 +88,24 @@ pub unsafe fn sync_threads_or(predicate: bool) -> bool {
     face::sync_threads_or(predicate)
 }
 
+/// Lets the launch that depends on this one begin once every block has said so or ended, if it was launched to overlap; what this one
+/// writes later it must then wait for by other means. Under the emulator launches do not overlap, and this does nothing.
+///
+/// PTX: `griddepcontrol.launch_dependents`, sm_90.
+#[inline(always)]
+pub fn launch_dependents() {
+    face::launch_dependents();
+}
+
+/// Waits for the end of the launch before this one, if this one was launched to overlap with it, and for all that it wrote. The launch
+/// after this one counts on it: the end of this one is then that of both.
+///
+/// PTX: `griddepcontrol.wait`, sm_90.
+#[inline(always)]
+pub fn wait_dependencies() {
+    face::wait_dependencies();
+}
+
 /// Sleeps for about `nanoseconds`, between looks at a flag that another block will set.
 ///
 /// PTX: `nanosleep.u32`.

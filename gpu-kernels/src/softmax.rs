@@ -17,6 +17,18 @@ pub fn shift_of(greatest: f32) -> f32 {
     if greatest == f32::NEG_INFINITY { 0.0 } else { greatest }
 }
 
+/// The least whole number that is not below `x`. Numbers beyond 2^22, infinities and NaN stay what they are.
+#[inline(always)]
+pub fn ceil(x: f32) -> f32 {
+    // Between 2^23 and 2^24 there are whole numbers only; this is in their middle.
+    const WHOLE: f32 = 12_582_912.0;
+    if x.abs() >= 4_194_304.0 {
+        return x;
+    }
+    let near = x + WHOLE - WHOLE;
+    if near < x { near + 1.0 } else { near }
+}
+
 /// The natural logarithm of a normal number, infinity or NaN, within 2 units in the last place; of anything smaller negative infinity.
 #[inline(always)]
 pub fn ln(x: f32) -> f32 {

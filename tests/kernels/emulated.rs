@@ -24,8 +24,9 @@ const SCHEDULES: u64 = 100;
 fn gather_on_random_shapes() {
     for seed in 0..SHAPES {
         let case = GatherCase::random(seed);
-        let pool = case.emulate(seed).unwrap_or_else(|fault| panic!("seed {seed}: {fault}\n{case:?}"));
-        case.check(&pool).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
+        let (pool, arrived) =
+            case.emulate(seed).unwrap_or_else(|fault| panic!("seed {seed}: {fault}\n{case:?}"));
+        case.check(&pool, &arrived).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
     }
 }
 
@@ -33,8 +34,9 @@ fn gather_on_random_shapes() {
 fn gather_bulk_on_random_shapes() {
     for seed in 0..SHAPES {
         let case = GatherCase::random(seed);
-        let pool = case.emulate_bulk(seed).unwrap_or_else(|fault| panic!("seed {seed}: {fault}\n{case:?}"));
-        case.check(&pool).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
+        let (pool, arrived) =
+            case.emulate_bulk(seed).unwrap_or_else(|fault| panic!("seed {seed}: {fault}\n{case:?}"));
+        case.check(&pool, &arrived).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
     }
 }
 
@@ -42,7 +44,7 @@ fn gather_bulk_on_random_shapes() {
 fn gather_bulk_in_random_orders() {
     let case = GatherCase::ring();
     let first = case.emulate_bulk(0).unwrap();
-    case.check(&first).unwrap();
+    case.check(&first.0, &first.1).unwrap();
     for schedule in 1..SCHEDULES {
         assert_eq!(case.emulate_bulk(schedule).unwrap(), first, "schedule {schedule}");
     }
@@ -52,7 +54,7 @@ fn gather_bulk_in_random_orders() {
 fn gather_in_random_orders() {
     let case = GatherCase::random(SHAPES);
     let first = case.emulate(0).unwrap();
-    case.check(&first).unwrap();
+    case.check(&first.0, &first.1).unwrap();
     for schedule in 1..SCHEDULES {
         assert_eq!(case.emulate(schedule).unwrap(), first, "schedule {schedule}");
     }

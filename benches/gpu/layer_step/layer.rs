@@ -73,6 +73,7 @@ pub struct Set {
     pub page_counts: DeviceBuffer<u32>,
     pub copies: DeviceBuffer<PageCopy>,
     pub copy_counts: DeviceBuffer<u32>,
+    pub arrived: DeviceBuffer<u32>,
     pub faults: DeviceBuffer<u32>,
 }
 
@@ -91,6 +92,7 @@ impl Set {
             page_counts: lists(ROWS)?,
             copies: DeviceBuffer::from_slice(stream, &vec![PageCopy::default(); ROWS * SELECTED])?,
             copy_counts: lists(ROWS)?,
+            arrived: lists(ROWS)?,
             faults: lists(ROWS)?,
         })
     }
@@ -251,6 +253,7 @@ impl Layer {
             device_pages: pool,
             page_words: PAGE_WORDS as u32,
             blocks: GATHER_BLOCKS,
+            arrived: None,
         };
         // SAFETY: the copies name pages of the arena, and each page of the pool once.
         unsafe { gather.launch(&self.kernels, stream)? };

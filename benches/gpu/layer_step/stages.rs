@@ -2,7 +2,7 @@
 
 use spinkv::backend::cuda::LayerStep;
 use spinkv::backend::cuda::kernels::{
-    Append, Attend, Gather, IndexOperator, IndexStep, OffloadPages, PartitionPages, Resolve, Score,
+    Append, Attend, Awaited, Gather, IndexOperator, IndexStep, OffloadPages, PartitionPages, Resolve, Score,
     SelectPartitions, SummaryTable,
 };
 use spinkv::pipeline::GroupMerge;
@@ -103,6 +103,7 @@ impl Layer {
                 page_counts: &set.page_counts,
                 copies: &set.copies,
                 copy_counts: &set.copy_counts,
+                arrived: &set.arrived,
                 faults: &set.faults,
             },
             gather: Gather {
@@ -112,6 +113,7 @@ impl Layer {
                 device_pages: &set.pool,
                 page_words: PAGE_WORDS as u32,
                 blocks: GATHER_BLOCKS,
+                arrived: Some(&set.arrived),
             },
             attend: Attend {
                 entries: &self.entries,
@@ -127,6 +129,7 @@ impl Layer {
                 page_tokens: PAGE_TOKENS as u32,
                 queries: &self.queries,
                 scale: scale(),
+                awaited: Some(Awaited { copy_counts: &set.copy_counts, arrived: &set.arrived }),
                 splits: self.splits,
                 partials: &self.partials,
                 arrivals: &self.arrivals,

@@ -49,6 +49,18 @@ bulk_of_types! {
     bulk_u64: u64, 8;
     bulk_u32x4: U32x4, 16;
 {
+    // Here since they came with sm_90, too. That launches overlap shows in the GPU tests of the layer's step.
+    thread_dependencies(
+        covers = ["thread::launch_dependents", "thread::wait_dependencies"],
+        expects = ["griddepcontrol.launch_dependents", "griddepcontrol.wait"],
+        in = [u32; 1], out = [u32; 1],
+    ) |io| {
+        launch_dependents();
+        wait_dependencies();
+        let word = io.take();
+        io.put(word);
+    }
+
     // An arrival a thread, most with bytes of their own, over five phases of a barrier. Who brings nothing leaves what was there.
     bulk_phases(
         covers = ["bulk::init", "bulk::arrive_expect", "bulk::copy_in", "bulk::try_wait", "bulk::wait"],

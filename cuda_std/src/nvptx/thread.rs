@@ -52,6 +52,18 @@ pub unsafe fn sync_threads_or(predicate: bool) -> bool {
 }
 
 #[inline(always)]
+pub fn launch_dependents() {
+    // SAFETY: tells the hardware what the kernel's author answers for.
+    unsafe { asm!("griddepcontrol.launch_dependents;", options(nostack)) }
+}
+
+#[inline(always)]
+pub fn wait_dependencies() {
+    // SAFETY: waits. Not `nomem`: what follows may read what was waited for.
+    unsafe { asm!("griddepcontrol.wait;", options(nostack)) }
+}
+
+#[inline(always)]
 pub fn nanosleep(nanoseconds: u32) {
     // SAFETY: waits.
     unsafe { asm!("nanosleep.u32 {};", in(reg32) nanoseconds, options(nostack)) }

@@ -1,17 +1,18 @@
 use core::f32::consts::LOG2_E;
 
+use cuda_std::atomic::{Order, Scope};
 use cuda_std::copy::{commit_group, wait_group};
 use cuda_std::math::{exp2_approx, max};
 use cuda_std::prelude::*;
 use cuda_std::warp::{FULL_MASK, WARP_SIZE, warp_shuffle_xor, warp_vote_any};
 use cuda_std::{bf16, mma, shared};
 
-use super::combine::{OfSplits, OfWarps, Parts, is_last};
+use super::combine::{OfSplits, OfWarps, Parts, Statistic, is_last};
 use super::context::Context;
 use super::tile;
 use crate::abi::attend::{HEADS, STAGES, TILE, WARPS, blocks_of_group, ring_bytes, shared_bytes};
 use crate::abi::{Entry, WARP};
-use crate::softmax::shift_of;
+use crate::softmax::{ceil, shift_of};
 
 /// Attention of a decode step over the pages of its selection and of the steady zone, in place; heads of 128.
 ///
@@ -28,6 +29,7 @@ use crate::softmax::shift_of;
 /// | `page_tokens` | 8, 16, 32 or 64 | tokens of a page |
 /// | `queries` | `[batch, kv_heads * group, head_words]` words | bf16 |
 /// | `scale` | | factor of the logits: 1 / sqrt(head dim) |
+/// | `copy_counts`, `arrived` | `[batch * kv_heads]` if `awaits` is 1, else not read | pages of the selections that [`gather`](crate::retrieve::gather) is fetching; words of them that are there |
 /// | `splits` | at least 1 | blocks that share a row's tokens |
 /// | `partials` | `[units, splits,` [`partial_words`](crate::abi::attend::partial_words)`]` words if `splits` is above 1 | scratch |
 /// | `arrivals` | `[units]`, 0 before and after, if `splits` is above 1 | scratch |
@@ -35,7 +37,10 @@ use crate::softmax::shift_of;
 /// | `lse` | `[batch, kv_heads * group]` | the natural logarithm of the sum of e^logit; negative infinity where a row has no token |
 ///
 /// `units` is `batch * kv_heads *` [`blocks_of_group`]. Nothing is written for an entry that only fills the batch. Products are exact,
-/// sums in f32; the weights of V are rounded to bf16.
+/// sums in f32; the weights of V are rounded to bf16 and divided by their own sum.
+///
+/// With `awaits` it may run beside the [`gather`](crate::retrieve::gather) before it, whose blocks all run by then: a row waits for its
+/// own misses alone. It ends after that all the same, so the launch after it may reuse what either read.
 ///
 /// # Mapping
 /// A block has up to 8 query heads of a row and, of `splits`, its share of the row's tokens, which lie in a list of pages: sinks,
@@ -54,7 +59,7 @@ use crate::softmax::shift_of;
 ///
 /// # Safety
 /// The views have the shapes above and hold the pages named; K, V and queries are numbers where a token lies.
-#[kernel(collectives(barrier = 5, mma = 18, shuffle = 16, vote = 1))]
+#[kernel(collectives(barrier = 6, mma = 18, shuffle = 22, vote = 1))]
 pub unsafe fn attend_128(
     entries: Global<U32x4>,
     kv_heads: u32,
@@ -70,6 +75,9 @@ pub unsafe fn attend_128(
     page_tokens: u32,
     queries: Global<U32x4>,
     scale: f32,
+    copy_counts: Global<u32>,
+    arrived: Global<u32>,
+    awaits: u32,
     splits: u32,
     partials: GlobalMut<U32x4>,
     arrivals: GlobalMut<u32>,
@@ -91,19 +99,24 @@ pub unsafe fn attend_128(
         page_tokens,
         queries,
         scale,
+        copy_counts,
+        arrived,
+        awaits,
         splits,
         partials,
         arrivals,
         outputs,
         lse,
     });
+    #[cfg(any(not(target_arch = "nvptx64"), sm_90))]
+    thread::wait_dependencies();
 }
 
 /// [`attend_128`] for heads of 64.
 ///
 /// # Safety
 /// As there.
-#[kernel(collectives(barrier = 5, mma = 10, shuffle = 18, vote = 1))]
+#[kernel(collectives(barrier = 6, mma = 10, shuffle = 24, vote = 1))]
 pub unsafe fn attend_64(
     entries: Global<U32x4>,
     kv_heads: u32,
@@ -119,6 +132,9 @@ pub unsafe fn attend_64(
     page_tokens: u32,
     queries: Global<U32x4>,
     scale: f32,
+    copy_counts: Global<u32>,
+    arrived: Global<u32>,
+    awaits: u32,
     splits: u32,
     partials: GlobalMut<U32x4>,
     arrivals: GlobalMut<u32>,
@@ -140,13 +156,21 @@ pub unsafe fn attend_64(
         page_tokens,
         queries,
         scale,
+        copy_counts,
+        arrived,
+        awaits,
         splits,
         partials,
         arrivals,
         outputs,
         lse,
     });
+    #[cfg(any(not(target_arch = "nvptx64"), sm_90))]
+    thread::wait_dependencies();
 }
+
+/// Between two looks at what has arrived.
+const POLL_NANOSECONDS: u32 = 100;
 
 /// A launch's parameters.
 struct Operands {
@@ -164,6 +188,9 @@ struct Operands {
     page_tokens: u32,
     queries: Global<U32x4>,
     scale: f32,
+    copy_counts: Global<u32>,
+    arrived: Global<u32>,
+    awaits: u32,
     splits: u32,
     partials: GlobalMut<U32x4>,
     arrivals: GlobalMut<u32>,
@@ -186,8 +213,8 @@ unsafe fn attend<const WORDS: u32>(operands: Operands) {
         biased,
         ..
     } = operands;
-    let Operands { pool, page_tokens, queries, scale, splits, partials, arrivals, outputs, lse, .. } =
-        operands;
+    let Operands { pool, page_tokens, queries, scale, copy_counts, arrived, awaits, .. } = operands;
+    let Operands { splits, partials, arrivals, outputs, lse, .. } = operands;
     let (unit, split) = (thread::block_idx_x() / splits, thread::block_idx_x() % splits);
     let (row, eight) = (unit / blocks_of_group(group), unit % blocks_of_group(group));
     let entry = Entry::load(entries, row / kv_heads);
@@ -226,6 +253,15 @@ unsafe fn attend<const WORDS: u32>(operands: Operands) {
         commit_group();
         asked += WARPS;
     };
+    if awaits != 0 {
+        if thread::thread_idx_x() == 0 {
+            let words = copy_counts.load(row as usize).min(list_capacity) * page_words;
+            while arrived.atomic_load(row as usize, Order::Acquire, Scope::Device) < words {
+                thread::nanosleep(POLL_NANOSECONDS);
+            }
+        }
+        thread::sync_threads();
+    }
     let mut stage = 0;
     while stage < STAGES - 1 {
         ask(stage);
@@ -247,10 +283,10 @@ unsafe fn attend<const WORDS: u32>(operands: Operands) {
     let bias_row = (row * list_capacity) as usize * page_tokens as usize;
     let scale = scale * LOG2_E;
 
-    // Of heads 2 t and 2 t + 1: the greatest logit so far, the same in all lanes of the head, and a lane's share of the sum; logits are
-    // in units of log2.
-    let mut maxima = [f32::NEG_INFINITY; 2];
-    let mut sums = [0.0_f32; 2];
+    // Of heads 2 t and 2 t + 1: the greatest logit so far, rounded up and the same in all lanes of the head, and a lane's share of the
+    // sums. Logits are in units of log2, so with whole numbers subtracted weights differ by powers of two from one share of the tokens
+    // to another, and are rounded to bf16 alike: the result hardly depends on the splits.
+    let mut statistics = [Statistic::NONE; 2];
     let mut products = [[0.0_f32; 4]; 8];
     while at < end {
         wait_group::<{ STAGES - 2 }>();
@@ -276,39 +312,49 @@ unsafe fn attend<const WORDS: u32>(operands: Operands) {
             part += 1;
         }
         let own = [max(logits[0], logits[2]), max(logits[1], logits[3])];
-        if warp_vote_any(FULL_MASK, own[0] > maxima[0] || own[1] > maxima[1]) {
+        if warp_vote_any(FULL_MASK, own[0] > statistics[0].greatest || own[1] > statistics[1].greatest) {
             let mut head = 0;
             while head < 2 {
-                let mut greatest = max(own[head], maxima[head]);
+                let statistic = &mut statistics[head];
+                let mut greatest = max(own[head], statistic.greatest);
                 let mut distance = 4;
                 while distance < WARP {
                     greatest = max(greatest, warp_shuffle_xor(FULL_MASK, greatest, distance, WARP_SIZE));
                     distance *= 2;
                 }
+                greatest = ceil(greatest);
                 // Before the first logit there is nothing to rescale.
-                let factor = exp2_approx(maxima[head] - shift_of(greatest));
-                sums[head] *= factor;
+                let factor = exp2_approx(statistic.greatest - shift_of(greatest));
+                statistic.sum *= factor;
+                statistic.weights *= factor;
                 let mut product = 0;
                 while product < 8 {
                     products[product][head] *= factor;
                     products[product][head + 2] *= factor;
                     product += 1;
                 }
-                maxima[head] = greatest;
+                statistic.greatest = greatest;
                 head += 1;
             }
         }
-        let mut weights = [0.0; 4];
+        let mut exponentials = [0.0; 4];
         let mut part = 0;
         while part < 4 {
-            weights[part] = exp2_approx(logits[part] - shift_of(maxima[part % 2]));
-            sums[part % 2] += weights[part];
+            let statistic = &mut statistics[part % 2];
+            exponentials[part] = exp2_approx(logits[part] - shift_of(statistic.greatest));
+            statistic.sum += exponentials[part];
             part += 1;
         }
-        let transposed = [
-            mma::transpose_8x8(bf16::pack(weights[0], weights[1])),
-            mma::transpose_8x8(bf16::pack(weights[2], weights[3])),
-        ];
+        let mut transposed = [0; 2];
+        let mut half = 0;
+        while half < 2 {
+            let weights = bf16::pack(exponentials[2 * half], exponentials[2 * half + 1]);
+            let (low, high) = bf16::unpack(weights);
+            statistics[0].weights += low;
+            statistics[1].weights += high;
+            transposed[half] = mma::transpose_8x8(weights);
+            half += 1;
+        }
         tile::add_values::<WORDS>(words, transposed, &mut products);
         at += WARPS;
     }
@@ -316,7 +362,7 @@ unsafe fn attend<const WORDS: u32>(operands: Operands) {
     // All copies of all warps were waited for, and what they brought is no longer needed.
     thread::sync_threads();
     let of_warps = OfWarps::<WORDS>::at(ring_bytes(WORDS));
-    of_warps.store(maxima, sums, &products);
+    of_warps.store(statistics, &products);
     thread::sync_threads();
     let outputs = outputs.slice((first_head * WORDS) as usize, (heads * WORDS) as usize);
     let lse = lse.slice(first_head as usize, heads as usize);

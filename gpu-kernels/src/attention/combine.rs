@@ -1,7 +1,6 @@
 //! Puts together what warps, or splits, found in their shares of a row's tokens: outputs that are not yet divided by their sums.
 //!
-//! A part has, for each of eight heads, the greatest logit (in units of log2), the sum of the exponentials of what the others are below
-//! it, and the output, weighted with those.
+//! A part has, for each of eight heads, a [`Statistic`] of its logits, and the output, weighted but not divided.
 
 use core::f32::consts::LN_2;
 
@@ -17,16 +16,43 @@ use crate::abi::WARP;
 use crate::abi::attend::{BLOCK, HEADS, WARPS, partial_words};
 use crate::softmax::{ln, shift_of};
 
+/// What a part knows of a head's logits.
+#[derive(Clone, Copy)]
+pub struct Statistic {
+    /// The greatest, in units of log2, rounded up.
+    pub greatest: f32,
+    /// Of the exponentials of what each is below it, the sum.
+    pub sum: f32,
+    /// The same of the exponentials as V is weighted with them, rounded to bf16: what outputs are divided by, so that their weights
+    /// add up to 1.
+    pub weights: f32,
+}
+
+impl Statistic {
+    /// Of no logit.
+    pub const NONE: Self = Self { greatest: f32::NEG_INFINITY, sum: 0.0, weights: 0.0 };
+
+    #[inline(always)]
+    fn of(U32x4 { x, y, z, .. }: U32x4) -> Self {
+        Self { greatest: f32::from_bits(x), sum: f32::from_bits(y), weights: f32::from_bits(z) }
+    }
+
+    #[inline(always)]
+    fn word(self) -> U32x4 {
+        bits([self.greatest, self.sum, self.weights, 0.0])
+    }
+}
+
 /// Where parts lie: in shared memory those of a block's warps, in global memory those of a row's splits.
 pub trait Parts<const WORDS: u32> {
     /// How many.
     fn count(&self) -> u32;
 
-    /// Greatest logit and sum of a head in a part.
+    /// That of a head's logits in a part.
     ///
     /// # Safety
     /// The part is there.
-    unsafe fn statistic(&self, part: u32, head: u32) -> (f32, f32);
+    unsafe fn statistic(&self, part: u32, head: u32) -> Statistic;
 
     /// Word `word` of a part's outputs, `[heads, 2 * WORDS]`, four f32.
     ///
@@ -34,19 +60,19 @@ pub trait Parts<const WORDS: u32> {
     /// The part is there.
     unsafe fn output(&self, part: u32, word: u32) -> U32x4;
 
-    /// Greatest logit and sum of a head, and eight elements of its output: word `word` of `WORDS`. Of `AT_ONCE` parts the loads are on
+    /// The statistic of a head, and eight elements of its output: word `word` of `WORDS`. Of `AT_ONCE` parts the loads are on
     /// their way at once.
     ///
     /// # Safety
     /// All parts are there.
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     #[inline(always)]
-    unsafe fn combined<const AT_ONCE: usize>(&self, head: u32, word: u32) -> (f32, f32, [f32; 8]) {
+    unsafe fn combined<const AT_ONCE: usize>(&self, head: u32, word: u32) -> (Statistic, [f32; 8]) {
         let first = (head * WORDS + word) * 2;
-        let (mut greatest, mut total, mut elements) = (f32::NEG_INFINITY, 0.0, [0.0; 8]);
+        let (mut all, mut elements) = (Statistic::NONE, [0.0; 8]);
         let mut part = 0;
         while part < self.count() {
-            let mut statistics = [(f32::NEG_INFINITY, 0.0); AT_ONCE];
+            let mut statistics = [Statistic::NONE; AT_ONCE];
             let mut outputs = [[U32x4::default(); 2]; AT_ONCE];
             let mut at = 0;
             while at < AT_ONCE {
@@ -58,14 +84,15 @@ pub trait Parts<const WORDS: u32> {
                 outputs[at] = [self.output(from, first), self.output(from, first + 1)];
                 at += 1;
             }
-            let before = greatest;
+            let before = all.greatest;
             let mut at = 0;
             while at < AT_ONCE {
-                greatest = max(greatest, statistics[at].0);
+                all.greatest = max(all.greatest, statistics[at].greatest);
                 at += 1;
             }
-            let rescale = exp2_approx(before - shift_of(greatest));
-            total *= rescale;
+            let rescale = exp2_approx(before - shift_of(all.greatest));
+            all.sum *= rescale;
+            all.weights *= rescale;
             let mut element = 0;
             while element < 8 {
                 elements[element] *= rescale;
@@ -73,9 +100,10 @@ pub trait Parts<const WORDS: u32> {
             }
             let mut at = 0;
             while at < AT_ONCE {
-                let (own, sum) = statistics[at];
-                let factor = exp2_approx(own - shift_of(greatest));
-                total += sum * factor;
+                let own = statistics[at];
+                let factor = exp2_approx(own.greatest - shift_of(all.greatest));
+                all.sum += own.sum * factor;
+                all.weights += own.weights * factor;
                 let [low, high] = outputs[at];
                 let (low, high) = (low.to_array(), high.to_array());
                 let mut element = 0;
@@ -88,7 +116,7 @@ pub trait Parts<const WORDS: u32> {
             }
             part += AT_ONCE as u32;
         }
-        (greatest, total, elements)
+        (all, elements)
     }
 
     /// Writes outputs and logarithms of sums of `heads` heads.
@@ -106,8 +134,8 @@ pub trait Parts<const WORDS: u32> {
         let mut place = thread::thread_idx_x();
         while place < heads * WORDS {
             let (head, word) = (place / WORDS, place % WORDS);
-            let (greatest, sum, elements) = self.combined::<AT_ONCE>(head, word);
-            let factor = if sum > 0.0 { 1.0 / sum } else { 0.0 };
+            let (Statistic { greatest, sum, weights }, elements) = self.combined::<AT_ONCE>(head, word);
+            let factor = if weights > 0.0 { 1.0 / weights } else { 0.0 };
             let [a, b, c, d, e, f, g, h] = elements;
             let output = U32x4 {
                 x: bf16::pack(a * factor, b * factor),
@@ -143,26 +171,27 @@ impl<const WORDS: u32> OfWarps<WORDS> {
         }
     }
 
-    /// Stores this warp's part, from the lanes' parts of heads `2 t` and `2 t + 1`.
+    /// Stores this warp's part, from the lanes' parts of heads `2 t` and `2 t + 1`: the greatest logit is that of all lanes, sums and products
+    /// are each lane's own.
     ///
     /// # Safety
     /// All lanes of the warp are here. A barrier must follow before anybody reads.
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     #[inline(always)]
-    pub unsafe fn store(&self, maxima: [f32; 2], sums: [f32; 2], products: &[[f32; 4]; 8]) {
+    pub unsafe fn store(&self, statistics: [Statistic; 2], products: &[[f32; 4]; 8]) {
         let (warp, lane) = (thread::thread_idx_x() / WARP, warp::lane_id());
         let (group, pair) = (lane / 4, lane % 4);
-        let mut sums = sums;
         let mut head = 0;
         while head < 2 {
+            let mut statistic = statistics[head];
             let mut distance = 4;
             while distance < WARP {
-                sums[head] += warp_shuffle_xor(FULL_MASK, sums[head], distance, WARP_SIZE);
+                statistic.sum += warp_shuffle_xor(FULL_MASK, statistic.sum, distance, WARP_SIZE);
+                statistic.weights += warp_shuffle_xor(FULL_MASK, statistic.weights, distance, WARP_SIZE);
                 distance *= 2;
             }
             if group == 0 {
-                let statistic = bits([maxima[head], sums[head], 0.0, 0.0]);
-                self.statistics.store((warp * HEADS + 2 * pair) as usize + head, statistic);
+                self.statistics.store((warp * HEADS + 2 * pair) as usize + head, statistic.word());
             }
             head += 1;
         }
@@ -195,9 +224,8 @@ impl<const WORDS: u32> Parts<WORDS> for OfWarps<WORDS> {
 
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     #[inline(always)]
-    unsafe fn statistic(&self, part: u32, head: u32) -> (f32, f32) {
-        let U32x4 { x, y, .. } = self.statistics.load((part * HEADS + head) as usize);
-        (f32::from_bits(x), f32::from_bits(y))
+    unsafe fn statistic(&self, part: u32, head: u32) -> Statistic {
+        Statistic::of(self.statistics.load((part * HEADS + head) as usize))
     }
 
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
@@ -244,13 +272,11 @@ impl<const WORDS: u32> OfSplits<WORDS> {
         let mut place = thread::thread_idx_x();
         while place < heads * WORDS {
             let (head, word) = (place / WORDS, place % WORDS);
-            let (greatest, sum, [a, b, c, d, e, f, g, h]) =
-                of_warps.combined::<{ WARPS as usize }>(head, word);
+            let (statistic, [a, b, c, d, e, f, g, h]) = of_warps.combined::<{ WARPS as usize }>(head, word);
             part.store_with((2 * place) as usize, bits([a, b, c, d]), StoreCache::Global);
             part.store_with((2 * place + 1) as usize, bits([e, f, g, h]), StoreCache::Global);
             if word == 0 {
-                let statistic = bits([greatest, sum, 0.0, 0.0]);
-                part.store_with((HEADS * 2 * WORDS + head) as usize, statistic, StoreCache::Global);
+                part.store_with((HEADS * 2 * WORDS + head) as usize, statistic.word(), StoreCache::Global);
             }
             place += BLOCK;
         }
@@ -265,10 +291,9 @@ impl<const WORDS: u32> Parts<WORDS> for OfSplits<WORDS> {
 
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     #[inline(always)]
-    unsafe fn statistic(&self, part: u32, head: u32) -> (f32, f32) {
+    unsafe fn statistic(&self, part: u32, head: u32) -> Statistic {
         let place = part * partial_words(WORDS) + HEADS * 2 * WORDS + head;
-        let U32x4 { x, y, .. } = self.parts.as_global().load_with(place as usize, LoadCache::Global);
-        (f32::from_bits(x), f32::from_bits(y))
+        Statistic::of(self.parts.as_global().load_with(place as usize, LoadCache::Global))
     }
 
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]

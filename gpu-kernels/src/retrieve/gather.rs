@@ -1,4 +1,6 @@
+use cuda_std::atomic::{Fence, Scope, fence};
 use cuda_std::prelude::*;
+use cuda_std::warp::FULL_MASK;
 
 use super::lists::Lists;
 use crate::abi::gather::{BLOCK, PIECE_WORDS};
@@ -16,6 +18,9 @@ use crate::abi::{PageCopy, WARP};
 /// | `host_pages` | `[host pages, page_words]` words | mapped host |
 /// | `device_pages` | `[device pages, page_words]` words | device |
 /// | `page_words` | words of a page, at least 1 | |
+/// | `arrived` | `[lists]`, 0 before: words of each list's pages that are there. Counted if `counted` is 1, else not touched | device |
+///
+/// A launch that was made to overlap begins once all blocks of this one run; by `arrived` it learns which rows are complete.
 ///
 /// The lists should ascend in `host_page`: the result does not depend on it, but address translation towards the host does (random
 /// reads of small pages over more than a few hundred MiB at a time lose most of their bandwidth), and the kernel sweeps the lists
@@ -33,7 +38,7 @@ use crate::abi::{PageCopy, WARP};
 /// # Safety
 /// The views have the shapes above, every page named lies within its view, no device page is named twice, and nothing writes the
 /// named host pages until the launch has ended.
-#[kernel(collectives(barrier = 2, shuffle = 5))]
+#[kernel(collectives(barrier = 3, shuffle = 5))]
 pub unsafe fn gather(
     copies: Global<PageCopy>,
     counts: Global<u32>,
@@ -42,7 +47,11 @@ pub unsafe fn gather(
     host_pages: Global<U32x4>,
     device_pages: GlobalMut<U32x4>,
     page_words: u32,
+    arrived: GlobalMut<u32>,
+    counted: u32,
 ) {
+    #[cfg(any(not(target_arch = "nvptx64"), sm_90))]
+    thread::launch_dependents();
     let lists = Lists::new(copies, counts, lists, capacity, BLOCK, 0);
     let words = lists.all() * page_words;
     let warp = thread::index_1d() / WARP;
@@ -53,9 +62,10 @@ pub unsafe fn gather(
     // What a flat position of the lists stands for: its copy, and its word of the page.
     let place = |position: u32| (lists.copy(position / page_words), (position % page_words) as usize);
 
-    let mut position = warp * PIECE_WORDS + warp::lane_id();
+    let mut first = warp * PIECE_WORDS;
     // A last piece may be cut short, and with it lanes; whole pieces load all four words before they store one.
-    while position < words {
+    while first < words {
+        let position = first + warp::lane_id();
         let mut loaded = [U32x4::default(); 4];
         let mut row = 0;
         while row < 4 {
@@ -76,8 +86,15 @@ pub unsafe fn gather(
             }
             row += 1;
         }
+        if counted != 0 {
+            warp::sync_warp(FULL_MASK);
+            if warp::lane_id() == 0 {
+                fence(Fence::AcqRel, Scope::Device);
+                lists.count(arrived, first, words.min(first + PIECE_WORDS), page_words);
+            }
+        }
         // Saturates instead of wrapping: a list may end near 2^32 words.
-        position = position.saturating_add(stride);
+        first = first.saturating_add(stride);
     }
 }
 

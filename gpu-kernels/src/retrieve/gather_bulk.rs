@@ -1,3 +1,4 @@
+use cuda_std::atomic::{Fence, Scope, fence};
 use cuda_std::bulk;
 use cuda_std::prelude::*;
 use cuda_std::shared;
@@ -17,6 +18,7 @@ use crate::abi::{PageCopy, WARP};
 /// | `host_pages` | `[host pages, page_words]` words | mapped host |
 /// | `device_pages` | `[device pages, page_words]` words | device |
 /// | `page_words` | words of a page, at least 1 | |
+/// | `arrived` | `[lists]`, 0 before: words of each list's pages that are there. Counted if `counted` is 1, else not touched | device |
 ///
 /// The copies are carried out by hardware that a thread only starts, so a few threads keep as many bytes in flight as the bus needs, where
 /// `gather` needs whole blocks to wait on loads. But each piece costs its thread two copies and two waits whatever its size, so small
@@ -43,7 +45,10 @@ pub unsafe fn gather_bulk(
     host_pages: Global<U32x4>,
     device_pages: GlobalMut<U32x4>,
     page_words: u32,
+    arrived: GlobalMut<u32>,
+    counted: u32,
 ) {
+    thread::launch_dependents();
     let lists = Lists::new(copies, counts, lists, capacity, BLOCK, LISTS);
     if warp::lane_id() != 0 {
         return;
@@ -73,9 +78,24 @@ pub unsafe fn gather_bulk(
         (first as usize, STAGE_WORDS.min(page_words - first) as usize)
     };
 
-    // The next pieces to bring in and to send out, and how many of this ring went before.
-    let (mut next_in, mut next_out) = (thread::index_1d() / WARP, thread::index_1d() / WARP);
-    let (mut ins, mut outs) = (0, 0);
+    // The next pieces to bring in, to send out and to count, and how many of this ring went before.
+    let first_piece = thread::index_1d() / WARP;
+    let (mut next_in, mut next_out, mut next_counted) = (first_piece, first_piece, first_piece);
+    let (mut ins, mut outs, mut counts) = (0, 0, 0);
+    // Counts pieces of this ring from `piece` on, and returns the next. A fence takes as long as starting a few pieces, so one is for
+    // several.
+    let count = |mut piece: u32, pieces: u32| {
+        fence(Fence::AcqRel, Scope::Device);
+        let mut left = pieces;
+        while left > 0 {
+            let (first, len) = words(piece);
+            let first = piece / cuts * page_words + first as u32;
+            lists.count(arrived, first, first + len as u32, page_words);
+            piece = piece.saturating_add(stride);
+            left -= 1;
+        }
+        piece
+    };
     while next_out < pieces {
         if next_in < pieces && ins - outs < AHEAD {
             // The piece that was in this stage went out STAGES - AHEAD groups ago or earlier.
@@ -100,7 +120,19 @@ pub unsafe fn gather_bulk(
             bulk::commit_group();
             outs += 1;
             next_out = next_out.saturating_add(stride);
+            if counted != 0 && outs - counts == COUNTED_AT_ONCE + STAGES - AHEAD {
+                // Refilling their stages would wait for these groups anyway, if only until they are read.
+                bulk::wait_group::<{ STAGES - AHEAD }>();
+                next_counted = count(next_counted, COUNTED_AT_ONCE);
+                counts += COUNTED_AT_ONCE;
+            }
         }
     }
     bulk::wait_group::<0>();
+    if counted != 0 {
+        count(next_counted, outs - counts);
+    }
 }
+
+/// Pieces of a ring that are counted as arrived behind one fence.
+const COUNTED_AT_ONCE: u32 = 4;

@@ -1,3 +1,4 @@
+use cuda_std::atomic::{Order, Scope};
 use cuda_std::prelude::*;
 use cuda_std::shared;
 
@@ -62,10 +63,35 @@ impl Lists {
         self.starts.load(self.lists as usize)
     }
 
+    /// The list that copy `copy` of all is in.
+    #[inline(always)]
+    pub unsafe fn list_of(&self, copy: u32) -> u32 {
+        part_of(self.lists, copy, |list| self.starts.load(list as usize))
+    }
+
+    /// Counts the words from `first` to `end` of all pages, put end to end, as arrived in their lists: who then finds them counted, and
+    /// acquires, finds them on the device.
+    ///
+    /// # Safety
+    /// A fence for the device stands between their stores and this.
+    #[inline(always)]
+    pub unsafe fn count(&self, arrived: GlobalMut<u32>, first: u32, end: u32, page_words: u32) {
+        let mut list = self.list_of(first / page_words);
+        let mut at = first;
+        while at < end {
+            let of_list = end.min(self.starts.load(list as usize + 1) * page_words) - at;
+            if of_list > 0 {
+                arrived.atomic_add(list as usize, of_list, Order::Relaxed, Scope::Device);
+            }
+            at += of_list;
+            list += 1;
+        }
+    }
+
     /// Copy `copy` of all.
     #[inline(always)]
     pub unsafe fn copy(&self, copy: u32) -> PageCopy {
-        let list = part_of(self.lists, copy, |list| self.starts.load(list as usize));
+        let list = self.list_of(copy);
         let of_list = self.copies.slice((list * self.capacity) as usize, self.capacity as usize);
         of_list.load((copy - self.starts.load(list as usize)) as usize)
     }

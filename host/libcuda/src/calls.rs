@@ -8,6 +8,9 @@ crate::trampolines::trampolines! {
     cuInit => load_and_init,
     cuDriverGetVersion => load_and_get_version;
 
+    // Of CUDA 12.
+    cuLaunchKernelEx
+
     // All others that cust_raw 0.11.3 declares (CUDA 11.4).
     cuGetErrorString cuGetErrorName cuDeviceGet cuDeviceGetCount cuDeviceGetName cuDeviceGetUuid
     cuDeviceGetUuid_v2 cuDeviceGetLuid cuDeviceTotalMem_v2 cuDeviceGetTexture1DLinearMaxWidth

@@ -241,7 +241,11 @@ fn a_kernel_is_launched_with_its_arguments() {
         // SAFETY: the stand-in's kernels touch nothing.
         unsafe { launch_with(&scale, &shape, &stream, [(&buffer).into(), elements, 2.5f32.into()]) }
     };
-    launch(LaunchShape { grid: [2, 3, 4], block: [32, 2, 1], shared_bytes: 16 }, 8u32.into()).unwrap();
+    launch(
+        LaunchShape { grid: [2, 3, 4], block: [32, 2, 1], shared_bytes: 16, overlaps: false },
+        8u32.into(),
+    )
+    .unwrap();
     let address = buffer.address();
     assert_eq!(driver.log(), [format!("launch scale 2 3 4, 32 2 1, 16: {address:#x} 8 2.50")]);
 

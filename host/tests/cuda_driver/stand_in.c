@@ -110,10 +110,10 @@ int cuEventDestroy_v2(void *event) { return 0; }
 
 /* The kernels, and the types of their parameters: an address, an unsigned, a float. */
 static const struct kernel { const char *name, *parameters; } kernels[] = {
-    {"scale", "auf"}, {"fault", "auf"}, {"gather", "aauuaau"}, {"gather_bulk", "aauuaau"},
-    {"resolve", "auuuaauuuaaaaaaaauuuaaaaa"},
+    {"scale", "auf"}, {"fault", "auf"}, {"gather", "aauuaauau"}, {"gather_bulk", "aauuaauau"},
+    {"resolve", "auuuaauuuaaaaaaaauuuaaaaaa"},
     {"score", "aaaauuuuuuufuaa"}, {"select", "aaauuuuuffaauuuauaaaa"}, {"top_k", "aaauuauaa"},
-    {"attend_64", "auuuaauaauauafuaaaa"}, {"attend_128", "auuuaauaauauafuaaaa"},
+    {"attend_64", "auuuaauaauauafaauuaaaa"}, {"attend_128", "auuuaauaauauafaauuaaaa"},
     {"prefill_64", "aaaaaauuufaa"}, {"prefill_128", "aaaaaauuufaa"},
     {"prefill_wgmma_64", "aaaaaauuufaa"}, {"prefill_wgmma_128", "aaaaaauuufaa"},
     {"chunk_mean", "aaaaauuuuuuua"}, {"chunk_mean_step", "aaaauuuuuuua"},
@@ -158,4 +158,17 @@ int cuLaunchKernel(const struct kernel *function, unsigned gx, unsigned gy, unsi
     int code = say("\n");
     if (strcmp(function->name, "fault") == 0) sticky = 226;
     return code;
+}
+
+struct attribute { unsigned name, padding; unsigned value[16]; };
+struct configuration {
+    unsigned gx, gy, gz, bx, by, bz, shared;
+    void *stream;
+    struct attribute *attributes;
+    unsigned attribute_count;
+};
+int cuLaunchKernelEx(const struct configuration *c, const struct kernel *function, void **parameters, void **extra) {
+    int overlaps = c->attribute_count == 1 && c->attributes->name == 6 && c->attributes->value[0] == 1;
+    say(overlaps ? "overlapping " : "with unknown attributes ");
+    return cuLaunchKernel(function, c->gx, c->gy, c->gz, c->bx, c->by, c->bz, c->shared, c->stream, parameters, extra);
 }

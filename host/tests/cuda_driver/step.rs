@@ -2,8 +2,8 @@
 
 use spinkv::backend::cuda::driver::{DeviceBuffer, DriverError, PinnedArena};
 use spinkv::backend::cuda::kernels::{
-    Append, Attend, Gather, IndexOperator, IndexStep, Kernels, KvTables, OffloadPages, PartitionPages,
-    Resolve, Score, SelectPartitions, SummaryTable,
+    Append, Attend, Awaited, Gather, IndexOperator, IndexStep, Kernels, KvTables, OffloadPages,
+    PartitionPages, Resolve, Score, SelectPartitions, SummaryTable,
 };
 use spinkv::backend::cuda::{LayerStep, capture_step};
 use spinkv::pipeline::GroupMerge;
@@ -13,11 +13,15 @@ use super::{Driver, driver};
 
 const ALL: [&str; 7] = ["chunk_mean_step", "append", "score", "select", "resolve", "gather", "attend_64"];
 
+/// The kernel that a line of the log launches.
+fn kernel_of(line: &str) -> Option<String> {
+    let launch = line.trim_start_matches("overlapping ").strip_prefix("launch ")?;
+    launch.split(' ').next().map(str::to_owned)
+}
+
 /// The kernels that were launched since the last look at the log.
 fn launched(driver: &Driver) -> Vec<String> {
-    let log = driver.log();
-    let lines = log.iter().filter_map(|line| line.strip_prefix("launch "));
-    lines.map(|line| line.split(' ').next().unwrap().to_owned()).collect()
+    driver.log().iter().filter_map(|line| kernel_of(line)).collect()
 }
 
 #[test]
@@ -42,6 +46,7 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
     let (pages, page_copies) = (table(6 * 4), copies(6 * 4));
     let (more_logits, more_statistics, more_ids) = (floats(12 * 20), floats(12 * 4), table(6 * 8));
     let (two_counts, nine_counts, more_copies) = (table(2), table(9), copies(6 * 5));
+    let (arrived, other_counts, other_pool) = (table(6), table(6), words(128));
     let (queries, more_pages, more_words) = (words(12 * 8), table(6 * 5), words(256));
     let (outputs, lse, partials) = (words(12 * 8), floats(12), words(6 * 2 * 8 * 17));
 
@@ -131,6 +136,7 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
         page_counts: &counts,
         copies: &page_copies,
         copy_counts: &counts,
+        arrived: &arrived,
         faults: &counts,
     };
     let gather = Gather {
@@ -140,6 +146,7 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
         device_pages: &pool,
         page_words: 128,
         blocks: 2,
+        arrived: Some(&arrived),
     };
     let attend = Attend {
         entries: &two,
@@ -155,6 +162,7 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
         page_tokens: 8,
         queries: &queries,
         scale: 0.125,
+        awaited: Some(Awaited { copy_counts: &counts, arrived: &arrived }),
         splits: 2,
         partials: &partials,
         arrivals: &counts,
@@ -223,6 +231,34 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
     ] {
         assert_eq!(launch(wrong), Err(DriverError::Length { what, expected, found }));
     }
+    let summarised_elsewhere = with_table(SummaryTable { summaries: &other_pool, ..summary_table });
+    let bounds = LayerStep {
+        index: Some(IndexStep {
+            table: SummaryTable { operator: IndexOperator::Bounds, ..summary_table },
+            ..index
+        }),
+        ..right
+    };
+    for (what, wrong) in [
+        ("append pool", with_pages(OffloadPages { pool: &other_pool, ..of_append })),
+        ("resolve id_counts", with_resolve(Resolve { id_counts: &other_counts, ..resolve })),
+        ("gather counts", with_gather(Gather { counts: &other_counts, ..gather })),
+        ("gather arrived", with_gather(Gather { arrived: Some(&other_counts), ..gather })),
+        ("gather arrived", with_gather(Gather { arrived: None, ..gather })),
+        ("gather arrived", with_resolve(Resolve { arrived: &other_counts, ..resolve })),
+        ("attend page_counts", with_attend(Attend { page_counts: &other_counts, ..attend })),
+        (
+            "attend copy_counts",
+            with_attend(Attend {
+                awaited: Some(Awaited { copy_counts: &other_counts, arrived: &arrived }),
+                ..attend
+            }),
+        ),
+        ("score summaries", summarised_elsewhere),
+    ] {
+        assert_eq!(launch(wrong), Err(DriverError::OtherBuffer { what }));
+    }
+    assert_eq!(launch(bounds), Err(DriverError::Operand { what: "score bounds", value: 0, min: 1, max: 1 }));
     // All of a step but one stage is of layer 1.
     let other_layer = launch(with_resolve(Resolve { layer: 0, ..resolve }));
     assert_eq!(other_layer, Err(DriverError::Length { what: "index first_row", expected: 0, found: 3 }));
@@ -234,9 +270,14 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
     let graph = capture(&[right, LayerStep { index: None, ..right }]).unwrap();
     let log = driver.log();
     let expected = ALL.iter().chain(&ALL[1..]);
-    let (kernels_in, expected): (Vec<_>, Vec<_>) =
-        log[1..14].iter().zip(expected).map(|(line, name)| (line.split(' ').nth(1).unwrap(), *name)).unzip();
+    let (kernels_in, expected): (Vec<_>, Vec<_>) = log[1..14]
+        .iter()
+        .zip(expected)
+        .map(|(line, name)| (kernel_of(line).unwrap(), name.to_string()))
+        .unzip();
     assert_eq!(kernels_in, expected);
+    let overlapping = log.iter().filter(|line| line.starts_with("overlapping launch attend_64"));
+    assert_eq!(overlapping.count(), 2, "attention that awaits its pages begins beside their gather");
     assert_eq!(log[0], "capture, mode 1");
     assert_eq!(log[14..], ["captured", "instantiate, flags 0", "upload", "destroy graph"]);
     drop(graph);

@@ -39,6 +39,7 @@ fn attend(machine: &Machine, case: &AttendCase) -> Outcome {
         page_tokens: case.page_tokens as u32,
         queries: &DeviceBuffer::from_slice(stream, &case.queries)?,
         scale: case.scale,
+        awaited: None,
         splits: case.splits as u32,
         partials: &DeviceBuffer::from_slice(stream, &vec![spinkv_kernel_tests::POISON; case.partials()])?,
         arrivals: &arrivals,

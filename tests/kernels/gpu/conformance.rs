@@ -55,7 +55,8 @@ fn conforms(machine: &Machine, case: &Case) -> Outcome {
         return Ok(());
     }
     let function = module(machine, case)?.function(case.name)?;
-    let shape = LaunchShape { grid: case.grid, block: case.block, shared_bytes: case.shared_bytes };
+    let shape =
+        LaunchShape { grid: case.grid, block: case.block, shared_bytes: case.shared_bytes, overlaps: false };
     for seed in machine.seed..machine.seed + SEEDS {
         let input = inputs(case, seed);
         let emulated = run_on_emulator(case, &input, seed)?;

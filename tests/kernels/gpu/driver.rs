@@ -146,7 +146,7 @@ fn bad_launches_are_refused(machine: &Machine) -> Outcome {
     let function = kernels.functions().find(|function| function.name() == "gather").expect("a kernel");
     let shape = LaunchShape::linear(1, 32);
     // SAFETY: refused before anything runs.
-    let refused = unsafe { launch_with(function, &shape, stream, [0u64.into(); 7]) };
+    let refused = unsafe { launch_with(function, &shape, stream, [0u64.into(); 9]) };
     ensure(matches!(refused, Err(DriverError::ParameterSize { .. })), format!("parameters: {refused:?}"))?;
     // SAFETY: refused before anything runs.
     let refused = unsafe { launch_with(function, &shape, stream, [0u64.into(); 2]) };

@@ -45,6 +45,7 @@ fn gather(machine: &Machine, variant: GatherVariant, case: &GatherCase) -> Outco
     let mut arena = PinnedArena::reserve(context, bytes.len(), |_| {})?;
     arena.write(0, bytes)?;
     let pool = DeviceBuffer::from_slice(stream, &case.pool())?;
+    let arrived = DeviceBuffer::zeroed(stream, case.counts.len())?;
     let launch = Gather {
         copies: &DeviceBuffer::from_slice(stream, &case.copies)?,
         counts: &DeviceBuffer::from_slice(stream, &case.counts)?,
@@ -52,8 +53,9 @@ fn gather(machine: &Machine, variant: GatherVariant, case: &GatherCase) -> Outco
         device_pages: &pool,
         page_words: case.page_words as u32,
         blocks: case.grid,
+        arrived: Some(&arrived),
     };
     // SAFETY: the case names pages that exist, each pool page once; nothing else uses them.
     unsafe { launch.launch_as(variant, kernels, stream)? };
-    Ok(case.check(&pool.to_vec(stream)?)?)
+    Ok(case.check(&pool.to_vec(stream)?, &arrived.to_vec(stream)?)?)
 }

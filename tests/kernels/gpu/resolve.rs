@@ -44,6 +44,7 @@ fn resolve_step(
     let page_counts = DeviceBuffer::from_slice(stream, &poisoned.page_counts)?;
     let copies = DeviceBuffer::from_slice(stream, &poisoned.copies)?;
     let copy_counts = DeviceBuffer::from_slice(stream, &poisoned.copy_counts)?;
+    let arrived = DeviceBuffer::from_slice(stream, &poisoned.arrived)?;
     let faults = DeviceBuffer::from_slice(stream, &poisoned.faults)?;
     let launch = Resolve {
         entries: &DeviceBuffer::from_slice(stream, &step.entries)?,
@@ -63,6 +64,7 @@ fn resolve_step(
         page_counts: &page_counts,
         copies: &copies,
         copy_counts: &copy_counts,
+        arrived: &arrived,
         faults: &faults,
     };
     // SAFETY: the case's ids, entries and tables agree; nothing else uses the buffers.
@@ -72,6 +74,7 @@ fn resolve_step(
         page_counts: page_counts.to_vec(stream)?,
         copies: copies.to_vec(stream)?,
         copy_counts: copy_counts.to_vec(stream)?,
+        arrived: arrived.to_vec(stream)?,
         faults: faults.to_vec(stream)?,
     })
 }

@@ -34,26 +34,27 @@ pub fn to_words(buffer: &Buffer<U32x4>) -> Vec<u128> {
 }
 
 impl GatherCase {
-    /// The pool after `gather` ran in the order of `schedule`.
+    /// The pool, and the words of each list counted as arrived, after `gather` ran in the order of `schedule`.
     ///
     /// # Errors
     /// What the emulator found wrong.
-    pub fn emulate(&self, schedule: u64) -> Result<Vec<u128>, Fault> {
+    pub fn emulate(&self, schedule: u64) -> Result<(Vec<u128>, Vec<u32>), Fault> {
         self.emulate_as(false, schedule)
     }
 
-    /// The pool after `gather_bulk` ran in the order of `schedule`.
+    /// The same after `gather_bulk` ran.
     ///
     /// # Errors
     /// What the emulator found wrong.
-    pub fn emulate_bulk(&self, schedule: u64) -> Result<Vec<u128>, Fault> {
+    pub fn emulate_bulk(&self, schedule: u64) -> Result<(Vec<u128>, Vec<u32>), Fault> {
         self.emulate_as(true, schedule)
     }
 
-    fn emulate_as(&self, bulk: bool, schedule: u64) -> Result<Vec<u128>, Fault> {
+    fn emulate_as(&self, bulk: bool, schedule: u64) -> Result<(Vec<u128>, Vec<u32>), Fault> {
         let copies = Buffer::from_slice(&self.copies);
         let counts = Buffer::from_slice(&self.counts);
         let (host_pages, pool) = (words(&self.host_pages), words(&self.pool()));
+        let arrived = Buffer::from_slice(&vec![0; self.counts.len()]);
         let sizes = [self.counts.len(), self.capacity(), self.page_words];
         let [lists, capacity, page_words] = sizes.map(|size| size as u32);
         let (block, shared_bytes) = if bulk {
@@ -64,11 +65,12 @@ impl GatherCase {
         let launch = Launch::new(self.grid, block).shared(shared_bytes as usize);
         launch.seed(schedule).run(|| {
             let (copies, counts, pages) = (copies.view(), counts.view(), host_pages.view());
+            let (pool, arrived) = (pool.view_mut(), arrived.view_mut());
             let kernel = if bulk { gather_bulk } else { gather };
             // SAFETY: the emulator checks every access.
-            unsafe { kernel(copies, counts, lists, capacity, pages, pool.view_mut(), page_words) };
+            unsafe { kernel(copies, counts, lists, capacity, pages, pool, page_words, arrived, 1) };
         })?;
-        Ok(to_words(&pool))
+        Ok((to_words(&pool), arrived.to_vec()))
     }
 }
 
@@ -150,6 +152,11 @@ impl AttendCase {
         let (pool, queries) = (words(&self.pool), words(&self.queries));
         let partials = words(&vec![super::POISON; self.partials()]);
         let arrivals = Buffer::from_slice(&vec![0; self.units()]);
+        // In every other schedule all that is awaited has arrived.
+        let awaits = schedule as u32 % 2;
+        let copy_counts = Buffer::from_slice(&vec![2; self.rows()]);
+        let page_words = 2 * self.page_tokens * self.head_words;
+        let arrived = Buffer::from_slice(&vec![2 * page_words as u32; self.rows()]);
         let (outputs, lse) = (words(&self.outputs()), Buffer::from_slice(&self.lse()));
         let sizes = [
             self.kv_heads,
@@ -183,6 +190,9 @@ impl AttendCase {
                     page_tokens,
                     queries.view(),
                     self.scale,
+                    copy_counts.view(),
+                    arrived.view(),
+                    awaits,
                     splits,
                     partials.view_mut(),
                     arrivals.view_mut(),

@@ -98,8 +98,13 @@ impl GatherCase {
     /// Whether a pool is what the CPU reference makes of it.
     ///
     /// # Errors
-    /// The first word that differs.
-    pub fn check(&self, pool: &[u128]) -> Result<(), String> {
+    /// The first word that differs, or the first list of which not all is counted as arrived.
+    pub fn check(&self, pool: &[u128], arrived: &[u32]) -> Result<(), String> {
+        let made = |count: &u32| self.page_words as u32 * (*count).min(self.capacity() as u32);
+        let counted: Vec<u32> = self.counts.iter().map(made).collect();
+        if let Some(list) = arrived.iter().zip(&counted).position(|(found, expected)| found != expected) {
+            return Err(format!("list {list}: {} of {} words are counted", arrived[list], counted[list]));
+        }
         let mut expected = self.pool();
         for (list, count) in self.copies.chunks_exact(self.capacity()).zip(&self.counts) {
             let made = &list[..list.len().min(*count as usize)];

@@ -40,6 +40,7 @@ use slots::Scratch;
 /// | `page_counts` | `[batch * kv_heads]` | how many |
 /// | `copies` | `[batch * kv_heads, list_capacity]` | the misses, in the selection's order |
 /// | `copy_counts` | `[batch * kv_heads]` | how many |
+/// | `arrived` | `[batch * kv_heads]` | set to 0, for [`gather`](super::gather()) to count in |
 /// | `faults` | `[batch * kv_heads]` | [`NO_FAULT`], or why the row's counts are 0 and nothing was evicted. Pages that leave the steady zone are taken over all the same, if the host has them: the step is tried again with those passed over by [`leaving_key`](Entry::leaving_key) and [`leaving`](Entry::leaving), so that the tail begins where it did |
 ///
 /// # Mapping
@@ -82,6 +83,7 @@ pub unsafe fn resolve(
     page_counts: GlobalMut<u32>,
     copies: GlobalMut<PageCopy>,
     copy_counts: GlobalMut<u32>,
+    arrived: GlobalMut<u32>,
     faults: GlobalMut<u32>,
 ) {
     let (block, thread) = (thread::block_idx_x(), thread::thread_idx_x());
@@ -92,6 +94,7 @@ pub unsafe fn resolve(
         if thread == 0 {
             page_counts.store(block as usize, 0);
             copy_counts.store(block as usize, 0);
+            arrived.store(block as usize, 0);
             faults.store(block as usize, NO_FAULT);
         }
         return;
@@ -201,6 +204,7 @@ pub unsafe fn resolve(
         let (selected, missing) = if fault == NO_FAULT { (selected, missing) } else { (0, 0) };
         page_counts.store(block as usize, selected);
         copy_counts.store(block as usize, missing);
+        arrived.store(block as usize, 0);
         faults.store(block as usize, fault);
     }
 }

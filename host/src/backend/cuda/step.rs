@@ -1,5 +1,9 @@
-use super::driver::{Graph, Result, Stream, check_length};
-use super::kernels::{Append, Attend, Gather, IndexStep, Kernels, Resolve, Score, SelectPartitions};
+use bytemuck::Pod;
+
+use super::driver::{DeviceBuffer, DriverError, Graph, Result, Stream, check_length, check_operand};
+use super::kernels::{
+    Append, Attend, Awaited, Gather, IndexOperator, IndexStep, Kernels, Resolve, Score, SelectPartitions,
+};
 
 /// One layer of a decode step from Index to Attention: all five stages, in this order on one stream. Every decision is taken on the
 /// GPU, from entries, tables and queries that lie there, so it can be captured once and replayed for every step of a batch.
@@ -7,7 +11,8 @@ use super::kernels::{Append, Attend, Gather, IndexStep, Kernels, Resolve, Score,
 /// The order is what makes it right, without an event: a partition that leaves the steady zone is summarised before it can be
 /// selected; a page is on the host, and said to be, before a later step may evict it; a page leaves the steady zone in `resolve`, after
 /// its last reader there, and attention finds it in the cache, if it is selected; no page of the selection is the victim of another row
-/// or layer, so what attention reads stays until the layer's next step.
+/// or layer, so what attention reads stays until the layer's next step. Attention may begin while `gather` runs, which counts what it has
+/// brought; each row waits for its own pages.
 #[derive(Clone, Copy, Debug)]
 pub struct LayerStep<'a> {
     /// Index: summaries of the partitions that leave the steady zone; `None` for methods without.
@@ -86,14 +91,75 @@ impl LayerStep<'_> {
             ("attend page_counts", resolve.page_counts.len(), attend.page_counts.len()),
             ("attend steady", resolve.tables.steady.len(), attend.steady.len()),
             ("attend pool", gather.device_pages.len(), attend.pool.len()),
-        ])
+        ])?;
+        self.check_hand_overs()
+    }
+
+    /// Refuses a stage that reads another buffer than the one before it has filled, which sizes alone do not show.
+    fn check_hand_overs(&self) -> Result<()> {
+        let Self { index, append: Append { pages, .. }, select, resolve, gather, attend } = self;
+        let tables = &resolve.tables;
+        let mut same = vec![
+            ("append entries", at(resolve.entries), at(pages.entries)),
+            ("append steady", at(tables.steady), at(pages.steady)),
+            ("append host_slabs", at(tables.host_slabs), at(pages.host_slabs)),
+            ("append host_valid", at(tables.host_valid), at(pages.host_valid)),
+            ("append pool", at(gather.device_pages), at(pages.pool)),
+            ("append host_pages", gather.host_pages.device_address(), pages.host_pages.device_address()),
+            ("gather copies", at(resolve.copies), at(gather.copies)),
+            ("gather counts", at(resolve.copy_counts), at(gather.counts)),
+            ("attend entries", at(resolve.entries), at(attend.entries)),
+            ("attend pages", at(resolve.pages), at(attend.pages)),
+            ("attend page_counts", at(resolve.page_counts), at(attend.page_counts)),
+            ("attend steady", at(tables.steady), at(attend.steady)),
+            ("attend pool", at(gather.device_pages), at(attend.pool)),
+        ];
+        if let Some(IndexStep { table, steady, pool, .. }) = index {
+            same.extend([
+                ("index entries", at(resolve.entries), at(table.entries)),
+                ("index directories", at(tables.directories), at(table.directories)),
+                ("index steady", at(tables.steady), at(steady)),
+                ("index pool", at(gather.device_pages), at(pool)),
+            ]);
+        }
+        if let Some((score, select)) = select {
+            same.extend([
+                ("score entries", at(resolve.entries), at(score.entries)),
+                ("score directories", at(tables.directories), at(score.directories)),
+                ("select entries", at(resolve.entries), at(select.entries)),
+                ("select logits", at(score.logits), at(select.logits)),
+                ("resolve ids", at(select.ids), at(resolve.ids)),
+                ("resolve id_counts", at(select.selected), at(resolve.id_counts)),
+            ]);
+            same.extend(
+                select.statistics.map(|found| ("select statistics", at(score.statistics), at(found))),
+            );
+        }
+        if let (Some((score, _)), Some(IndexStep { table, .. })) = (select, index) {
+            same.push(("score summaries", at(table.summaries), at(score.summaries)));
+            let bounds = u64::from(table.operator == IndexOperator::Bounds);
+            check_operand("score bounds", score.bounds.into(), bounds..=bounds)?;
+        }
+        if let Some(Awaited { copy_counts, arrived }) = attend.awaited {
+            // What nobody counts would be awaited for ever.
+            same.extend([
+                ("gather arrived", at(resolve.arrived), gather.arrived.map_or(0, at)),
+                ("attend arrived", at(resolve.arrived), at(arrived)),
+                ("attend copy_counts", at(resolve.copy_counts), at(copy_counts)),
+            ]);
+        }
+        match same.into_iter().find(|(_, expected, found)| expected != found) {
+            Some((what, ..)) => Err(DriverError::OtherBuffer { what }),
+            None => Ok(()),
+        }
     }
 
     /// Async: attention's outputs are there when `stream` has come this far, and the selected pages where `resolve` says. A row that
     /// `resolve` left out, for a fault, has attended to its steady zone alone.
     ///
     /// # Errors
-    /// [`Length`](super::driver::DriverError::Length) for stages of different shapes, of which none runs; the first launch that is
+    /// [`Length`](DriverError::Length) for stages of different shapes and [`OtherBuffer`](DriverError::OtherBuffer) for those that do not
+    /// read what the others fill, of which none runs; the first launch that is
     /// refused, where those before it run.
     ///
     /// # Safety
@@ -140,6 +206,10 @@ impl LayerStep<'_> {
             behind(stream)
         }
     }
+}
+
+fn at<T: Pod>(buffer: &DeviceBuffer<T>) -> u64 {
+    buffer.address()
 }
 
 /// Captures the layers of a step, one after another. What a model computes between them is not here: who captures that too calls

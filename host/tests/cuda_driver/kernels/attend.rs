@@ -1,5 +1,5 @@
 use spinkv::backend::cuda::driver::{DeviceBuffer, DriverError};
-use spinkv::backend::cuda::kernels::{Attend, Kernels};
+use spinkv::backend::cuda::kernels::{Attend, Awaited, Kernels};
 use spinkv_kernels::abi::{Entry, attend};
 
 use super::{ANY, length, operand, short};
@@ -23,6 +23,7 @@ fn attention_is_checked_and_launched() {
     let (partials, arrivals) = (words(12 * 4 * partial), table(12));
     let [few_words, few_partials] = [60 * 8 - 1, 12 * 4 * partial - 1].map(words);
     let [few_biases, few_lse] = [6 * 5 * 32 - 1, 60 - 1].map(floats);
+    let more_counts = table(6);
     let (few_arrivals, uneven) = (table(11), table(6 * 5 + 1));
     let right = Attend {
         entries: &entries,
@@ -38,6 +39,7 @@ fn attention_is_checked_and_launched() {
         page_tokens: 32,
         queries: &queries,
         scale: 0.25,
+        awaited: None,
         splits: 4,
         partials: &partials,
         arrivals: &arrivals,
@@ -101,13 +103,26 @@ fn attention_is_checked_and_launched() {
     let entries = entries.address();
     let line = |start: &str, biases: &str, splits: u32, partials: u64, arrivals: u64| {
         format!(
-            "launch {start}: {entries:#x} 3 10 1 {pages:#x} {counts:#x} 5 {steady:#x} {biases} {pool:#x} 32 {queries:#x} 0.25 {splits} {partials:#x} {arrivals:#x} {outputs:#x} {lse:#x}"
+            "launch {start}: {entries:#x} 3 10 1 {pages:#x} {counts:#x} 5 {steady:#x} {biases} {pool:#x} 32 {queries:#x} 0.25 {counts:#x} {counts:#x} 0 {splits} {partials:#x} {arrivals:#x} {outputs:#x} {lse:#x}"
         )
     };
     launch(right).unwrap();
     let start = format!("attend_64 48 1 1, 128 1 1, {}", attend::shared_bytes(8));
     let expected = line(&start, &format!("{biases:#x} 1"), 4, partials.address(), arrivals);
     assert_eq!(driver.log(), [expected]);
+
+    // Beside a gather: rows wait for what it counts.
+    let awaited = Some(Awaited { copy_counts: &page_counts, arrived: &more_counts });
+    launch(Attend { awaited, ..right }).unwrap();
+    let expected = line(&start, &format!("{biases:#x} 1"), 4, partials.address(), arrivals);
+    let expected = expected.replace(
+        &format!("{counts:#x} {counts:#x} 0"),
+        &format!("{counts:#x} {:#x} 1", more_counts.address()),
+    );
+    assert_eq!(driver.log(), [format!("overlapping {expected}")]);
+    let short = Some(Awaited { copy_counts: &page_counts, arrived: &few_arrivals });
+    let refused = DriverError::Length { what: "attend arrived", expected: 6, found: 11 };
+    assert_eq!(launch(Attend { awaited: short, ..right }), Err(refused));
 
     // One split needs no scratch, and 5 heads of 128 as much room as 10 of 64.
     let one = Attend { splits: 1, partials: &few_words, arrivals: &few_arrivals, biases: None, ..right };

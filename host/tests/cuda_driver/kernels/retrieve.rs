@@ -22,11 +22,15 @@ fn a_gather_is_checked_and_launched() {
         device_pages: &device_pages,
         page_words: 16,
         blocks: 24,
+        arrived: None,
     };
     driver.log();
     // SAFETY: the stand-in's kernels touch nothing.
     let launch = |gather: Gather<'_>| unsafe { gather.launch(&kernels, &stream) };
 
+    let counted = Gather { arrived: Some(&counts), ..right };
+    let uncounted = DriverError::Length { what: "gather arrived", expected: 1, found: 2 };
+    assert_eq!(launch(counted), Err(uncounted));
     let length = DriverError::Length { what: "gather copies", expected: 2, found: 3 };
     assert_eq!(launch(Gather { counts: &counts, ..right }), Err(length));
     let no_list = DeviceBuffer::zeroed(&stream, 0).unwrap();
@@ -55,7 +59,7 @@ fn a_gather_is_checked_and_launched() {
         let (capacity, shared) = (list.len(), gather::shared_bytes(1));
         let Gather { blocks, page_words, .. } = gather;
         format!(
-            "launch gather {blocks} 1 1, 512 1 1, {shared}: {copies:#x} {count:#x} 1 {capacity} {host:#x} {pool:#x} {page_words}"
+            "launch gather {blocks} 1 1, 512 1 1, {shared}: {copies:#x} {count:#x} 1 {capacity} {host:#x} {pool:#x} {page_words} {count:#x} 0"
         )
     };
     for accepted in [right, Gather { blocks: MAX_BLOCKS, page_words: 64, ..right }] {
@@ -72,7 +76,8 @@ fn a_gather_is_checked_and_launched() {
     assert_eq!(large.variant(&kernels), GatherVariant::Bulk);
     launch(large).unwrap();
     let [list, count, pool] = [copies.address(), count.address(), device_pages.address()];
-    let parameters = format!("{list:#x} {count:#x} 1 3 {:#x} {pool:#x} 256", host_pages.device_address());
+    let parameters =
+        format!("{list:#x} {count:#x} 1 3 {:#x} {pool:#x} 256 {count:#x} 0", host_pages.device_address());
     let shared = gather_bulk::shared_bytes(1);
     assert_eq!(
         shared,
@@ -125,6 +130,7 @@ fn a_resolve_is_checked_and_launched() {
         page_counts: &rows,
         copies: &copies,
         copy_counts: &rows,
+        arrived: &rows,
         faults: &rows,
     };
     driver.log();
@@ -150,6 +156,7 @@ fn a_resolve_is_checked_and_launched() {
         ("resolve id_counts", 6, 7, Resolve { id_counts: &table(7), ..right }),
         ("resolve pages", 30, 31, Resolve { pages: &table(31), ..right }),
         ("resolve copy_counts", 6, 5, Resolve { copy_counts: &table(5), ..right }),
+        ("resolve arrived", 6, 5, Resolve { arrived: &table(5), ..right }),
         ("resolve faults", 6, 5, Resolve { faults: &table(5), ..right }),
         ("resolve states", 16, 15, Resolve { tables: KvTables { states: &table(15), ..tables }, ..right }),
     ] {

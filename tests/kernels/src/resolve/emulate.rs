@@ -24,6 +24,7 @@ impl ResolveCase {
                 (Buffer::from_slice(&poisoned.pages), Buffer::from_slice(&poisoned.page_counts));
             let (copies, copy_counts) =
                 (Buffer::from_slice(&poisoned.copies), Buffer::from_slice(&poisoned.copy_counts));
+            let arrived = Buffer::from_slice(&poisoned.arrived);
             let faults = Buffer::from_slice(&poisoned.faults);
             let shared =
                 abi::resolve::shared_bytes(self.slot_capacity, self.segment_capacity, self.list_capacity)
@@ -57,6 +58,7 @@ impl ResolveCase {
                         page_counts.view_mut(),
                         copies.view_mut(),
                         copy_counts.view_mut(),
+                        arrived.view_mut(),
                         faults.view_mut(),
                     );
                 }
@@ -67,6 +69,7 @@ impl ResolveCase {
                 page_counts: page_counts.to_vec(),
                 copies: copies.to_vec(),
                 copy_counts: copy_counts.to_vec(),
+                arrived: arrived.to_vec(),
                 faults: faults.to_vec(),
             };
             self.check(number, &tables.to_host(), &lists)?;

@@ -44,6 +44,8 @@ pub struct Lists {
     pub copies: Vec<PageCopy>,
     /// `[rows]`: how many.
     pub copy_counts: Vec<u32>,
+    /// `[rows]`: words of the misses that are there, none yet.
+    pub arrived: Vec<u32>,
     /// `[rows]`: why a row has none.
     pub faults: Vec<u32>,
 }
@@ -173,6 +175,7 @@ impl ResolveCase {
             page_counts: vec![WILD; rows],
             copies: vec![PageCopy { host_page: WILD, device_page: WILD }; entries],
             copy_counts: vec![WILD; rows],
+            arrived: vec![WILD; rows],
             faults: vec![WILD; rows],
         }
     }
@@ -190,6 +193,7 @@ impl ResolveCase {
         let (expected, of) = (&self.steps[step].expected, &self.steps[step].lists);
         let at = |what: &str| format!("step {step}, {what}");
         same(&at("faults"), &lists.faults, &of.faults)?;
+        same(&at("arrived"), &lists.arrived, &of.arrived)?;
         same(&at("page counts"), &lists.page_counts, &of.page_counts)?;
         same(&at("copy counts"), &lists.copy_counts, &of.copy_counts)?;
         let capacity = self.list_capacity as usize;
@@ -238,6 +242,7 @@ impl Lists {
         self.copies.resize(end, PageCopy { host_page: WILD, device_page: WILD });
         self.page_counts.push(pages.len() as u32);
         self.copy_counts.push(copies.len() as u32);
+        self.arrived.push(0);
         self.faults.push(fault);
     }
 }

@@ -157,6 +157,7 @@ impl Batch {
             page_counts: Vec::new(),
             copies: Vec::new(),
             copy_counts: Vec::new(),
+            arrived: Vec::new(),
             faults: Vec::new(),
         };
         for number in order {

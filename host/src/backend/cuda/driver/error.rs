@@ -74,6 +74,9 @@ pub enum DriverError {
     #[error("{what} belongs to another context than the stream")]
     OtherContext { what: &'static str },
 
+    #[error("{what} is another buffer than the stage before it fills")]
+    OtherBuffer { what: &'static str },
+
     #[error("the PTX module was refused with code {code} ({name}):\n{log}")]
     InvalidModule { code: u32, name: String, log: String },
 

@@ -2,8 +2,11 @@ use std::ffi::c_void;
 
 use bytemuck::Pod;
 
-use super::raw::call;
+use super::raw::{LaunchAttribute, LaunchConfig, call};
 use super::{DeviceBuffer, DriverError, Function, LaunchLimits, PinnedArena, Result, Stream};
+
+/// The least compute capability whose launches can overlap.
+const OVERLAP_CAPABILITY: (u32, u32) = (9, 0);
 
 /// How many blocks and threads run a kernel, and what shared memory each block gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,17 +17,26 @@ pub struct LaunchShape {
     pub block: [u32; 3],
     /// Bytes of dynamic shared memory of a block.
     pub shared_bytes: u32,
+    /// Whether it may begin before the launch ahead of it in the stream has ended: once all blocks of that run and have called
+    /// `cuda_std::thread::launch_dependents`. A kernel that does not call it is waited for to its end, as are copies; before compute capability
+    /// 9.0 all are.
+    pub overlaps: bool,
 }
 
 impl LaunchShape {
     /// `blocks` blocks of `threads` threads in one dimension, without dynamic shared memory.
     pub fn linear(blocks: u32, threads: u32) -> Self {
-        Self { grid: [blocks, 1, 1], block: [threads, 1, 1], shared_bytes: 0 }
+        Self { grid: [blocks, 1, 1], block: [threads, 1, 1], shared_bytes: 0, overlaps: false }
     }
 
     /// The same with dynamic shared memory.
     pub fn with_shared_bytes(self, shared_bytes: u32) -> Self {
         Self { shared_bytes, ..self }
+    }
+
+    /// The same, to overlap with the launch before it.
+    pub fn overlapping(self) -> Self {
+        Self { overlaps: true, ..self }
     }
 
     /// Refuses what the device or the kernel cannot run.
@@ -130,7 +142,8 @@ pub unsafe fn launch_with<const N: usize>(
 /// 1. Each pointer leads to a value of the type of the kernel's parameter.
 /// 2. With these values and this shape the kernel touches only memory that its buffers have, and reads and writes within
 ///    them what the host does not hold references to.
-/// 3. What it touches is a [`DeviceBuffer`], a [`PinnedArena`] or memory that stays until the stream has come this far.
+/// 3. If it overlaps, that holds beside the launch before it, too, as far as the kernel does not wait for what that does.
+/// 4. What it touches is a [`DeviceBuffer`], a [`PinnedArena`] or memory that stays until the stream has come this far.
 pub unsafe fn launch(
     function: &Function,
     shape: &LaunchShape,
@@ -147,22 +160,32 @@ pub unsafe fn launch(
     let context = function.context();
     shape.check(&kernel, &context.device().limits)?;
     context.make_current()?;
+    let (function, stream, extra) = (function.raw(), stream.raw(), std::ptr::null_mut());
     let ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]) = (shape.grid, shape.block);
+    let shared_bytes = shape.shared_bytes;
+    if shape.overlaps && context.device().compute_capability >= OVERLAP_CAPABILITY {
+        let mut overlaps = LaunchAttribute::OVERLAPS;
+        let (grid, block) = (shape.grid, shape.block);
+        let attributes = &raw mut overlaps;
+        let config = LaunchConfig { grid, block, shared_bytes, stream, attributes, attribute_count: 1 };
+        // SAFETY: as below; the configuration and its attribute are of this frame.
+        return unsafe { call!(cuLaunchKernelEx(&config, function, parameters.as_mut_ptr(), extra)) };
+    }
     // SAFETY: the function's module is loaded, and drop of it and of all buffers waits for the work. The parameters
     // are the caller's part.
     unsafe {
         call!(cuLaunchKernel(
-            function.raw(),
+            function,
             grid_x,
             grid_y,
             grid_z,
             block_x,
             block_y,
             block_z,
-            shape.shared_bytes,
-            stream.raw(),
+            shared_bytes,
+            stream,
             parameters.as_mut_ptr(),
-            std::ptr::null_mut(),
+            extra,
         ))
     }
 }
@@ -216,7 +239,11 @@ mod tests {
     fn shapes_within_the_limits_pass() {
         assert_eq!(check(LaunchShape::linear(0x7fff_ffff, 512)), Ok(()));
         assert_eq!(
-            check(LaunchShape { grid: [1, 65535, 65535], block: [8, 1, 64], shared_bytes: 48 << 10 }),
+            check(LaunchShape {
+                grid: [1, 65535, 65535],
+                block: [8, 1, 64],
+                ..LaunchShape::linear(1, 1).with_shared_bytes(48 << 10)
+            }),
             Ok(())
         );
     }

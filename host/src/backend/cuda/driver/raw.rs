@@ -30,6 +30,31 @@ impl Code {
     pub const NOT_READY: Self = Self(600);
 }
 
+/// `CUlaunchConfig`.
+#[repr(C)]
+pub(super) struct LaunchConfig {
+    pub grid: [c_uint; 3],
+    pub block: [c_uint; 3],
+    pub shared_bytes: c_uint,
+    pub stream: CUstream,
+    pub attributes: *mut LaunchAttribute,
+    pub attribute_count: c_uint,
+}
+
+/// `CUlaunchAttribute`: a value of 64 bytes, of which each attribute has the first ones.
+#[repr(C, align(8))]
+pub(super) struct LaunchAttribute {
+    name: c_uint,
+    padding: c_uint,
+    value: [c_uint; 16],
+}
+
+impl LaunchAttribute {
+    /// `CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION`.
+    pub const OVERLAPS: Self =
+        Self { name: 6, padding: 0, value: [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0] };
+}
+
 /// A handle of the driver.
 pub(super) struct Handle<T>(pub *mut T);
 
@@ -152,6 +177,12 @@ declare! {
         block_z: c_uint,
         shared_bytes: c_uint,
         stream: CUstream,
+        parameters: *mut *mut c_void,
+        extra: *mut *mut c_void,
+    );
+    fn cuLaunchKernelEx(
+        config: *const LaunchConfig,
+        function: CUfunction,
         parameters: *mut *mut c_void,
         extra: *mut *mut c_void,
     );

@@ -37,6 +37,8 @@ pub struct Attend<'a> {
     pub queries: &'a DeviceBuffer<Word>,
     /// Factor of the logits.
     pub scale: f32,
+    /// The misses that are still on their way, if it is to run beside the [`Gather`](super::Gather) launched before it.
+    pub awaited: Option<Awaited<'a>>,
     /// Blocks that share a row's tokens; [`Kernels::attend_splits`] knows a good number.
     pub splits: u32,
     /// `[units, splits, partial words]` if there is more than one split: scratch. Units are rows, twice as many for groups of more
@@ -48,6 +50,15 @@ pub struct Attend<'a> {
     pub outputs: &'a DeviceBuffer<Word>,
     /// `[batch, kv_heads * group]`: logarithms of the sums of e^logit.
     pub lse: &'a DeviceBuffer<f32>,
+}
+
+/// How a row of [`Attend`] knows that its pages are there.
+#[derive(Clone, Copy, Debug)]
+pub struct Awaited<'a> {
+    /// `[batch * kv_heads]`: how many pages are fetched.
+    pub copy_counts: &'a DeviceBuffer<u32>,
+    /// `[batch * kv_heads]`: words of them that are there.
+    pub arrived: &'a DeviceBuffer<u32>,
 }
 
 impl Attend<'_> {
@@ -63,7 +74,7 @@ impl Attend<'_> {
     ///
     /// # Safety
     /// The steady lists have the layer. When the launch runs, lists and steady pages name pages of the pool, and of each entry the tail begins at page `leaving_key +
-    /// leaving`; `arrivals` are 0; until it has run nothing writes what it reads, and nothing uses what it writes.
+    /// leaving`; `arrivals` are 0; what is awaited is what the launch before it counts; until it has run nothing writes what it reads, and nothing uses what it writes.
     pub unsafe fn launch(&self, kernels: &Kernels, stream: &Stream) -> Result<()> {
         let Self { kv_heads, group, head_words, page_tokens, splits, scale, .. } = *self;
         let most = u64::from(u32::MAX);
@@ -90,6 +101,13 @@ impl Attend<'_> {
             let tokens = rows * list_capacity * u64::from(page_tokens);
             check_range("attend biases", 0, tokens as usize, biases.len())?;
         }
+        if let Some(Awaited { copy_counts, arrived }) = self.awaited {
+            check_length("attend copy_counts", rows as usize, copy_counts.len())?;
+            check_length("attend arrived", rows as usize, arrived.len())?;
+        }
+        // Not read if nothing is awaited.
+        let Awaited { copy_counts, arrived } =
+            self.awaited.unwrap_or(Awaited { copy_counts: self.page_counts, arrived: self.page_counts });
         if splits > 1 {
             let partials = units * u64::from(splits) * u64::from(attend::partial_words(head_words));
             check_range("attend partials", 0, partials as usize, self.partials.len())?;
@@ -99,7 +117,7 @@ impl Attend<'_> {
         check_range("attend outputs", 0, words as usize, self.outputs.len())?;
         check_range("attend lse", 0, (rows * u64::from(group)) as usize, self.lse.len())?;
         const { assert!(ENTRY_WORDS * size_of::<Word>() == size_of::<Entry>(), "entries are read as words") };
-        let arguments: [Argument; 19] = [
+        let arguments: [Argument; 22] = [
             self.entries.into(),
             kv_heads.into(),
             group.into(),
@@ -115,6 +133,9 @@ impl Attend<'_> {
             page_tokens.into(),
             self.queries.into(),
             self.scale.into(),
+            copy_counts.into(),
+            arrived.into(),
+            u32::from(self.awaited.is_some()).into(),
             splits.into(),
             self.partials.into(),
             self.arrivals.into(),
@@ -123,6 +144,7 @@ impl Attend<'_> {
         ];
         let shape = LaunchShape::linear((units * u64::from(splits)) as u32, attend::BLOCK)
             .with_shared_bytes(attend::shared_bytes(head_words));
+        let shape = if self.awaited.is_some() { shape.overlapping() } else { shape };
         // SAFETY: order and types are the kernel's; the caller answers for pages and entries.
         unsafe { launch_with(kernel, &shape, stream, arguments) }
     }

@@ -56,6 +56,8 @@ pub struct Gather<'a> {
     pub page_words: u32,
     /// Blocks to spend on it. A few saturate the bus; see `benches/results`.
     pub blocks: u32,
+    /// `[lists]`, 0 before: words of each list's pages that are there, for an [`Attend`](super::Attend) that runs beside it.
+    pub arrived: Option<&'a DeviceBuffer<u32>>,
 }
 
 impl Gather<'_> {
@@ -68,7 +70,7 @@ impl Gather<'_> {
     /// Async: the pages are there when `stream` has come this far.
     ///
     /// # Errors
-    /// [`Length`](DriverError::Length) if the copies do not part into lists of equal length, [`Operand`](DriverError::Operand) for
+    /// [`Length`](DriverError::Length) if the copies do not part into lists of equal length or another number of lists is counted, [`Operand`](DriverError::Operand) for
     /// a page size of 0, blocks outside of the launch's limits, no list, more than [`MAX_LISTS`](gather::MAX_LISTS) or copies
     /// beyond [`max_copies`](gather::max_copies), [`OutOfRange`](DriverError::OutOfRange) for an arena without room for a page, or
     /// a failed launch.
@@ -100,7 +102,10 @@ impl Gather<'_> {
         let max_copies = gather::max_copies(self.page_words).into();
         check_operand("gather copies", self.copies.len() as u64, 0..=max_copies)?;
         check_range("gather arena words", 0, self.page_words as usize, self.host_pages.len() / WORD_BYTES)?;
-        let arguments: [Argument; 7] = [
+        if let Some(arrived) = self.arrived {
+            check_length("gather arrived", lists, arrived.len())?;
+        }
+        let arguments: [Argument; 9] = [
             self.copies.into(),
             self.counts.into(),
             (lists as u32).into(),
@@ -108,6 +113,9 @@ impl Gather<'_> {
             self.host_pages.into(),
             self.device_pages.into(),
             self.page_words.into(),
+            // Without a count it is not touched.
+            self.arrived.unwrap_or(self.counts).into(),
+            u32::from(self.arrived.is_some()).into(),
         ];
         let lists = lists as u32;
         let (function, block, shared_bytes) = match variant {

@@ -14,7 +14,7 @@ mod select;
 mod splits;
 mod top_k;
 
-pub use attend::Attend;
+pub use attend::{Attend, Awaited};
 pub use gather::{Gather, GatherVariant};
 pub use index::{IndexOperator, IndexPrompts, IndexStep, SummaryTable};
 pub use offload::{Append, OffloadPages, StorePrompt, ValidBits, WriteBack};

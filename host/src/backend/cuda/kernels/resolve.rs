@@ -67,6 +67,8 @@ pub struct Resolve<'a> {
     pub copies: &'a DeviceBuffer<PageCopy>,
     /// `[batch * kv_heads]`.
     pub copy_counts: &'a DeviceBuffer<u32>,
+    /// `[batch * kv_heads]`: set to 0, for [`Gather`](super::Gather) to count in.
+    pub arrived: &'a DeviceBuffer<u32>,
     /// `[batch * kv_heads]`: why a row was left out; see [`resolve`](mod@resolve).
     pub faults: &'a DeviceBuffer<u32>,
 }
@@ -108,6 +110,7 @@ impl Resolve<'_> {
             ("resolve page_counts", rows, self.page_counts.len()),
             ("resolve copies", rows * list_capacity, self.copies.len()),
             ("resolve copy_counts", rows, self.copy_counts.len()),
+            ("resolve arrived", rows, self.arrived.len()),
             ("resolve faults", rows, self.faults.len()),
             ("resolve physical", tables.owners.len(), tables.physical.len()),
             ("resolve host_valid", tables.host_slabs.len(), tables.host_valid.len()),
@@ -120,7 +123,7 @@ impl Resolve<'_> {
             PartitionPages::Shared(partitions) => (partitions, 1),
         };
         check_operand("resolve partitions", u64::from(page_partitions.min(partition_pages)), any)?;
-        let arguments: [Argument; 25] = [
+        let arguments: [Argument; 26] = [
             self.entries.into(),
             kv_heads.into(),
             layer.into(),
@@ -145,6 +148,7 @@ impl Resolve<'_> {
             self.page_counts.into(),
             self.copies.into(),
             self.copy_counts.into(),
+            self.arrived.into(),
             self.faults.into(),
         ];
         let shape = LaunchShape::linear(rows as u32, resolve::BLOCK)
