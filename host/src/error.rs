@@ -104,6 +104,20 @@ pub enum Error {
     #[error(transparent)]
     Driver(#[from] crate::backend::cuda::driver::DriverError),
 
+    #[error("the GPU has no kernels for {what}")]
+    UnsupportedOnGpu { what: String },
+
+    #[error("a batch of {requests} requests: the backend was made for {limit}")]
+    BatchTooLarge { requests: usize, limit: usize },
+
+    #[error(
+        "request {request:?}: a selection could not be made resident in layer {layer}, KV head {kv_head} (fault {fault})"
+    )]
+    StepFault { request: RequestId, layer: usize, kv_head: usize, fault: u32 },
+
+    #[error("request {request:?}, row {row}: {what}")]
+    Inconsistent { request: RequestId, row: usize, what: String },
+
     #[error("request {0:?} is not admitted")]
     UnknownRequest(RequestId),
 

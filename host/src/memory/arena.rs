@@ -9,6 +9,13 @@ pub const SLAB_PAGES: usize = 16;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SlabId(u32);
 
+impl SlabId {
+    /// Which of the arena's slabs it is: its pages are `16 * number ..` of the memory.
+    pub fn number(self) -> u32 {
+        self.0
+    }
+}
+
 /// The place of a page in the host arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostPage {

@@ -161,14 +161,7 @@ impl<B: Backend> Pipeline<B> {
         values: &B::Tensor,
         out: &mut B::Tensor,
     ) -> Result<()> {
-        let mut entries = Vec::with_capacity(batch.len());
-        for (index, request) in batch.iter().enumerate() {
-            if batch[..index].contains(request) {
-                return Err(Error::DuplicateRequest(*request));
-            }
-            let before = self.check(*request, layer, Tokens::DECODED)?;
-            entries.push(StepEntry { request: *request, kind: StepKind::Decode, before, new: 1, queries: 1 });
-        }
+        let entries = self.decode_entries(layer, batch)?;
         self.check_length("queries", queries, batch.len() * self.config().shape().query_heads)?;
         self.check_length("keys", keys, batch.len() * self.config().shape().kv_heads)?;
         self.check_length("values", values, batch.len() * self.config().shape().kv_heads)?;
@@ -185,6 +178,43 @@ impl<B: Backend> Pipeline<B> {
             timed(times, Stage::Attention, || backend.attend(&step, queries, out))
         })();
         self.finish_layer(Tokens::DECODED, &entries, stages)
+    }
+
+    /// A decode step through all layers at once, for a backend and a model that run it as one, a graph for instance: `run` is called
+    /// once, after all checks, with the step at layer 0; it prepares the backend itself and computes all layers.
+    ///
+    /// # Errors
+    /// [`Error::UnknownRequest`], [`Error::DuplicateRequest`], [`Error::RequestFailed`], [`Error::ContextFull`] and
+    /// [`Error::LayerOrder`] for a request in the middle of a step, before anything changed; those of `run`, which fail the batch's
+    /// requests: they can only be released.
+    pub fn decode_at_once<E: From<Error>>(
+        &mut self,
+        batch: &[RequestId],
+        run: impl FnOnce(&mut B, &Step<'_>) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        let entries = self.decode_entries(0, batch)?;
+        let outcome = run(&mut self.backend, &Step { layer: 0, entries: &entries });
+        for entry in &entries {
+            let state = self.requests.get_mut(&entry.request).expect("checked above");
+            match outcome {
+                Ok(()) => state.tokens += entry.new,
+                Err(_) => state.failed = true,
+            }
+        }
+        outcome
+    }
+
+    /// The entries of a layer of a decode step for distinct requests that can take it.
+    fn decode_entries(&self, layer: usize, batch: &[RequestId]) -> Result<Vec<StepEntry>> {
+        let mut entries = Vec::with_capacity(batch.len());
+        for (index, request) in batch.iter().enumerate() {
+            if batch[..index].contains(request) {
+                return Err(Error::DuplicateRequest(*request));
+            }
+            let before = self.check(*request, layer, Tokens::DECODED)?;
+            entries.push(StepEntry { request: *request, kind: StepKind::Decode, before, new: 1, queries: 1 });
+        }
+        Ok(entries)
     }
 
     /// Tokens that a request holds in every layer.

@@ -6,7 +6,7 @@ use spinkv::backend::cuda::driver::{
 };
 use spinkv::memory::{HostArena, HostPage, KvDtype, PageLayout, SLAB_PAGES, Word};
 
-use super::{Machine, Outcome, Test, test};
+use super::{Machine, Outcome, Test, ensure, test};
 
 pub fn tests() -> Vec<Test> {
     vec![
@@ -17,10 +17,6 @@ pub fn tests() -> Vec<Test> {
         test("driver::bad_modules_are_refused_with_a_log", bad_modules_are_refused_with_a_log),
         test("driver::bad_launches_are_refused", bad_launches_are_refused),
     ]
-}
-
-fn ensure(holds: bool, what: impl Into<String>) -> Outcome {
-    if holds { Ok(()) } else { Err(what.into().into()) }
 }
 
 /// Host, device, arena and pinned buffers, there and back, with odd lengths and offsets.

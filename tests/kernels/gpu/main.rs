@@ -7,6 +7,7 @@
 //! | `SPINKV_REQUIRE_GPU` | set: a missing GPU is a failure |
 
 mod attend;
+mod backend;
 mod conformance;
 mod driver;
 mod index;
@@ -89,6 +90,10 @@ impl Machine {
     }
 }
 
+fn ensure(holds: bool, what: impl Into<String>) -> Outcome {
+    if holds { Ok(()) } else { Err(what.into().into()) }
+}
+
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // One GPU, and messages that belong to one test.
@@ -97,7 +102,11 @@ fn main() -> ExitCode {
         kernels::tests().into_iter().chain(index::tests()).chain(offload::tests()).chain(resolve::tests());
     let tests =
         tests.chain(select::tests()).chain(attend::tests()).chain(restore::tests()).chain(replay::tests());
-    let tests = tests.chain(prefill::tests()).chain(conformance::tests()).chain(driver::tests());
+    let tests = tests
+        .chain(prefill::tests())
+        .chain(conformance::tests())
+        .chain(driver::tests())
+        .chain(backend::tests());
     let trials: Vec<Trial> = match Machine::open() {
         Ok(machine) => {
             let device = machine.context.device();

@@ -1,0 +1,277 @@
+//! What requests hold: taken when they come, shared out anew when others come and go. Between steps the host edits the tables.
+
+use std::collections::{BTreeMap, HashSet};
+
+use spinkv_kernels::abi::{
+    ABSENT_SLOT, NO_KEY, SEGMENT_KEYS, SLAB_PAGES, SLOT_HELD, SLOT_PINNED, SLOT_STAMP,
+};
+
+use super::{CudaBackend, Request};
+use crate::memory::{HostPage, RequestPlan, Word};
+use crate::paging::StepClock;
+use crate::pipeline::RequestId;
+use crate::{Error, Result};
+
+/// The slot tables of a request, on the host.
+struct SlotTables {
+    owners: Vec<u32>,
+    physical: Vec<u32>,
+    states: Vec<u8>,
+}
+
+impl CudaBackend {
+    /// Refuses a request that its place in the tables cannot hold.
+    pub(super) fn check_plan(&self, plan: &RequestPlan) -> Result<()> {
+        let limit = self.max_tokens();
+        if plan.max_tokens > limit {
+            return Err(Error::ContextTooLong { max_tokens: plan.max_tokens, limit });
+        }
+        Ok(())
+    }
+
+    /// The longest request that the tables were made for, in tokens.
+    pub fn max_tokens(&self) -> usize {
+        self.sizes.max_tokens
+    }
+
+    /// Takes what an admitted request needs, once the others have shrunk to the buffering that they are due.
+    pub(super) fn make_room(
+        &mut self,
+        id: RequestId,
+        mut plan: RequestPlan,
+        resident: bool,
+        due: &BTreeMap<RequestId, usize>,
+    ) -> Result<()> {
+        let sizes = self.sizes;
+        let wanted = due.get(&id).copied().unwrap_or(0).min(plan.row.buffering_pages);
+        plan.row.buffering_pages = wanted.min(sizes.slot_stride.saturating_sub(plan.row.mandatory_pages));
+        let rows = sizes.rows();
+        let of_layer = sizes.kv_heads * self.config.host_slabs(plan.max_tokens);
+        let mut slabs = Vec::with_capacity(sizes.layers * of_layer);
+        for layer in 0..sizes.layers {
+            match self.arena.take(layer, of_layer) {
+                Ok(taken) => slabs.extend(taken),
+                Err(error) => {
+                    slabs.into_iter().for_each(|slab| self.arena.release(slab));
+                    return Err(error);
+                }
+            }
+        }
+        self.shrink(due)?;
+        let steady = sizes.steady_pages(&self.config, &plan, resident);
+        let slots = if resident { 0 } else { plan.row.slots() };
+        let take = |free: &mut Vec<u32>, count: usize| free.split_off(free.len() - count);
+        let needed = rows * (steady + slots);
+        if needed > self.free_pages.len() {
+            slabs.into_iter().for_each(|slab| self.arena.release(slab));
+            let (free, total) = (self.free_pages.len(), sizes.planned_pages);
+            let (max_tokens, mandatory) = (plan.max_tokens, plan.row.mandatory_pages);
+            return Err(Error::OutOfGpuPages { max_tokens, needed, rows, steady, mandatory, free, total });
+        }
+        let segments = if resident { 0 } else { self.config.segments(plan.max_tokens) };
+        let steady = take(&mut self.free_pages, rows * steady);
+        let slots = take(&mut self.free_pages, rows * slots);
+        let request = Request {
+            plan,
+            place: self.free_places.pop().expect("a place, as was looked for"),
+            clock: StepClock::default(),
+            resident,
+            segments: take(&mut self.free_segments, segments),
+            slabs,
+            pages: steady.iter().chain(&slots).copied().collect(),
+            held: vec![0; rows],
+        };
+        let written = self.write_tables(&request, &steady, &slots);
+        self.requests.insert(id, request);
+        if written.is_err() {
+            self.release_request(id);
+        }
+        written
+    }
+
+    /// Forgets a request and frees what it holds.
+    pub(super) fn release_request(&mut self, id: RequestId) {
+        self.admission.remove(id);
+        let Some(request) = self.requests.remove(&id) else { return };
+        self.free_places.push(request.place);
+        self.free_segments.extend(request.segments);
+        self.free_pages.extend(request.pages);
+        request.slabs.into_iter().for_each(|slab| self.arena.release(slab));
+    }
+
+    /// Shares out what is free as buffering.
+    ///
+    /// # Errors
+    /// A refused copy.
+    pub(super) fn share_out(&mut self) -> Result<()> {
+        let due = self.admission.buffering(&self.config);
+        self.shrink(&due)?;
+        for (id, buffering) in due {
+            let Some(request) = self.requests.get(&id).filter(|request| !request.resident) else { continue };
+            let RequestPlan { row, .. } = request.plan;
+            let room = self.sizes.slot_stride.saturating_sub(row.mandatory_pages).min(buffering);
+            let more = room.saturating_sub(row.buffering_pages);
+            let more = more.min(self.free_pages.len() / self.sizes.rows());
+            if more > 0 {
+                self.resize(id, row.slots() + more)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Shrinks caches to the buffering that they are due. Every request's mandatory pages stay.
+    fn shrink(&mut self, due: &BTreeMap<RequestId, usize>) -> Result<()> {
+        for (id, buffering) in due {
+            let Some(request) = self.requests.get(id).filter(|request| !request.resident) else { continue };
+            let RequestPlan { row, .. } = request.plan;
+            if *buffering < row.buffering_pages {
+                self.resize(*id, row.mandatory_pages + buffering)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives each row of a request `slots` slots: new ones are empty; those that go are empty ones, then those of the least recently
+    /// used pages, of equals the lowest. Waits for all that is under way.
+    fn resize(&mut self, id: RequestId, slots: usize) -> Result<()> {
+        self.settle()?;
+        self.prompt.synchronize()?;
+        let sizes = self.sizes;
+        let (rows, stride) = (sizes.rows(), sizes.slot_stride);
+        let mut request = self.requests.remove(&id).expect("an admitted request");
+        let before = request.plan.row.slots();
+        let mut tables = self.read_slots(&request)?;
+        let mut segments = if slots < before { self.read_segments(&request)? } else { Vec::new() };
+        let mut free = HashSet::new();
+        for row in 0..rows {
+            let range = row * stride..(row + 1) * stride;
+            let physical = &mut tables.physical[range.clone()];
+            let (owners, states) = (&mut tables.owners[range.clone()], &mut tables.states[range]);
+            if slots >= before {
+                let holes = (0..stride).filter(|slot| physical[*slot] == u32::MAX);
+                for slot in holes.take(slots - before).collect::<Vec<_>>() {
+                    let page = self.free_pages.pop().expect("as many as were looked for");
+                    request.pages.push(page);
+                    (physical[slot], owners[slot], states[slot]) = (page, NO_KEY, 0);
+                }
+                continue;
+            }
+            let mut leaving: Vec<usize> = (0..stride).filter(|slot| physical[*slot] != u32::MAX).collect();
+            leaving.sort_by_key(|slot| {
+                let state = states[*slot];
+                let age = (request.clock.0 % 64 + 64 - u32::from(state & SLOT_STAMP)) % 64;
+                if state & SLOT_HELD == 0 { (0, *slot) } else { (64 - age as usize, *slot) }
+            });
+            for slot in leaving.into_iter().take(before - slots) {
+                free.insert(physical[slot]);
+                if states[slot] & SLOT_HELD != 0 {
+                    let (segment, key) = (owners[slot] / SEGMENT_KEYS, owners[slot] % SEGMENT_KEYS);
+                    let entry = (segment as usize * rows + row) * SEGMENT_KEYS as usize + key as usize;
+                    segments[entry] = ABSENT_SLOT;
+                    request.held[row] -= 1;
+                    self.counters.shrunk_pages += 1;
+                }
+                (physical[slot], owners[slot], states[slot]) = (u32::MAX, NO_KEY, SLOT_PINNED);
+            }
+        }
+        request.pages.retain(|page| !free.contains(page));
+        self.free_pages.extend(free);
+        request.plan.row.buffering_pages = slots - request.plan.row.mandatory_pages;
+        let written =
+            self.write_slots(&request, &tables).and_then(|()| self.write_segments(&request, &segments));
+        self.requests.insert(id, request);
+        written
+    }
+
+    fn read_slots(&self, request: &Request) -> Result<SlotTables> {
+        let count = self.sizes.rows() * self.sizes.slot_stride;
+        let first = request.place * count;
+        let mut tables =
+            SlotTables { owners: vec![0; count], physical: vec![0; count], states: vec![0; count] };
+        self.tables.owners.read(&self.stream, first, &mut tables.owners)?;
+        self.tables.physical.read(&self.stream, first, &mut tables.physical)?;
+        let mut states = vec![0u32; count / 4];
+        self.tables.states.read(&self.stream, first / 4, &mut states)?;
+        tables.states.copy_from_slice(bytemuck::cast_slice(&states));
+        Ok(tables)
+    }
+
+    fn write_slots(&self, request: &Request, tables: &SlotTables) -> Result<()> {
+        let first = request.place * self.sizes.rows() * self.sizes.slot_stride;
+        self.tables.owners.write(&self.stream, first, &tables.owners)?;
+        self.tables.physical.write(&self.stream, first, &tables.physical)?;
+        let states: Vec<u32> = bytemuck::pod_collect_to_vec(&tables.states);
+        Ok(self.tables.states.write(&self.stream, first / 4, &states)?)
+    }
+
+    /// `[segments of the request, rows, 512]`.
+    fn read_segments(&self, request: &Request) -> Result<Vec<u16>> {
+        let count = self.sizes.rows() * SEGMENT_KEYS as usize;
+        let mut segments = vec![0; request.segments.len() * count];
+        for (number, entries) in request.segments.iter().zip(segments.chunks_exact_mut(count)) {
+            self.tables.segments.read(&self.stream, *number as usize * count, entries)?;
+        }
+        Ok(segments)
+    }
+
+    fn write_segments(&self, request: &Request, segments: &[u16]) -> Result<()> {
+        let count = self.sizes.rows() * SEGMENT_KEYS as usize;
+        for (number, entries) in request.segments.iter().zip(segments.chunks_exact(count)) {
+            self.tables.segments.write(&self.stream, *number as usize * count, entries)?;
+        }
+        Ok(())
+    }
+
+    /// Compares each page in a request's caches with its host page, and looks whether slots, segments and the pages that the request
+    /// holds agree. Waits for all that is under way. Returns the pages that were compared.
+    ///
+    /// # Errors
+    /// [`Error::UnknownRequest`]; [`Error::Inconsistent`], which names the first place; a refused copy.
+    pub fn audit(&mut self, id: RequestId) -> Result<usize> {
+        self.settle()?;
+        self.prompt.synchronize()?;
+        let request = self.requests.get(&id).ok_or(Error::UnknownRequest(id))?;
+        let (rows, stride, words) = (self.sizes.rows(), self.sizes.slot_stride, self.sizes.page_words);
+        let (tables, segments) = (self.read_slots(request)?, self.read_segments(request)?);
+        let mut owned: HashSet<u32> = request.pages.iter().copied().collect();
+        let (mut on_gpu, mut on_host) = (vec![0 as Word; words], vec![0 as Word; words]);
+        let of_row = self.config.host_slabs(request.plan.max_tokens);
+        let mut compared = 0;
+        for row in 0..rows {
+            let wrong = |what: String| Err(Error::Inconsistent { request: id, row, what });
+            let mut held = 0;
+            for slot in row * stride..(row + 1) * stride {
+                let (key, page, state) = (tables.owners[slot], tables.physical[slot], tables.states[slot]);
+                if page == u32::MAX {
+                    continue;
+                }
+                if !owned.remove(&page) {
+                    return wrong(format!("slot {} has page {page}, which is another's", slot % stride));
+                }
+                if state & SLOT_HELD == 0 {
+                    continue;
+                }
+                held += 1;
+                let entry = ((key / SEGMENT_KEYS) as usize * rows + row) * SEGMENT_KEYS as usize;
+                let found = segments[entry + (key % SEGMENT_KEYS) as usize];
+                if usize::from(found) != slot % stride {
+                    return wrong(format!(
+                        "page key {key} is in slot {}, its segment says {found}",
+                        slot % stride
+                    ));
+                }
+                let slab = request.slabs[row * of_row + key as usize / SLAB_PAGES as usize];
+                self.arena.read(HostPage { slab, index: (key % SLAB_PAGES) as usize }, &mut on_host);
+                self.tables.pool.read(&self.stream, page as usize * words, &mut on_gpu)?;
+                if on_gpu != on_host {
+                    return wrong(format!("page key {key} has other bytes than on the host"));
+                }
+                compared += 1;
+            }
+            if held != request.held[row] {
+                return wrong(format!("{held} pages in the cache, {} were counted", request.held[row]));
+            }
+        }
+        Ok(compared)
+    }
+}

@@ -1,0 +1,423 @@
+//! The stages on a GPU, with tables whose decisions are taken there.
+//!
+//! The host keeps counts and ids: which pages, segments and slabs a request has. Where its pages are, what is evicted and what is
+//! fetched is on the GPU alone. What changes from step to step is in one [`Entry`] a request, so a captured graph serves every step.
+
+mod device;
+mod elastic;
+mod prompt;
+mod request;
+mod sizes;
+mod stages;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use spinkv_kernels::abi::{ABSENT_SLOT, Entry, NO_KEY, SEGMENT_KEYS, SLOT_PINNED};
+
+use super::driver::{Context, DeviceBuffer, PinnedArena, Stream};
+use super::kernels::Kernels;
+use crate::backend::{Backend, PromptChunk, Step, StepEntry, StepKind};
+use crate::memory::{
+    Admission, HostArena, HostProgress, MemoryLimits, MemoryUsage, RequestPlan, Word, footprint,
+};
+use crate::pipeline::{Counters, RequestId};
+use crate::{Error, KvConfig, Result};
+use device::{Lists, RowCounts, Tables};
+use prompt::Prompt;
+use request::{Request, is_resident};
+use sizes::Sizes;
+
+pub use sizes::CudaLimits;
+pub use stages::StepTensors;
+
+/// Bytes of an element of a summary: bf16.
+const SUMMARY_BYTES: usize = 2;
+
+/// The stages on a GPU. See the [module](self).
+///
+/// Every stage is enqueued and not waited for: what one wrote, the next one reads, on [`stream`](Self::stream). A prompt's Index,
+/// Offload, Select and Retrieve run on a stream of their own, under the next layer's compute: the keys and values that they were given
+/// may be written again by work that is enqueued after the layer behind theirs is complete, so two buffers in turn are enough.
+#[derive(Debug)]
+pub struct CudaBackend {
+    config: KvConfig,
+    sizes: Sizes,
+    kernels: Kernels,
+    stream: Arc<Stream>,
+    tables: Tables,
+    lists: Lists,
+    /// What `lists.counts` are parts of.
+    counts: DeviceBuffer<u32>,
+    prompt: Prompt,
+    arena: HostArena<PinnedArena>,
+    admission: Admission,
+    requests: HashMap<RequestId, Request>,
+    free_places: Vec<usize>,
+    free_segments: Vec<u32>,
+    free_pages: Vec<u32>,
+    /// The step whose entries are on the GPU.
+    uploaded: Vec<StepEntry>,
+    /// The decode step whose counts were not looked at yet, and the entries of its batch.
+    unsettled: Option<(Vec<StepEntry>, usize)>,
+    counters: Counters,
+}
+
+/// Bytes that a backend has allocated on the GPU, by what for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CudaBytes {
+    /// Pages of steady zones and caches.
+    pub pages: u64,
+    /// Tables.
+    pub tables: u64,
+    /// Summaries.
+    pub summaries: u64,
+    /// What the stages hand on.
+    pub lists: u64,
+}
+
+impl CudaBytes {
+    /// All kinds together.
+    pub fn total(&self) -> u64 {
+        let Self { pages, tables, summaries, lists } = self;
+        pages + tables + summaries + lists
+    }
+}
+
+impl CudaBackend {
+    /// A backend without requests on the device of `context`. Everything on the GPU is allocated now, the host memory when requests
+    /// need it.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedOnGpu`] for a shape, layout or method that the kernels do not have, those of [`RequestPlan::new`] for the
+    /// longest request, [`Error::EmptyRequest`] for no requests, and [`Error::Driver`], for instance out of GPU memory.
+    pub fn new(context: &Context, config: KvConfig, limits: &CudaLimits) -> Result<Self> {
+        if limits.requests == 0 {
+            return Err(Error::EmptyRequest);
+        }
+        let sizes = Sizes::new(&config, limits)?;
+        let (kernels, stream) = (Kernels::load(context)?, Arc::new(Stream::new(context)?));
+        let tables = Tables::new(&sizes, &stream)?;
+        let (lists, counts) = Lists::new(&sizes, &kernels, &stream)?;
+        let memory = PinnedArena::with_capacity(context, sizes.host_bytes as usize)?;
+        let arena = HostArena::new(*config.layout(), config.shape().layers, Some(sizes.host_bytes), memory);
+        let limits = MemoryLimits {
+            gpu_pages: Some(sizes.planned_pages),
+            gpu_bytes: None,
+            host_bytes: Some(sizes.host_bytes),
+        };
+        Ok(Self {
+            prompt: Prompt::new(&sizes, &stream)?,
+            admission: Admission::new(limits),
+            requests: HashMap::new(),
+            free_places: (0..sizes.requests).rev().collect(),
+            free_segments: (0..(sizes.requests * sizes.segments) as u32).rev().collect(),
+            free_pages: (0..sizes.pool_pages as u32).rev().collect(),
+            uploaded: Vec::new(),
+            unsettled: None,
+            counters: Counters::default(),
+            config,
+            sizes,
+            kernels,
+            stream,
+            tables,
+            lists,
+            counts,
+            arena,
+        })
+    }
+
+    /// Pins `bytes` of host memory before the first request, as many whole slabs of every layer as fit. `progress` hears of each chunk.
+    ///
+    /// # Errors
+    /// [`Error::OutOfHostMemory`] beyond the limit, [`Error::AllocationFailed`] if the system refuses.
+    pub fn reserve_host(&mut self, bytes: u64, progress: &mut dyn FnMut(HostProgress)) -> Result<()> {
+        self.admission.limits().check_reserve(bytes)?;
+        let slabs = bytes / (self.arena.slab_bytes() * self.config.shape().layers as u64);
+        self.arena.reserve(slabs as usize, progress)
+    }
+
+    /// The stream of all stages; who computes their tensors uses it, too.
+    pub fn stream(&self) -> &Arc<Stream> {
+        &self.stream
+    }
+
+    /// The kernels, for who launches some of them.
+    pub fn kernels(&self) -> &Kernels {
+        &self.kernels
+    }
+
+    /// The most requests at a time.
+    pub fn capacity(&self) -> usize {
+        self.sizes.requests
+    }
+
+    /// The entries of the step that has begun, of the first `batch` of its batch: where its tokens stand.
+    ///
+    /// # Errors
+    /// Beyond the [`capacity`](Self::capacity).
+    pub fn entries_of(&self, batch: usize) -> Result<DeviceBuffer<Entry>> {
+        Ok(self.lists.entries.part(0..batch)?)
+    }
+
+    /// Bytes allocated on the GPU.
+    pub fn allocated(&self) -> CudaBytes {
+        CudaBytes {
+            pages: self.tables.pool.bytes(),
+            tables: self.tables.bytes(),
+            summaries: self.tables.summaries.bytes(),
+            lists: self.lists.bytes() + self.prompt.bytes(),
+        }
+    }
+
+    /// Whether nothing is held: every page, segment, slab and place is free.
+    pub fn is_empty(&self) -> bool {
+        let Sizes { requests, segments, pool_pages, .. } = self.sizes;
+        self.requests.is_empty()
+            && self.free_places.len() == requests
+            && self.free_segments.len() == requests * segments
+            && self.free_pages.len() == pool_pages
+            && self.arena.used_slabs() == 0
+    }
+
+    /// The partitions that a row selected in the layer that ran last: KV head `kv_head` of entry `index` of its batch. Waits for it.
+    ///
+    /// # Errors
+    /// Beyond the batch, or a failed launch.
+    pub fn selected(&self, index: usize, kv_head: usize) -> Result<Vec<u32>> {
+        let (row, mut count) = (index * self.sizes.kv_heads + kv_head, [0]);
+        self.lists.id_counts.read(&self.stream, row, &mut count)?;
+        let mut ids = vec![0; count[0] as usize];
+        self.lists.ids.read(&self.stream, row * self.sizes.id_stride, &mut ids)?;
+        Ok(ids)
+    }
+
+    /// Looks at the last decode step's counts: [`counters`](Backend::counters) count it from then on. Waits for the step.
+    ///
+    /// # Errors
+    /// [`Error::StepFault`] if a row's selection could not be made resident, which the tables rule out; a failed launch.
+    pub fn settle(&mut self) -> Result<()> {
+        let Some((entries, _)) = self.unsettled.take() else { return Ok(()) };
+        let mut numbers = vec![0; self.counts.len()];
+        self.counts.read(&self.stream, 0, &mut numbers)?;
+        let Sizes { layers, kv_heads, requests, .. } = self.sizes;
+        let counts = RowCounts::new(&numbers, requests * kv_heads);
+        if let Some((layer, row, fault)) = counts.fault(layers, entries.len() * kv_heads) {
+            let request = entries[row / kv_heads].request;
+            return Err(Error::StepFault { request, layer, kv_head: row % kv_heads, fault });
+        }
+        for (index, entry) in entries.iter().enumerate() {
+            // One that ended meanwhile has counted what it fetched all the same.
+            let Some(request) = self.requests.get_mut(&entry.request) else { continue };
+            if request.resident {
+                continue;
+            }
+            let adopted = self.config.retrievable_pages(entry.after()).len()
+                - self.config.retrievable_pages(entry.before).len();
+            let slots = request.plan.row.slots() as u32;
+            for row in 0..layers * kv_heads {
+                let (pages, misses, _) = counts.of(row / kv_heads, index * kv_heads + row % kv_heads);
+                let came = misses + if slots > 0 { adopted as u32 } else { 0 };
+                let held = (request.held[row] + came).min(slots);
+                self.counters.evicted_pages += u64::from(request.held[row] + came - held);
+                request.held[row] = held;
+                self.counters.hits += u64::from(pages - misses);
+                self.counters.misses += u64::from(misses);
+                self.counters.adopted_pages += if slots > 0 { adopted as u64 } else { 0 };
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the tables of a new request.
+    fn write_tables(&self, request: &Request, steady: &[u32], slots: &[u32]) -> Result<()> {
+        let (sizes, stream) = (&self.sizes, &self.stream);
+        let rows = sizes.rows();
+        let (place, segment) = (request.place, rows * SEGMENT_KEYS as usize);
+        self.tables.directories.write(stream, place * sizes.segments, &request.segments)?;
+        for number in &request.segments {
+            let first = *number as usize * segment;
+            // Both bytes of ABSENT_SLOT are alike.
+            self.tables.segments.fill_bytes(stream, first..first + segment, ABSENT_SLOT as u8)?;
+        }
+        let in_rows = |numbers: &[u32], stride: usize, rest: u32| {
+            let mut table = vec![rest; rows * stride];
+            let of_row = numbers.len() / rows;
+            for row in 0..rows {
+                table[row * stride..][..of_row].copy_from_slice(&numbers[row * of_row..][..of_row]);
+            }
+            table
+        };
+        let slabs: Vec<u32> = request.slabs.iter().map(|slab| slab.number()).collect();
+        let at = |stride: usize| place * rows * stride;
+        self.tables.host_slabs.write(
+            stream,
+            at(sizes.slab_stride),
+            &in_rows(&slabs, sizes.slab_stride, 0),
+        )?;
+        let valid = at(sizes.slab_stride)..at(sizes.slab_stride) + rows * sizes.slab_stride;
+        self.tables.host_valid.fill_bytes(stream, valid, 0)?;
+        let list = if request.resident { steady.len() / rows + 1 } else { steady.len() / rows };
+        self.tables.steady.write(stream, at(sizes.steady_stride), &in_rows(steady, list, 0))?;
+        let stride = sizes.slot_stride;
+        self.tables.owners.write(stream, at(stride), &vec![NO_KEY; rows * stride])?;
+        self.tables.physical.write(stream, at(stride), &in_rows(slots, stride, u32::MAX))?;
+        let mut states = vec![SLOT_PINNED; rows * stride];
+        let of_row = slots.len() / rows;
+        states.chunks_exact_mut(stride).for_each(|row| row[..of_row].fill(0));
+        self.tables.states.write(stream, at(stride) / 4, bytemuck::cast_slice(&states))?;
+        Ok(())
+    }
+
+    /// The entries of a step, as the GPU reads them.
+    fn entries(&self, step: &Step<'_>) -> Vec<Entry> {
+        let entry = |part: &StepEntry| {
+            let request = &self.requests[&part.request];
+            self.sizes.decode_entry(&self.config, request, part.after())
+        };
+        step.entries.iter().map(entry).collect()
+    }
+
+    /// Puts the step's entries onto the GPU, filled up to a batch of `batch`, unless they are there.
+    fn upload(&mut self, step: &Step<'_>, batch: usize) -> Result<()> {
+        if step.layer == 0 {
+            for entry in step.entries {
+                self.requests.get_mut(&entry.request).expect("an admitted request").clock.tick();
+            }
+        } else if self.uploaded == step.entries {
+            return Ok(());
+        }
+        let mut entries = self.entries(step);
+        entries.resize(batch.max(entries.len()), Entry::default());
+        self.lists.entries.write(&self.stream, 0, &entries)?;
+        self.uploaded = step.entries.to_vec();
+        Ok(())
+    }
+
+    /// A decode step's entries go to the GPU, filled up to a batch of `batch`; whoever launches the stages as a graph of that
+    /// batch calls this before, and [`settle`](Self::settle) after it.
+    ///
+    /// # Errors
+    /// [`Error::BatchTooLarge`], or a failed launch.
+    pub fn begin_step(&mut self, step: &Step<'_>, batch: usize) -> Result<()> {
+        let limit = self.sizes.requests;
+        if batch > limit || step.entries.len() > batch {
+            return Err(Error::BatchTooLarge { requests: step.entries.len().max(batch), limit });
+        }
+        if step.layer == 0 {
+            self.settle()?;
+        }
+        self.prompt.join(&self.stream)?;
+        self.upload(step, batch)?;
+        if step.layer == 0 {
+            self.unsettled = Some((step.entries.to_vec(), batch));
+            let page_tokens = self.sizes.page_tokens;
+            let full = step.entries.iter().filter(|entry| entry.after().is_multiple_of(page_tokens)).count();
+            self.counters.offloaded_pages += (full * self.sizes.rows()) as u64;
+        }
+        Ok(())
+    }
+
+    /// Whether all requests of a step keep all their pages steady: then only Offload and Attention have something to do.
+    pub fn is_resident(&self, requests: impl IntoIterator<Item = RequestId>) -> bool {
+        requests.into_iter().all(|id| self.requests.get(&id).is_some_and(|request| request.resident))
+    }
+}
+
+impl Backend for CudaBackend {
+    /// bf16, eight elements a word.
+    type Tensor = DeviceBuffer<Word>;
+
+    fn config(&self) -> &KvConfig {
+        &self.config
+    }
+
+    fn elements(tensor: &Self::Tensor) -> usize {
+        tensor.len() * spinkv_kernels::abi::WORD_ELEMENTS
+    }
+
+    fn admit(&mut self, id: RequestId, plan: RequestPlan) -> Result<()> {
+        let limit = self.sizes.requests;
+        if self.free_places.is_empty() {
+            return Err(Error::BatchTooLarge { requests: self.requests.len() + 1, limit });
+        }
+        self.check_plan(&plan)?;
+        let resident = is_resident(&self.config, &plan);
+        let due = self.admission.admit(&self.config, id, &plan)?;
+        let outcome = self.make_room(id, plan, resident, &due);
+        if outcome.is_err() {
+            self.admission.remove(id);
+            // Who gave buffering for it gets that back.
+            self.share_out()?;
+        }
+        outcome
+    }
+
+    fn plan(&self, request: RequestId) -> Option<&RequestPlan> {
+        self.requests.get(&request).map(|request| &request.plan)
+    }
+
+    fn prepare(&mut self, step: &Step<'_>) -> Result<()> {
+        match step.entries {
+            [StepEntry { kind: StepKind::Prompt, .. }] => self.prepare_prompt(step),
+            entries if entries.iter().all(|entry| entry.kind == StepKind::Decode) => {
+                self.begin_step(step, entries.len())
+            }
+            _ => Err(Error::UnsupportedOnGpu { what: "a step of prompts beside other requests".to_owned() }),
+        }
+    }
+
+    fn release(&mut self, id: RequestId) {
+        // What the GPU still does with its pages must be over before they are another's, and before the host poisons slabs. Who
+        // goes on finds out about a device that failed.
+        let _ = self.stream.synchronize().and_then(|()| self.prompt.synchronize());
+        self.release_request(id);
+        let _ = self.share_out();
+    }
+
+    fn index(&mut self, step: &Step<'_>, keys: &Self::Tensor) -> Result<()> {
+        if self.is_prompt(step) { self.index_prompt(step, keys) } else { self.index_step(step) }
+    }
+
+    fn offload(&mut self, step: &Step<'_>, keys: &Self::Tensor, values: &Self::Tensor) -> Result<()> {
+        if self.is_prompt(step) {
+            self.offload_prompt(step, keys, values)
+        } else {
+            self.append(step, keys, values)
+        }
+    }
+
+    fn select(&mut self, step: &Step<'_>, queries: &Self::Tensor) -> Result<()> {
+        if self.is_prompt(step) { self.select_prompt(step, queries) } else { self.select_step(step, queries) }
+    }
+
+    fn retrieve(&mut self, step: &Step<'_>) -> Result<()> {
+        if self.is_prompt(step) { self.retrieve_prompt(step) } else { self.retrieve_step(step) }
+    }
+
+    fn attend(&mut self, step: &Step<'_>, queries: &Self::Tensor, out: &mut Self::Tensor) -> Result<()> {
+        self.attend_step(step, queries, out)
+    }
+
+    fn attend_prompt(
+        &mut self,
+        chunk: &PromptChunk,
+        queries: &Self::Tensor,
+        keys: &Self::Tensor,
+        values: &Self::Tensor,
+        out: &mut Self::Tensor,
+    ) -> Result<()> {
+        self.attend_chunk(chunk, queries, keys, values, out)
+    }
+
+    fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    fn usage(&self) -> MemoryUsage {
+        let whole = |request: &Request| {
+            footprint(&self.config, &request.plan, request.plan.max_tokens, SUMMARY_BYTES)
+        };
+        self.requests.values().map(whole).sum()
+    }
+}

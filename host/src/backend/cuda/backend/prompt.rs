@@ -1,0 +1,283 @@
+//! Prompts: dense attention as they come, and the other stages of a layer on a stream of their own.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry::{Occupied, Vacant};
+
+use spinkv_kernels::abi::{Entry, prefill};
+
+use super::super::driver::{DeviceBuffer, Event, Result as DriverResult, Stream};
+use super::super::kernels::{IndexPrompts, Prefill, StorePrompt};
+use super::stages::Stages;
+use super::{CudaBackend, Sizes};
+use crate::Result;
+use crate::backend::{PromptChunk, Step, StepEntry};
+use crate::memory::Word;
+
+/// Blocks that write pages to the host: enough for the bus.
+const STORE_BLOCKS: u32 = 16;
+
+/// Chunks whose tables are kept; prompts of one chunk size have few.
+const MAX_CHUNKS: usize = 512;
+
+/// What the prompts' own stream works with.
+#[derive(Debug)]
+pub(super) struct Prompt {
+    side: Stream,
+    /// What is stored, and the step in which the last query warms the cache: `[1]` each.
+    stored: DeviceBuffer<Entry>,
+    warm: DeviceBuffer<Entry>,
+    /// Where the prompt begins in its tensors: 0, `[1]`.
+    first_token: DeviceBuffer<u32>,
+    /// `[0, pages]` and `[0, partitions]`.
+    first_page: DeviceBuffer<u32>,
+    first_partition: DeviceBuffer<u32>,
+    pages: u32,
+    partitions: u32,
+    /// The last query of the layers of an even number, and of the others.
+    last_query: [DeviceBuffer<Word>; 2],
+    /// The stages of the layers of an even number are complete, and of the others.
+    done: [Event; 2],
+    /// What the side stream waits for.
+    ready: Event,
+    /// Whether the side stream may have work that the main one has not waited for.
+    under_way: bool,
+    /// The prompt whose entries are on the GPU.
+    uploaded: Option<StepEntry>,
+    chunks: HashMap<(usize, usize), Chunk>,
+    lse: DeviceBuffer<f32>,
+}
+
+/// The tables of a chunk of a prompt's queries, `[0, count]` each.
+#[derive(Debug)]
+struct Chunk {
+    first_query: DeviceBuffer<u32>,
+    first_key: DeviceBuffer<u32>,
+    first_tile: DeviceBuffer<u32>,
+    tiles: u32,
+}
+
+impl Chunk {
+    fn new(first: usize, tokens: usize, stream: &Stream) -> DriverResult<Self> {
+        let tiles = prefill::query_tiles(tokens as u32);
+        let table = |count: usize| DeviceBuffer::from_slice(stream, &[0, count as u32]);
+        Ok(Self {
+            first_query: table(tokens)?,
+            first_key: table(first + tokens)?,
+            first_tile: table(tiles as usize)?,
+            tiles,
+        })
+    }
+}
+
+impl Prompt {
+    pub fn new(sizes: &Sizes, stream: &Stream) -> DriverResult<Self> {
+        let context = stream.context();
+        let entry = || DeviceBuffer::from_slice(stream, &[Entry::default()]);
+        let query = || DeviceBuffer::zeroed(stream, sizes.query_words());
+        Ok(Self {
+            side: Stream::new(context)?,
+            stored: entry()?,
+            warm: entry()?,
+            first_token: DeviceBuffer::zeroed(stream, 1)?,
+            first_page: DeviceBuffer::zeroed(stream, 2)?,
+            first_partition: DeviceBuffer::zeroed(stream, 2)?,
+            pages: 0,
+            partitions: 0,
+            last_query: [query()?, query()?],
+            done: [Event::untimed(context)?, Event::untimed(context)?],
+            ready: Event::untimed(context)?,
+            under_way: false,
+            uploaded: None,
+            chunks: HashMap::new(),
+            lse: DeviceBuffer::uninit(context, 0)?,
+        })
+    }
+
+    /// Bytes on the GPU, small tables not counted.
+    pub fn bytes(&self) -> u64 {
+        self.lse.bytes() + self.last_query.iter().map(DeviceBuffer::bytes).sum::<u64>()
+    }
+
+    /// Lets `stream` wait for all that the prompts' stream has to do.
+    pub fn join(&mut self, stream: &Stream) -> DriverResult<()> {
+        if self.under_way {
+            self.done.iter().try_for_each(|done| stream.wait(done))?;
+            self.under_way = false;
+        }
+        Ok(())
+    }
+
+    /// Waits for it.
+    pub fn synchronize(&self) -> DriverResult<()> {
+        self.side.synchronize()
+    }
+
+    /// Lets the prompts' stream wait for all that `stream` has now.
+    fn follow(&self, stream: &Stream) -> DriverResult<()> {
+        self.ready.record(stream)?;
+        self.side.wait(&self.ready)
+    }
+}
+
+impl CudaBackend {
+    /// The entries of a prompt go to the GPU, unless they are there.
+    pub(super) fn prepare_prompt(&mut self, step: &Step<'_>) -> Result<()> {
+        let [entry] = step.entries else { unreachable!("a prompt is alone in its step") };
+        if step.layer > 0 && self.prompt.uploaded == Some(*entry) {
+            return Ok(());
+        }
+        self.settle()?;
+        self.prompt.join(&self.stream)?;
+        let request = self.requests.get_mut(&entry.request).expect("an admitted request");
+        let tokens = entry.after();
+        let stored = self.sizes.prompt_entry(&self.config, request, tokens);
+        request.clock.tick();
+        let warm = self.sizes.warm_entry(&self.config, request, tokens);
+        let resident = request.resident;
+        let Prompt { stored: to_store, warm: to_warm, first_page, first_partition, .. } = &self.prompt;
+        to_store.write(&self.stream, 0, &[stored])?;
+        to_warm.write(&self.stream, 0, &[warm])?;
+        let pages = self.config.layout().pages(tokens) as u32;
+        first_page.write(&self.stream, 0, &[0, pages])?;
+        first_partition.write(&self.stream, 0, &[0, stored.new_partitions])?;
+        (self.prompt.pages, self.prompt.partitions) = (pages, stored.new_partitions);
+        self.prompt.uploaded = Some(*entry);
+        // The decode step's entries are not those of the requests' clocks any more.
+        self.uploaded.clear();
+        self.counters.offloaded_pages += (tokens / self.sizes.page_tokens * self.sizes.rows()) as u64;
+        if !resident {
+            let warmed = self.config.partition_map().max_pages(warm.limit as usize).unwrap_or(0);
+            let warmed = warmed.min(self.config.retrievable_pages(tokens).len());
+            let request = self.requests.get_mut(&entry.request).expect("an admitted request");
+            request.held.fill(warmed as u32);
+            self.counters.warm_pages += (warmed * self.sizes.rows()) as u64;
+        }
+        Ok(())
+    }
+
+    pub(super) fn attend_chunk(
+        &mut self,
+        chunk: &PromptChunk,
+        queries: &DeviceBuffer<Word>,
+        keys: &DeviceBuffer<Word>,
+        values: &DeviceBuffer<Word>,
+        outputs: &DeviceBuffer<Word>,
+    ) -> Result<()> {
+        let PromptChunk { first, tokens, .. } = *chunk;
+        if tokens == 0 {
+            return Ok(());
+        }
+        let sizes = self.sizes;
+        let heads = sizes.kv_heads * sizes.group;
+        let Prompt { chunks, lse, .. } = &mut self.prompt;
+        if lse.len() < tokens * heads {
+            *lse = DeviceBuffer::uninit(self.stream.context(), tokens * heads)?;
+        }
+        if chunks.len() > MAX_CHUNKS {
+            chunks.clear();
+        }
+        let Chunk { first_query, first_key, first_tile, tiles } = match chunks.entry((first, tokens)) {
+            Occupied(chunk) => chunk.into_mut(),
+            Vacant(place) => place.insert(Chunk::new(first, tokens, &self.stream)?),
+        };
+        let launch = Prefill {
+            queries,
+            keys,
+            values,
+            first_query,
+            first_key,
+            first_tile,
+            query_tokens: tokens as u32,
+            key_tokens: (first + tokens) as u32,
+            tiles: *tiles,
+            kv_heads: sizes.kv_heads as u32,
+            group: sizes.group as u32,
+            head_words: sizes.head_words as u32,
+            scale: sizes.scale(),
+            outputs,
+            lse,
+        };
+        // SAFETY: the tables are those of the chunk; the tensors' writers are on the same stream.
+        Ok(unsafe { launch.launch(&self.kernels, &self.stream) }?)
+    }
+
+    pub(super) fn index_prompt(&mut self, step: &Step<'_>, keys: &DeviceBuffer<Word>) -> Result<()> {
+        self.prompt.under_way = true;
+        self.prompt.follow(&self.stream)?;
+        let (lists, prompt) = (self.lists.part(&self.sizes, 1)?, &self.prompt);
+        let stages = Stages { backend: self, lists: &lists, layer: step.layer };
+        let Some(table) = stages.summary_table(&prompt.stored) else { return Ok(()) };
+        let launch = IndexPrompts {
+            table,
+            keys,
+            first_token: &prompt.first_token,
+            first_chunk: &prompt.first_partition,
+            chunks: prompt.partitions,
+        };
+        // SAFETY: the entry is the prompt's, which has segments for all its partitions; keys are not written before `done`.
+        Ok(unsafe { launch.launch(&self.kernels, &prompt.side) }?)
+    }
+
+    pub(super) fn offload_prompt(
+        &mut self,
+        step: &Step<'_>,
+        keys: &DeviceBuffer<Word>,
+        values: &DeviceBuffer<Word>,
+    ) -> Result<()> {
+        let (lists, prompt) = (self.lists.part(&self.sizes, 1)?, &self.prompt);
+        let stages = Stages { backend: self, lists: &lists, layer: step.layer };
+        let launch = StorePrompt {
+            pages: stages.offload_pages(&prompt.stored),
+            keys,
+            values,
+            first_token: &prompt.first_token,
+            first_page: &prompt.first_page,
+            batch_pages: prompt.pages,
+            blocks: STORE_BLOCKS,
+        };
+        // SAFETY: the entry is the prompt's, which has slabs and steady pages for all its pages; keys and values are not written
+        // before `done`.
+        unsafe { launch.launch(&self.kernels, &prompt.side) }?;
+        // Who now writes the tensors of the layer before finds them read.
+        Ok(self.stream.wait(&prompt.done[(step.layer + 1) % 2])?)
+    }
+
+    pub(super) fn select_prompt(&mut self, step: &Step<'_>, queries: &DeviceBuffer<Word>) -> Result<()> {
+        if self.sizes.summaries.is_none() {
+            return Ok(());
+        }
+        let (words, prompt) = (self.sizes.query_words(), &self.prompt);
+        // The queries are written again before the side stream comes to them.
+        let last = &prompt.last_query[step.layer % 2];
+        last.copy_from(&self.stream, 0, queries, queries.len() - words, words)?;
+        prompt.follow(&self.stream)?;
+        let lists = self.warm_lists()?;
+        let stages = Stages { backend: self, lists: &lists, layer: step.layer };
+        let Some((score, select)) = stages.select(last) else { return Ok(()) };
+        // SAFETY: the entry is the prompt's; its summaries are written by the launches before.
+        unsafe {
+            score.launch(&self.kernels, &prompt.side)?;
+            select.launch(&self.kernels, &prompt.side)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn retrieve_prompt(&mut self, step: &Step<'_>) -> Result<()> {
+        let (lists, prompt) = (self.warm_lists()?, &self.prompt);
+        if self.sizes.summaries.is_some() {
+            let stages = Stages { backend: self, lists: &lists, layer: step.layer };
+            // SAFETY: the entry is the prompt's, whose pages are on the host by the launches before.
+            unsafe {
+                stages.resolve().launch(&self.kernels, &prompt.side)?;
+                stages.gather().launch(&self.kernels, &prompt.side)?;
+            }
+        }
+        Ok(prompt.done[step.layer % 2].record(&prompt.side)?)
+    }
+
+    /// The lists of a batch of one, with the entry that warms the cache.
+    fn warm_lists(&self) -> Result<super::Lists> {
+        let lists = self.lists.part(&self.sizes, 1)?;
+        Ok(super::Lists { entries: self.prompt.warm.part(0..1)?, ..lists })
+    }
+}

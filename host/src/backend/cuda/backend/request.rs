@@ -1,0 +1,134 @@
+//! What a request has, and its part in a step.
+
+use spinkv_kernels::abi::Entry;
+
+use super::Sizes;
+use crate::KvConfig;
+use crate::memory::{RequestPlan, SlabId};
+use crate::paging::StepClock;
+use crate::pipeline::Select;
+
+/// What the host knows of an admitted request. Its tables are on the GPU, in a place of their own.
+#[derive(Debug)]
+pub(super) struct Request {
+    /// As planned, with the buffering that it has now.
+    pub plan: RequestPlan,
+    /// Which part of the tables it has.
+    pub place: usize,
+    pub clock: StepClock,
+    /// Whether all its pages stay steady, since a step selects all of them at any length: it has no cache.
+    pub resident: bool,
+    pub segments: Vec<u32>,
+    pub slabs: Vec<SlabId>,
+    /// Physical pages of all its rows, in the steady zone and in caches: they change places, but nobody else gets them.
+    pub pages: Vec<u32>,
+    /// `[rows]`: pages that the caches hold.
+    pub held: Vec<u32>,
+}
+
+/// Whether every step of a request selects all that it can, so that its pages need no cache.
+pub(super) fn is_resident(config: &KvConfig, plan: &RequestPlan) -> bool {
+    match config.method().select() {
+        Select::Everything => true,
+        Select::TopK { .. } => {
+            let selectable = config.retrievable_pages(plan.max_tokens).len();
+            plan.row.mandatory_pages == selectable
+        }
+        Select::Nothing | Select::Custom { .. } => false,
+    }
+}
+
+impl Sizes {
+    /// Pages of a row's steady zone in a request of this plan.
+    pub fn steady_pages(&self, config: &KvConfig, plan: &RequestPlan, resident: bool) -> usize {
+        if resident { config.layout().pages(plan.max_tokens) } else { self.sink_pages + self.ring_pages }
+    }
+
+    /// The end of the pages that a row of `tokens` tokens can select, and of the partitions.
+    fn retrievable_end(&self, config: &KvConfig, tokens: usize) -> (u32, u32) {
+        let (pages, partitions) = (config.retrievable_pages(tokens), config.retrievable_partitions(tokens));
+        (
+            if pages.is_empty() { self.sink_pages as u32 } else { pages.end },
+            if partitions.is_empty() { self.first_partition() as u32 } else { partitions.end },
+        )
+    }
+
+    /// The tables of a request that holds `tokens` tokens, of which nothing leaves and nothing can be selected.
+    fn held(&self, config: &KvConfig, request: &Request, tokens: usize) -> Entry {
+        let rows = self.rows();
+        let mut entry = Entry {
+            tokens: tokens as u32,
+            clock: request.clock.0 % 64,
+            directory: (request.place * self.segments) as u32,
+            first_slot: (request.place * rows * self.slot_stride) as u32,
+            slot_stride: self.slot_stride as u32,
+            slots: self.slot_stride as u32,
+            first_steady: (request.place * rows * self.steady_stride) as u32,
+            sink_pages: self.sink_pages as u32,
+            ring_pages: self.ring_pages as u32,
+            first_slab: (request.place * rows * self.slab_stride) as u32,
+            slab_stride: self.slab_stride as u32,
+            first_partition: self.first_partition() as u32,
+            ..Entry::default()
+        };
+        if request.resident {
+            // All pages are sinks, and the ring is never used.
+            entry.sink_pages = config.layout().pages(request.plan.max_tokens) as u32;
+            entry.ring_pages = 1;
+            entry.leaving_key = entry.sink_pages;
+            return entry;
+        }
+        let (page, partition) = self.retrievable_end(config, tokens);
+        Entry { leaving_key: page, new_partition: partition, ..entry }
+    }
+
+    /// A decode step that brings a request to `tokens` tokens.
+    pub fn decode_entry(&self, config: &KvConfig, request: &Request, tokens: usize) -> Entry {
+        let entry = self.held(config, request, tokens);
+        if request.resident {
+            return entry;
+        }
+        let ((page, partition), (page_before, partition_before)) =
+            (self.retrievable_end(config, tokens), self.retrievable_end(config, tokens - 1));
+        Entry {
+            leaving_key: page_before,
+            leaving: page - page_before,
+            new_partition: partition_before,
+            new_partitions: if self.summaries.is_some() { partition - partition_before } else { 0 },
+            ..self.selecting(entry, partition)
+        }
+    }
+
+    /// A prompt of `tokens` tokens that is stored: what can be selected goes to the host alone.
+    pub fn prompt_entry(&self, config: &KvConfig, request: &Request, tokens: usize) -> Entry {
+        let entry = self.held(config, request, tokens);
+        if request.resident {
+            return entry;
+        }
+        Entry {
+            leaving_key: self.sink_pages as u32,
+            leaving: entry.leaving_key - self.sink_pages as u32,
+            new_partition: entry.first_partition,
+            new_partitions: if self.summaries.is_some() {
+                entry.new_partition - entry.first_partition
+            } else {
+                0
+            },
+            ..entry
+        }
+    }
+
+    /// The step behind it, in which its last query warms the cache.
+    pub fn warm_entry(&self, config: &KvConfig, request: &Request, tokens: usize) -> Entry {
+        let entry = self.held(config, request, tokens);
+        if request.resident { entry } else { self.selecting(entry, entry.new_partition) }
+    }
+
+    /// With the partitions up to `end` to choose from.
+    fn selecting(&self, entry: Entry, end: u32) -> Entry {
+        let Some(summaries) = self.summaries else { return entry };
+        let partitions = end - entry.first_partition;
+        let limit = summaries.budget.partitions(entry.tokens as usize, self.partition_tokens);
+        Entry { partitions, limit: partitions.min(limit as u32), ..entry }
+    }
+}

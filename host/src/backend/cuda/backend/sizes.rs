@@ -1,0 +1,189 @@
+use spinkv_kernels::abi::attend::blocks_of_group;
+use spinkv_kernels::abi::{MAX_SLOTS, SEGMENT_KEYS, SLAB_PAGES, WORD_ELEMENTS};
+
+use super::super::kernels::{IndexOperator, Kernels, PartitionPages};
+use crate::memory::{KvDtype, RequestPlan};
+use crate::pipeline::{Budget, GroupMerge, Index, Select};
+use crate::{Error, KvConfig, Result};
+
+/// For how much a [`CudaBackend`](super::CudaBackend) is made. Its tables, lists and GPU pages are allocated once, so that captured
+/// graphs keep their addresses.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CudaLimits {
+    /// The most requests at a time, which is the largest batch, too.
+    pub requests: usize,
+    /// Tokens of the longest request, prompt and generated ones together.
+    pub max_tokens: usize,
+    /// Buffering pages for each mandatory page, at most.
+    pub buffering: f64,
+    /// Pages of the GPU pool; `None` for as many as `requests` of the longest want.
+    pub gpu_pages: Option<usize>,
+    /// Bytes of pinned host memory; `None` for as many as `requests` of the longest need.
+    pub host_bytes: Option<u64>,
+}
+
+/// What Index makes and Select reads.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Summaries {
+    pub operator: IndexOperator,
+    pub merge: GroupMerge,
+    pub budget: Budget,
+}
+
+/// The sizes of everything that lies on the GPU. Strides are those of one request: each has a place of the same size.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sizes {
+    pub requests: usize,
+    pub max_tokens: usize,
+    pub layers: usize,
+    pub kv_heads: usize,
+    pub group: usize,
+    pub head_words: usize,
+    pub page_tokens: usize,
+    /// Words of a page.
+    pub page_words: usize,
+    /// `None` for methods that select nothing or everything.
+    pub summaries: Option<Summaries>,
+    pub partition_pages: PartitionPages,
+    pub partition_tokens: usize,
+    pub segment_partitions: usize,
+    pub sink_pages: usize,
+    /// Places of the tail's ring.
+    pub ring_pages: usize,
+    /// Entries of a row's steady list.
+    pub steady_stride: usize,
+    /// Slots of a row, a multiple of 4.
+    pub slot_stride: usize,
+    /// Slabs of a row in the host tables.
+    pub slab_stride: usize,
+    /// Segments of a directory.
+    pub segments: usize,
+    /// Room for a row's logits, a multiple of 4.
+    pub stride: usize,
+    /// Room for a row's selected partitions.
+    pub id_stride: usize,
+    /// Room for a row's selected pages.
+    pub list_capacity: usize,
+    /// Pages of the pool.
+    pub pool_pages: usize,
+    /// Pages of the pool that admission may give out: a ring has a place more than plans count.
+    pub planned_pages: usize,
+    /// Bytes of the host arena.
+    pub host_bytes: u64,
+}
+
+impl Sizes {
+    /// # Errors
+    /// [`Error::UnsupportedOnGpu`] for what the kernels do not have, and those of [`RequestPlan::new`].
+    pub fn new(config: &KvConfig, limits: &CudaLimits) -> Result<Self> {
+        let (shape, layout) = (config.shape(), config.layout());
+        let refuse = |what: String| Err(Error::UnsupportedOnGpu { what });
+        if layout.dtype() != KvDtype::Bf16 {
+            return refuse(format!("pages of {:?}: they are bf16", layout.dtype()));
+        }
+        if ![64, 128].contains(&shape.head_dim) {
+            return refuse(format!("heads of {} elements: they have 64 or 128", shape.head_dim));
+        }
+        if shape.group() > 16 {
+            return refuse(format!("{} query heads of a KV head: at most 16", shape.group()));
+        }
+        if ![8, 16, 32, 64].contains(&layout.page_tokens()) {
+            return refuse(format!("pages of {} tokens: 8, 16, 32 or 64", layout.page_tokens()));
+        }
+        let method = config.method();
+        let summaries = match (method.index(), method.select()) {
+            (Index::MeanKey, Select::TopK { merge, budget }) => {
+                Some(Summaries { operator: IndexOperator::Mean, merge, budget })
+            }
+            (Index::Nothing, Select::Nothing | Select::Everything) => None,
+            _ => return refuse(format!("method {}: it has operators of its own", method.name())),
+        };
+        let (page_tokens, partition_tokens) = (layout.page_tokens(), config.partition_tokens());
+        let plan = RequestPlan::new(config, limits.max_tokens, limits.buffering)?;
+        let pages = layout.pages(limits.max_tokens);
+        let unit = page_tokens.max(partition_tokens);
+        let (sink_pages, window) = (config.sink_pages(), method.steady().window);
+        let ring_pages = (window + unit).div_ceil(page_tokens).max(1);
+        let resident_pages = pages.min(config.max_steady_pages() + plan.row.mandatory_pages);
+        let partitions = config.retrievable_partitions(limits.max_tokens).len();
+        let id_stride = summaries.map_or(0, |summaries| {
+            summaries.budget.partitions(limits.max_tokens, partition_tokens).min(partitions)
+        });
+        let slot_stride = plan.row.slots().next_multiple_of(4).max(4);
+        if slot_stride > MAX_SLOTS as usize / 4 * 4 {
+            return refuse(format!("{slot_stride} slots of a row: at most {MAX_SLOTS}"));
+        }
+        let slab_stride = pages.div_ceil(SLAB_PAGES as usize);
+        let extra = (sink_pages + ring_pages).saturating_sub(config.max_steady_pages());
+        let extra = limits.requests * plan.rows * extra;
+        let planned_pages = limits.gpu_pages.unwrap_or(limits.requests * plan.gpu_pages() + extra);
+        let host_bytes = limits.host_bytes.unwrap_or_else(|| {
+            let slab = (SLAB_PAGES as usize * layout.page_bytes()) as u64;
+            (limits.requests * plan.host_slabs()) as u64 * slab
+        });
+        Ok(Self {
+            requests: limits.requests,
+            max_tokens: limits.max_tokens,
+            layers: shape.layers,
+            kv_heads: shape.kv_heads,
+            group: shape.group(),
+            head_words: shape.head_dim / WORD_ELEMENTS,
+            page_tokens,
+            page_words: layout.page_words(),
+            summaries,
+            partition_pages: if partition_tokens >= page_tokens {
+                PartitionPages::Pages((partition_tokens / page_tokens) as u32)
+            } else {
+                PartitionPages::Shared((page_tokens / partition_tokens) as u32)
+            },
+            partition_tokens,
+            segment_partitions: config.segment_partitions(),
+            sink_pages,
+            ring_pages,
+            steady_stride: (sink_pages + ring_pages).max(resident_pages + 1),
+            slot_stride,
+            slab_stride,
+            segments: slab_stride.div_ceil(SEGMENT_KEYS as usize / SLAB_PAGES as usize),
+            stride: partitions.next_multiple_of(4).max(4),
+            id_stride: id_stride.max(1),
+            list_capacity: plan.row.mandatory_pages.max(1),
+            pool_pages: planned_pages,
+            planned_pages: planned_pages.saturating_sub(extra),
+            host_bytes,
+        })
+    }
+
+    /// Rows of a request.
+    pub fn rows(&self) -> usize {
+        self.layers * self.kv_heads
+    }
+
+    /// Words of the queries of one token.
+    pub fn query_words(&self) -> usize {
+        self.group * self.kv_heads * self.head_words
+    }
+
+    /// Factor of the logits.
+    pub fn scale(&self) -> f32 {
+        1.0 / ((self.head_words * WORD_ELEMENTS) as f32).sqrt()
+    }
+
+    /// Words of the summaries of one segment, of all rows.
+    pub fn summary_words(&self) -> usize {
+        let parts = self.summaries.map_or(0, |summaries| summaries.operator.parts() as usize);
+        self.rows() * self.segment_partitions * parts * self.head_words
+    }
+
+    /// Blocks that share a row's tokens in the attention of a batch, of which all requests, or not all, are resident.
+    pub fn splits(&self, kernels: &Kernels, batch: usize, resident: bool) -> u32 {
+        let units = batch * self.kv_heads * blocks_of_group(self.group as u32) as usize;
+        let steady = if resident { self.steady_stride } else { self.sink_pages + self.ring_pages };
+        let pages = if resident { steady } else { steady + self.list_capacity };
+        kernels.attend_splits(units as u32, (pages * self.page_tokens) as u32)
+    }
+
+    /// The first partition that can be selected.
+    pub fn first_partition(&self) -> usize {
+        self.sink_pages * self.page_tokens / self.partition_tokens
+    }
+}

@@ -1,0 +1,301 @@
+//! The stages of a decode step, one by one and as one launch of a layer.
+
+use super::super::driver::{DeviceBuffer, Result as DriverResult};
+use super::super::kernels::{
+    Append, Attend, Awaited, Gather, IndexStep, OffloadPages, Resolve, Score, SelectPartitions, SummaryTable,
+};
+use super::super::step::LayerStep;
+use super::device::Lists;
+use super::sizes::Summaries;
+use super::{CudaBackend, Sizes};
+use crate::Result;
+use crate::backend::{Step, StepKind};
+use crate::memory::Word;
+use spinkv_kernels::abi::Entry;
+
+/// Blocks that fetch misses: enough for the bus, whatever the size of a page (benches/results/2026-11-23-h200-step-kernels.md).
+const GATHER_BLOCKS: u32 = 16;
+
+/// The tensors of a layer of a decode step, for a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct StepTensors<'a> {
+    /// `[batch, query_heads, head_dim]` bf16.
+    pub queries: &'a DeviceBuffer<Word>,
+    /// `[batch, kv_heads, head_dim]` bf16.
+    pub keys: &'a DeviceBuffer<Word>,
+    /// As the keys.
+    pub values: &'a DeviceBuffer<Word>,
+    /// As the queries.
+    pub out: &'a DeviceBuffer<Word>,
+}
+
+impl CudaBackend {
+    /// Async: all stages of a layer of the decode step that [`begin_step`](Self::begin_step) began, for a batch of that size. If `resident`, for a batch
+    /// of which [all requests are](Self::is_resident). Captured, it serves all steps of such batches.
+    ///
+    /// # Errors
+    /// Tensors of another size, or a launch that is refused.
+    ///
+    /// # Safety
+    /// When the launches run, a step of that batch has begun, and nothing else writes or reads the tensors.
+    pub unsafe fn launch_layer(
+        &self,
+        layer: usize,
+        batch: usize,
+        resident: bool,
+        tensors: &StepTensors<'_>,
+    ) -> Result<()> {
+        let lists = self.lists.part(&self.sizes, batch)?;
+        let stages = Stages { backend: self, lists: &lists, layer };
+        let StepTensors { queries, keys, values, out } = *tensors;
+        // SAFETY: the caller's part; entries and tables are those of the backend's requests, which agree.
+        unsafe {
+            if resident {
+                stages.append(keys, values).launch(&self.kernels, &self.stream)?;
+                stages.attend_steady(queries, out).launch(&self.kernels, &self.stream)?;
+            } else {
+                let step = LayerStep {
+                    index: stages.index(),
+                    append: stages.append(keys, values),
+                    select: stages.select(queries),
+                    resolve: stages.resolve(),
+                    gather: stages.gather(),
+                    attend: stages.attend(queries, out),
+                };
+                step.launch(&self.kernels, &self.stream)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn is_prompt(&self, step: &Step<'_>) -> bool {
+        step.entries.iter().any(|entry| entry.kind == StepKind::Prompt)
+    }
+
+    /// Launches some stages of a decode step.
+    fn launch(&self, step: &Step<'_>, launch: impl FnOnce(&Stages<'_>) -> DriverResult<()>) -> Result<()> {
+        let lists = self.lists.part(&self.sizes, step.entries.len())?;
+        Ok(launch(&Stages { backend: self, lists: &lists, layer: step.layer })?)
+    }
+
+    pub(super) fn index_step(&self, step: &Step<'_>) -> Result<()> {
+        self.launch(step, |stages| match stages.index() {
+            // SAFETY: the step's entries are on the GPU, and its tables agree with them.
+            Some(index) => unsafe { index.launch(&self.kernels, &self.stream) },
+            None => Ok(()),
+        })
+    }
+
+    pub(super) fn append(
+        &self,
+        step: &Step<'_>,
+        keys: &DeviceBuffer<Word>,
+        values: &DeviceBuffer<Word>,
+    ) -> Result<()> {
+        // SAFETY: as in index_step.
+        self.launch(step, |stages| unsafe { stages.append(keys, values).launch(&self.kernels, &self.stream) })
+    }
+
+    pub(super) fn select_step(&self, step: &Step<'_>, queries: &DeviceBuffer<Word>) -> Result<()> {
+        self.launch(step, |stages| {
+            let Some((score, select)) = stages.select(queries) else { return Ok(()) };
+            // SAFETY: as in index_step.
+            unsafe {
+                score.launch(&self.kernels, &self.stream)?;
+                select.launch(&self.kernels, &self.stream)
+            }
+        })
+    }
+
+    pub(super) fn retrieve_step(&self, step: &Step<'_>) -> Result<()> {
+        // SAFETY: as in index_step; the ids are those that Select wrote.
+        self.launch(step, |stages| unsafe {
+            stages.resolve().launch(&self.kernels, &self.stream)?;
+            stages.gather().launch(&self.kernels, &self.stream)
+        })
+    }
+
+    pub(super) fn attend_step(
+        &self,
+        step: &Step<'_>,
+        queries: &DeviceBuffer<Word>,
+        out: &DeviceBuffer<Word>,
+    ) -> Result<()> {
+        // SAFETY: as in index_step; the lists are those that Retrieve wrote.
+        self.launch(step, |stages| unsafe { stages.attend(queries, out).launch(&self.kernels, &self.stream) })
+    }
+}
+
+/// The launches of a layer's stages.
+pub(super) struct Stages<'a> {
+    pub backend: &'a CudaBackend,
+    pub lists: &'a Lists,
+    pub layer: usize,
+}
+
+impl<'a> Stages<'a> {
+    fn sizes(&self) -> &'a Sizes {
+        &self.backend.sizes
+    }
+
+    pub fn summary_table(&self, entries: &'a DeviceBuffer<Entry>) -> Option<SummaryTable<'a>> {
+        let (sizes, tables) = (self.sizes(), &self.backend.tables);
+        let Summaries { operator, .. } = sizes.summaries?;
+        Some(SummaryTable {
+            operator,
+            entries,
+            directories: &tables.directories,
+            first_row: (self.layer * sizes.kv_heads) as u32,
+            request_rows: sizes.rows() as u32,
+            kv_heads: sizes.kv_heads as u32,
+            head_words: sizes.head_words as u32,
+            partition_tokens: sizes.partition_tokens as u32,
+            segment_partitions: sizes.segment_partitions as u32,
+            summaries: &tables.summaries,
+        })
+    }
+
+    pub fn offload_pages(&self, entries: &'a DeviceBuffer<Entry>) -> OffloadPages<'a> {
+        let (sizes, tables) = (self.sizes(), &self.backend.tables);
+        OffloadPages {
+            entries,
+            steady: &tables.steady,
+            pool: &tables.pool,
+            host_slabs: &tables.host_slabs,
+            host_valid: &tables.host_valid,
+            host_pages: self.backend.arena.memory(),
+            first_row: (self.layer * sizes.kv_heads) as u32,
+            kv_heads: sizes.kv_heads as u32,
+            head_words: sizes.head_words as u32,
+            page_tokens: sizes.page_tokens as u32,
+        }
+    }
+
+    fn index(&self) -> Option<IndexStep<'a>> {
+        let (sizes, tables) = (self.sizes(), &self.backend.tables);
+        Some(IndexStep {
+            table: self.summary_table(&self.lists.entries)?,
+            steady: &tables.steady,
+            pool: &tables.pool,
+            page_tokens: sizes.page_tokens as u32,
+        })
+    }
+
+    fn append(&self, keys: &'a DeviceBuffer<Word>, values: &'a DeviceBuffer<Word>) -> Append<'a> {
+        Append { pages: self.offload_pages(&self.lists.entries), keys, values }
+    }
+
+    pub fn select(&self, queries: &'a DeviceBuffer<Word>) -> Option<(Score<'a>, SelectPartitions<'a>)> {
+        let (sizes, tables, lists) = (self.sizes(), &self.backend.tables, self.lists);
+        let Summaries { merge, .. } = sizes.summaries?;
+        let (kv_heads, group) = (sizes.kv_heads as u32, sizes.group as u32);
+        let stride = sizes.stride as u32;
+        let score = Score {
+            entries: &lists.entries,
+            directories: &tables.directories,
+            summaries: &tables.summaries,
+            queries,
+            kv_heads,
+            group,
+            head_words: sizes.head_words as u32,
+            bounds: false,
+            segment_partitions: sizes.segment_partitions as u32,
+            request_rows: sizes.rows() as u32,
+            layer: self.layer as u32,
+            scale: sizes.scale(),
+            stride,
+            logits: &lists.logits,
+            statistics: &lists.statistics,
+        };
+        let select = SelectPartitions {
+            entries: &lists.entries,
+            logits: &lists.logits,
+            statistics: Some(&lists.statistics),
+            kv_heads,
+            group,
+            stride,
+            merge,
+            least: None,
+            top_p: 1.0,
+            marks: None,
+            estimates: None,
+            resident: self.backend.kernels.resident(stride),
+            keys: &lists.keys,
+            capacity: sizes.id_stride as u32,
+            ids: &lists.ids,
+            selected: &lists.id_counts,
+        };
+        Some((score, select))
+    }
+
+    pub fn resolve(&self) -> Resolve<'a> {
+        let (sizes, lists) = (self.sizes(), self.lists);
+        let counts = &lists.counts[self.layer];
+        Resolve {
+            entries: &lists.entries,
+            kv_heads: sizes.kv_heads as u32,
+            layer: self.layer as u32,
+            ids: &lists.ids,
+            id_counts: &lists.id_counts,
+            partitions: sizes.partition_pages,
+            tables: self.backend.tables.views(),
+            slot_capacity: sizes.slot_stride as u32,
+            segment_capacity: sizes.segments as u32,
+            pages: &lists.pages,
+            page_counts: &counts.pages,
+            copies: &lists.copies,
+            copy_counts: &counts.copies,
+            arrived: &lists.arrived,
+            faults: &counts.faults,
+        }
+    }
+
+    pub fn gather(&self) -> Gather<'a> {
+        let lists = self.lists;
+        Gather {
+            copies: &lists.copies,
+            counts: &lists.counts[self.layer].copies,
+            host_pages: self.backend.arena.memory(),
+            device_pages: &self.backend.tables.pool,
+            page_words: self.sizes().page_words as u32,
+            blocks: GATHER_BLOCKS,
+            arrived: Some(&lists.arrived),
+        }
+    }
+
+    fn attend(&self, queries: &'a DeviceBuffer<Word>, outputs: &'a DeviceBuffer<Word>) -> Attend<'a> {
+        let counts = &self.lists.counts[self.layer];
+        Attend {
+            page_counts: &counts.pages,
+            awaited: Some(Awaited { copy_counts: &counts.copies, arrived: &self.lists.arrived }),
+            splits: self.sizes().splits(&self.backend.kernels, self.lists.entries.len(), false),
+            ..self.attend_steady(queries, outputs)
+        }
+    }
+
+    /// Attention over the steady zone alone.
+    fn attend_steady(&self, queries: &'a DeviceBuffer<Word>, outputs: &'a DeviceBuffer<Word>) -> Attend<'a> {
+        let (sizes, tables, lists) = (self.sizes(), &self.backend.tables, self.lists);
+        Attend {
+            entries: &lists.entries,
+            kv_heads: sizes.kv_heads as u32,
+            group: sizes.group as u32,
+            layer: self.layer as u32,
+            head_words: sizes.head_words as u32,
+            pages: &lists.pages,
+            page_counts: &lists.no_pages,
+            steady: &tables.steady,
+            biases: None,
+            pool: &tables.pool,
+            page_tokens: sizes.page_tokens as u32,
+            queries,
+            scale: sizes.scale(),
+            awaited: None,
+            splits: sizes.splits(&self.backend.kernels, lists.entries.len(), true),
+            partials: &lists.partials,
+            arrivals: &lists.arrivals,
+            outputs,
+            lse: &lists.lse,
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! The cuda backend under the pipeline, as the CPU's is tested: every output against attention by its definition over what was
+//! selected, in f64; requests that come, grow, are cancelled and go, with every cached page compared with its host page.
+
+mod run;
+
+use std::sync::Arc;
+
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use spinkv::algorithms::{Dense, ShadowKv, StreamingLlm};
+use spinkv::backend::cuda::CudaLimits;
+use spinkv::pipeline::{Budget, Method, SteadyZone};
+use spinkv::{Error, KvShape};
+use spinkv_tests::Style;
+
+use super::{Machine, Outcome, Test, ensure, test};
+use run::{Run, sequence};
+
+/// A short window, so that little context is steady.
+const STEADY: SteadyZone = SteadyZone { sinks: 4, window: 12 };
+
+/// Selects 3 chunks of 8.
+const SPARSE: ShadowKv = ShadowKv { budget: Budget::Tokens(24), steady: STEADY };
+
+pub fn tests() -> Vec<Test> {
+    vec![
+        test("backend::outputs_are_attention_over_what_was_selected", outputs),
+        test("backend::prompts_of_every_length_near_a_border", borders),
+        test("backend::soak_1000_steps", soak),
+        test("backend::what_does_not_fit_is_refused_and_costs_nothing", refusals),
+    ]
+}
+
+fn shape(group: usize, head_dim: usize) -> KvShape {
+    KvShape::new(2, 2 * group, 2, head_dim).expect("a valid shape")
+}
+
+fn limits(requests: usize, max_tokens: usize) -> CudaLimits {
+    CudaLimits { requests, max_tokens, buffering: 2.0, gpu_pages: None, host_bytes: None }
+}
+
+/// A ragged batch of each method, page size and head width through prompts and 120 generated tokens.
+fn outputs(machine: &Machine) -> Outcome {
+    for (number, (group, head_dim, page_tokens)) in
+        [(5, 128, 8), (4, 64, 8), (1, 64, 16), (8, 128, 32)].into_iter().enumerate()
+    {
+        let shape = shape(group, head_dim);
+        let budget = Budget::Tokens(24);
+        let mut methods: Vec<Arc<dyn Method>> =
+            vec![Arc::new(Dense { steady: STEADY }), Arc::new(StreamingLlm { steady: STEADY })];
+        if page_tokens == 8 {
+            methods.push(Arc::new(ShadowKv { budget, steady: STEADY }));
+            methods.push(Arc::new(ShadowKv { budget: Budget::Fraction(0.5), steady: STEADY }));
+        }
+        for method in methods {
+            let seed = machine.seed + number as u64;
+            let mut run = Run::new(machine, shape, page_tokens, method, &limits(4, 700))?;
+            let requests: Vec<_> =
+                [(0, Style::Random), (9, Style::Peaked), (300, Style::Random), (513, Style::Uniform)]
+                    .into_iter()
+                    .enumerate()
+                    .map(|(index, (prompt, style))| {
+                        run.start(sequence(shape, style, prompt + 130, seed + index as u64), prompt)
+                    })
+                    .collect::<Result<_, _>>()?;
+            for _ in 0..120 {
+                run.step(&requests)?;
+            }
+            for request in requests {
+                run.audit(request)?;
+                run.release(request);
+            }
+            run.ensure_empty()?;
+        }
+    }
+    Ok(())
+}
+
+/// Around the borders of pages, of chunks, of the window and of sinks, window and chunk together.
+fn borders(machine: &Machine) -> Outcome {
+    let shape = shape(2, 64);
+    for prompt in [1, 7, 8, 9, 11, 12, 13, 19, 20, 21, 23, 24, 25, 27, 28, 29, 32, 33, 127, 128, 129] {
+        let mut run = Run::new(machine, shape, 8, Arc::new(SPARSE), &limits(2, 200))?;
+        let request =
+            run.start(sequence(shape, Style::Random, prompt + 40, machine.seed + prompt as u64), prompt)?;
+        for _ in 0..40 {
+            run.step(&[request])?;
+        }
+        run.audit(request)?;
+    }
+    Ok(())
+}
+
+/// Requests come and go at random for 1,000 steps, in the middle of prompts, too, with room for less than what they want.
+fn soak(machine: &Machine) -> Outcome {
+    let shape = shape(5, 64);
+    let mut rng = ChaCha8Rng::seed_from_u64(machine.seed);
+    // The steady and mandatory pages of four, and little more.
+    let limits = CudaLimits { gpu_pages: Some(160), buffering: 5.0, ..limits(6, 900) };
+    let mut run = Run::new(machine, shape, 8, Arc::new(SPARSE), &limits)?;
+    let (mut requests, mut refused, mut cancelled, mut audited) = (Vec::new(), 0, 0, 0);
+    for step in 0..1000 {
+        if rng.random_bool(0.15) && requests.len() < 6 {
+            let prompt = rng.random_range(0..500);
+            let max_tokens = prompt + rng.random_range(1..300);
+            let own = sequence(shape, Style::Random, max_tokens, rng.random());
+            if rng.random_bool(0.1) {
+                cancelled += usize::from(run.cancel_in_prompt(own, prompt.max(1))?);
+            } else {
+                match run.start(own, prompt) {
+                    Ok(request) => requests.push(request),
+                    Err(run::Wrong::Refused(Error::OutOfGpuPages { .. } | Error::OutOfHostMemory { .. })) => {
+                        refused += 1;
+                    }
+                    Err(other) => return Err(other.into()),
+                }
+            }
+        }
+        let gone = run.finished(&requests);
+        requests.retain(|request| {
+            !gone.contains(request) && !rng.random_bool(0.01) || {
+                run.release(*request);
+                false
+            }
+        });
+        let batch: Vec<_> = requests.iter().filter(|_| rng.random_bool(0.8)).copied().collect();
+        if !batch.is_empty() {
+            run.step(&batch)?;
+        }
+        if step % 25 == 0
+            && let Some(request) = requests.choose(&mut rng)
+        {
+            audited += run.audit(*request)?;
+        }
+    }
+    requests.into_iter().for_each(|request| run.release(request));
+    run.ensure_empty()?;
+    let counters = run.counters();
+    ensure(
+        refused > 0 && cancelled > 0 && audited > 1000 && counters.misses > 1000 && counters.shrunk_pages > 0,
+        format!(
+            "{refused} refused, {cancelled} cancelled, {audited} audited, {counters:?}: not the mix that was meant"
+        ),
+    )
+}
+
+fn refusals(machine: &Machine) -> Outcome {
+    let shape = shape(5, 64);
+    let limits = CudaLimits { gpu_pages: Some(120), ..limits(3, 400) };
+    let mut run = Run::new(machine, shape, 8, Arc::new(SPARSE), &limits)?;
+    let first = run.start(sequence(shape, Style::Random, 200, 1), 150)?;
+    let refused = |outcome: Result<_, run::Wrong>| match outcome {
+        Err(run::Wrong::Refused(error)) => Ok(error),
+        other => Err(format!("not refused: {:?}", other.is_ok())),
+    };
+    let long = refused(run.start(sequence(shape, Style::Random, 401, 2), 10))?;
+    ensure(matches!(long, Error::ContextTooLong { max_tokens: 401, limit: 400 }), format!("{long}"))?;
+    let mut held = vec![first];
+    let full = loop {
+        match run.start(sequence(shape, Style::Random, 300, 3), 100) {
+            Ok(request) => held.push(request),
+            other => break refused(other)?,
+        }
+    };
+    ensure(matches!(full, Error::OutOfGpuPages { .. } | Error::BatchTooLarge { .. }), format!("{full}"))?;
+    // Who was there goes on as before.
+    for _ in 0..20 {
+        run.step(&held)?;
+    }
+    held.into_iter().for_each(|request| run.release(request));
+    run.ensure_empty()
+}

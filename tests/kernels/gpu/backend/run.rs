@@ -1,0 +1,266 @@
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use half::bf16;
+use libtest_mimic::Failed;
+use spinkv::backend::cuda::driver::{DeviceBuffer, DriverError};
+use spinkv::backend::cuda::{CudaBackend, CudaLimits};
+use spinkv::memory::{KvDtype, MemoryUsage, PageLayout, Word};
+use spinkv::pipeline::{Counters, Method, Pipeline, RequestId, Select};
+use spinkv::{Error, KvConfig, KvShape};
+use spinkv_tests::{Sequence, Style, dense_reference};
+
+use super::super::{Machine, Outcome, ensure};
+
+/// How far outputs may be from f64: the norm of the difference over that of the reference.
+const TOLERANCE: f64 = 5e-3;
+
+/// What went wrong in a run.
+#[derive(Debug)]
+pub enum Wrong {
+    /// A call was refused.
+    Refused(Error),
+    /// An output is not what it should be.
+    Output(String),
+}
+
+impl From<Error> for Wrong {
+    fn from(error: Error) -> Self {
+        Self::Refused(error)
+    }
+}
+
+impl From<DriverError> for Wrong {
+    fn from(error: DriverError) -> Self {
+        Self::Refused(error.into())
+    }
+}
+
+impl From<Wrong> for Failed {
+    fn from(wrong: Wrong) -> Self {
+        match wrong {
+            Wrong::Refused(error) => error.into(),
+            Wrong::Output(what) => what.into(),
+        }
+    }
+}
+
+/// A sequence whose numbers bf16 has, all keys of a chunk of 8 tokens alike: their mean is exact, too, so that the selection can be
+/// worked out.
+pub fn sequence(shape: KvShape, style: Style, tokens: usize, seed: u64) -> Sequence {
+    let mut sequence = Sequence::new(shape, style, tokens.max(1), seed);
+    let width = shape.kv_heads * shape.head_dim;
+    for keys in &mut sequence.keys {
+        for chunk in keys.chunks_mut(8 * width) {
+            let (first, rest) = chunk.split_at_mut(width);
+            rest.chunks_mut(width).for_each(|key| key.copy_from_slice(&first[..key.len()]));
+        }
+    }
+    for tensor in sequence.queries.iter_mut().chain(&mut sequence.keys).chain(&mut sequence.values).flatten()
+    {
+        *tensor = bf16::from_f32(*tensor).to_f32();
+    }
+    sequence
+}
+
+/// A pipeline over the cuda backend; every output is compared.
+pub struct Run<'a> {
+    machine: &'a Machine,
+    pipeline: Pipeline<CudaBackend>,
+    sequences: HashMap<RequestId, Sequence>,
+}
+
+impl<'a> Run<'a> {
+    pub fn new(
+        machine: &'a Machine,
+        shape: KvShape,
+        page_tokens: usize,
+        method: Arc<dyn Method>,
+        limits: &CudaLimits,
+    ) -> Result<Self, Wrong> {
+        let layout = PageLayout::new(page_tokens, shape.head_dim, KvDtype::Bf16)?;
+        let config = KvConfig::new(shape, layout, method)?;
+        let backend = CudaBackend::new(&machine.context, config, limits)?;
+        let pipeline = Pipeline::new(backend).with_buffering(limits.buffering);
+        Ok(Self { machine, pipeline, sequences: HashMap::new() })
+    }
+
+    /// A request whose prompt passes through all layers, in chunks of queries.
+    pub fn start(&mut self, sequence: Sequence, prompt: usize) -> Result<RequestId, Wrong> {
+        let request = self.pipeline.admit(sequence.tokens)?;
+        if prompt > 0 {
+            for layer in 0..sequence.shape.layers {
+                self.prompt_layer(request, &sequence, layer, prompt, prompt)?;
+            }
+        }
+        self.sequences.insert(request, sequence);
+        Ok(request)
+    }
+
+    /// A request that is released in the middle of its prompt; whether it was admitted.
+    pub fn cancel_in_prompt(&mut self, sequence: Sequence, prompt: usize) -> Result<bool, Wrong> {
+        let request = match self.pipeline.admit(sequence.tokens) {
+            Err(Error::OutOfGpuPages { .. } | Error::OutOfHostMemory { .. }) => return Ok(false),
+            other => other?,
+        };
+        self.prompt_layer(request, &sequence, 0, prompt, prompt)?;
+        self.prompt_layer(request, &sequence, 1, prompt, prompt / 2)?;
+        self.pipeline.release(request);
+        Ok(true)
+    }
+
+    /// `attended` of the `prompt` queries pass through a layer.
+    fn prompt_layer(
+        &mut self,
+        request: RequestId,
+        sequence: &Sequence,
+        layer: usize,
+        prompt: usize,
+        attended: usize,
+    ) -> Result<(), Wrong> {
+        let keys = upload(self.machine, sequence.keys(layer, 0..prompt))?;
+        let values = upload(self.machine, sequence.values(layer, 0..prompt))?;
+        let expected = dense_reference(
+            &sequence.shape,
+            0,
+            sequence.queries(layer, 0..attended),
+            sequence.keys(layer, 0..prompt),
+            sequence.values(layer, 0..prompt),
+        );
+        let stream = self.pipeline.backend().stream().clone();
+        let mut prefill = self.pipeline.prefill(request, layer, prompt, &keys, &values)?;
+        let width = sequence.shape.query_heads * sequence.shape.head_dim;
+        let chunk = (prompt / 3 + 5).min(prompt);
+        for first in (0..attended).step_by(chunk) {
+            let tokens = first..attended.min(first + chunk);
+            let queries = upload(self.machine, sequence.queries(layer, tokens.clone()))?;
+            let mut out = poisoned(self.machine, queries.len())?;
+            prefill.attend(tokens.len(), &queries, &mut out)?;
+            let found = download(&stream, &out)?;
+            close(&found, &expected[tokens.start * width..tokens.end * width]).map_err(|off| {
+                Wrong::Output(format!("prompt of {prompt}, layer {layer}, {tokens:?}: {off}"))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The next token of each request through all layers, layer by layer.
+    pub fn step(&mut self, batch: &[RequestId]) -> Result<(), Wrong> {
+        let KvShape { layers, kv_heads, query_heads, head_dim } = *self.pipeline.config().shape();
+        for layer in 0..layers {
+            let (mut queries, mut keys, mut values, mut tokens) = (vec![], vec![], vec![], vec![]);
+            for request in batch {
+                let (sequence, token) = (&self.sequences[request], self.pipeline.tokens(*request)?);
+                queries.extend(sequence.queries(layer, token..token + 1));
+                keys.extend(sequence.keys(layer, token..token + 1));
+                values.extend(sequence.values(layer, token..token + 1));
+                tokens.push(token);
+            }
+            let [queries, keys, values] = [queries, keys, values].map(|tensor| upload(self.machine, &tensor));
+            let queries = queries?;
+            let mut out = poisoned(self.machine, queries.len())?;
+            self.pipeline.decode(layer, batch, &queries, &keys?, &values?, &mut out)?;
+            let found = download(self.pipeline.backend().stream(), &out)?;
+            let width = query_heads * head_dim;
+            for (index, (request, token)) in batch.iter().zip(tokens).enumerate() {
+                let seen = (0..kv_heads)
+                    .map(|kv_head| self.seen(*request, index, kv_head, token))
+                    .collect::<Result<Vec<_>, Wrong>>()?;
+                let expected = self.sequences[request].attention(layer, token, &seen);
+                close(&found[index * width..][..width], &expected).map_err(|off| {
+                    Wrong::Output(format!("{request:?}, layer {layer}, token {token}: {off}"))
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The tokens that a row attended to in the layer that ran last: all but the partitions that were not selected.
+    fn seen(
+        &self,
+        request: RequestId,
+        index: usize,
+        kv_head: usize,
+        token: usize,
+    ) -> Result<Vec<usize>, Wrong> {
+        let (config, backend) = (self.pipeline.config(), self.pipeline.backend());
+        let zones = config.zones(token + 1);
+        let selected = match config.method().select() {
+            Select::Everything => zones.retrievable.clone().collect(),
+            Select::Nothing => Vec::new(),
+            _ if backend.is_resident([request]) => zones.retrievable.clone().collect(),
+            _ => {
+                let ids = backend.selected(index, kv_head)?;
+                let count = config.retrievable_partitions(token + 1).len();
+                let budget = config.method().select().budget().expect("top-k has one");
+                let limit = budget.partitions(token + 1, config.partition_tokens()).min(count);
+                if ids.len() != limit {
+                    return Err(Wrong::Output(format!("{ids:?} were selected, of {count} at most {limit}")));
+                }
+                let tokens = config.partition_tokens();
+                ids.iter().flat_map(|id| *id as usize * tokens..(*id as usize + 1) * tokens).collect()
+            }
+        };
+        let steady = (0..zones.retrievable.start).chain(zones.retrievable.end..token + 1);
+        Ok(steady.chain(selected).collect())
+    }
+
+    /// Those of a batch that hold as many tokens as they may.
+    pub fn finished(&self, batch: &[RequestId]) -> Vec<RequestId> {
+        let full = |request: &&RequestId| {
+            self.pipeline.tokens(**request).is_ok_and(|tokens| tokens == self.sequences[*request].tokens)
+        };
+        batch.iter().filter(full).copied().collect()
+    }
+
+    pub fn release(&mut self, request: RequestId) {
+        self.pipeline.release(request);
+        self.sequences.remove(&request);
+    }
+
+    pub fn audit(&mut self, request: RequestId) -> Result<usize, Wrong> {
+        Ok(self.pipeline.backend_mut().audit(request)?)
+    }
+
+    pub fn counters(&self) -> Counters {
+        self.pipeline.counters()
+    }
+
+    /// Nothing is held on either tier.
+    pub fn ensure_empty(&self) -> Outcome {
+        let (backend, usage) = (self.pipeline.backend(), self.pipeline.usage());
+        ensure(usage == MemoryUsage::default(), format!("{usage:?} is still held"))?;
+        ensure(backend.is_empty(), "pages, segments, slabs or places are still held")
+    }
+}
+
+fn upload(machine: &Machine, elements: &[f32]) -> Result<DeviceBuffer<Word>, DriverError> {
+    let elements: Vec<bf16> = elements.iter().map(|element| bf16::from_f32(*element)).collect();
+    let words: Vec<Word> = bytemuck::pod_collect_to_vec(&elements);
+    DeviceBuffer::from_slice(&machine.stream, &words)
+}
+
+/// NaNs.
+fn poisoned(machine: &Machine, words: usize) -> Result<DeviceBuffer<Word>, DriverError> {
+    DeviceBuffer::from_slice(&machine.stream, &vec![Word::MAX; words])
+}
+
+fn download(
+    stream: &spinkv::backend::cuda::driver::Stream,
+    tensor: &DeviceBuffer<Word>,
+) -> Result<Vec<f32>, DriverError> {
+    let words = tensor.to_vec(stream)?;
+    let elements: &[bf16] = bytemuck::cast_slice(&words);
+    Ok(elements.iter().map(|element| element.to_f32()).collect())
+}
+
+fn close(found: &[f32], expected: &[f64]) -> Result<(), String> {
+    let (mut off, mut norm) = (0.0, 0.0);
+    for (found, expected) in found.iter().zip(expected) {
+        off += (f64::from(*found) - expected).powi(2);
+        norm += expected.powi(2);
+    }
+    let off = (off / norm).sqrt();
+    // A NaN is never close.
+    if off <= TOLERANCE { Ok(()) } else { Err(format!("off by {off:e} of the norm")) }
+}
