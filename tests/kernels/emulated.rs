@@ -4,6 +4,8 @@
 mod attend;
 #[path = "emulated/index.rs"]
 mod index;
+#[path = "emulated/model.rs"]
+mod model;
 #[path = "emulated/offload.rs"]
 mod offload;
 #[path = "emulated/prefill.rs"]

@@ -3,6 +3,7 @@
 pub mod attend;
 mod entry;
 mod index;
+pub mod model;
 mod offload;
 pub mod prefill;
 pub mod prefill_wgmma;

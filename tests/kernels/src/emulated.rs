@@ -75,7 +75,7 @@ impl GatherCase {
 }
 
 /// A global buffer of f32 as 16-byte words.
-fn quads(numbers: &[f32]) -> Buffer<U32x4> {
+pub(crate) fn quads(numbers: &[f32]) -> Buffer<U32x4> {
     let words: Vec<U32x4> = numbers
         .chunks_exact(4)
         .map(|four| {
@@ -87,7 +87,7 @@ fn quads(numbers: &[f32]) -> Buffer<U32x4> {
 }
 
 /// Entries as kernels read them.
-fn entries(entries: &[abi::Entry]) -> Buffer<U32x4> {
+pub(crate) fn entries(entries: &[abi::Entry]) -> Buffer<U32x4> {
     words(
         &entries
             .iter()

@@ -4,6 +4,7 @@ pub mod attend;
 pub mod emulated;
 pub mod gather;
 pub mod index;
+pub mod model;
 pub mod offload;
 pub mod prefill;
 pub mod resolve;
