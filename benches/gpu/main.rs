@@ -10,6 +10,7 @@ mod gather;
 mod index;
 mod layer_step;
 mod measure;
+mod model;
 mod offload;
 mod prefill;
 mod resolve;
@@ -44,7 +45,8 @@ use spinkv_benches::sampling::LEAST_REPEATS;
 #[command(name = "bench-gpu", max_term_width = 110, verbatim_doc_comment)]
 struct Arguments {
     /// Only groups whose name holds this: gather (and gather_bulk, restore), resolve, select, chunk_mean, chunk_bounds, gate_pool,
-    /// write_back, append, attend, layer_step, prefill (and prefill_wgmma), store_prompt.
+    /// write_back, append, attend, layer_step, prefill (and prefill_wgmma), store_prompt, model (embed, rms_norm, rotate, swiglu,
+    /// argmax).
     filter: Option<String>,
     /// Timed repetitions of each row, at least 10.
     #[arg(long, default_value_t = 15, value_parser = RangedU64ValueParser::<usize>::new().range(LEAST_REPEATS as u64..))]
@@ -88,6 +90,7 @@ const GROUPS: &[(&str, Group)] = &[
     ("layer_step", layer_step::run),
     ("prefill", prefill::run),
     ("store_prompt", offload::store_prompt),
+    ("model embed rms_norm rotate swiglu argmax", model::run),
 ];
 
 fn main() -> ExitCode {

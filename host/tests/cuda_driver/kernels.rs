@@ -4,6 +4,8 @@
 mod attend;
 #[path = "kernels/index.rs"]
 mod index;
+#[path = "kernels/model.rs"]
+mod model;
 #[path = "kernels/offload.rs"]
 mod offload;
 #[path = "kernels/prefill.rs"]

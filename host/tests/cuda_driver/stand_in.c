@@ -120,6 +120,8 @@ static const struct kernel { const char *name, *parameters; } kernels[] = {
     {"chunk_bounds", "aaaaauuuuuuua"}, {"chunk_bounds_step", "aaaauuuuuuua"},
     {"gate_pool", "aaaaauuuuuuua"}, {"gate_pool_step", "aaaauuuuuuua"},
     {"append", "aaaaaaaauuuuu"}, {"store_prompt", "aaaaaaaaaauuuuu"}, {"write_back", "aauaauuaa"},
+    {"embed", "aauua"}, {"rms_norm", "aauufa"}, {"rotate", "auuuuauuafaaufuauaa"}, {"swiglu", "aua"},
+    {"argmax", "auuaaa"},
 };
 
 int cuModuleLoadDataEx(void **module, const char *text, unsigned count, unsigned *options, void **values) {

@@ -12,6 +12,7 @@ mod conformance;
 mod driver;
 mod index;
 mod kernels;
+mod model;
 mod offload;
 mod prefill;
 mod replay;
@@ -98,15 +99,22 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // One GPU, and messages that belong to one test.
     arguments.test_threads.get_or_insert(1);
-    let tests =
-        kernels::tests().into_iter().chain(index::tests()).chain(offload::tests()).chain(resolve::tests());
-    let tests =
-        tests.chain(select::tests()).chain(attend::tests()).chain(restore::tests()).chain(replay::tests());
-    let tests = tests
-        .chain(prefill::tests())
-        .chain(conformance::tests())
-        .chain(driver::tests())
-        .chain(backend::tests());
+    let tests = [
+        attend::tests(),
+        index::tests(),
+        kernels::tests(),
+        model::tests(),
+        offload::tests(),
+        prefill::tests(),
+        replay::tests(),
+        resolve::tests(),
+        restore::tests(),
+        select::tests(),
+        backend::tests(),
+        conformance::tests(),
+        driver::tests(),
+    ];
+    let tests = tests.into_iter().flatten();
     let trials: Vec<Trial> = match Machine::open() {
         Ok(machine) => {
             let device = machine.context.device();

@@ -6,6 +6,7 @@
 mod attend;
 mod gather;
 mod index;
+mod model;
 mod offload;
 mod prefill;
 mod resolve;
@@ -17,6 +18,7 @@ mod top_k;
 pub use attend::{Attend, Awaited};
 pub use gather::{Gather, GatherVariant};
 pub use index::{IndexOperator, IndexPrompts, IndexStep, SummaryTable};
+pub use model::{Argmax, Embed, HeadNorms, Positions, RmsNorm, Rotate, Swiglu};
 pub use offload::{Append, OffloadPages, StorePrompt, ValidBits, WriteBack};
 pub use prefill::{Prefill, PrefillVariant};
 pub use resolve::{KvTables, PartitionPages, Resolve};
@@ -25,6 +27,7 @@ pub use select::{Estimates, Marks, SelectPartitions};
 pub use top_k::TopK;
 
 use index::IndexFunctions;
+use model::ModelFunctions;
 
 use spinkv_kernels::{abi, ptx};
 
@@ -52,6 +55,7 @@ pub struct Kernels {
     prefill_128: Function,
     prefill_wgmma_64: Option<Function>,
     prefill_wgmma_128: Option<Function>,
+    model: ModelFunctions,
     multiprocessors: u32,
 }
 
@@ -95,6 +99,7 @@ impl Kernels {
             prefill_128: shared("prefill_128")?,
             prefill_wgmma_64: hopper("prefill_wgmma_64")?,
             prefill_wgmma_128: hopper("prefill_wgmma_128")?,
+            model: ModelFunctions::load(&module)?,
             multiprocessors: context.device().multiprocessors,
         })
     }
@@ -112,6 +117,7 @@ impl Kernels {
             &self.prefill_64,
             &self.prefill_128,
         ]);
+        let rest = rest.chain(self.model.all());
         rest.chain([&self.gather_bulk, &self.prefill_wgmma_64, &self.prefill_wgmma_128].into_iter().flatten())
     }
 
