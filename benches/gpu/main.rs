@@ -46,7 +46,7 @@ use spinkv_benches::sampling::LEAST_REPEATS;
 struct Arguments {
     /// Only groups whose name holds this: gather (and gather_bulk, restore), resolve, select, chunk_mean, chunk_bounds, gate_pool,
     /// write_back, append, attend, layer_step, prefill (and prefill_wgmma), store_prompt, model (embed, rms_norm, rotate, swiglu,
-    /// argmax).
+    /// argmax, sample).
     filter: Option<String>,
     /// Timed repetitions of each row, at least 10.
     #[arg(long, default_value_t = 15, value_parser = RangedU64ValueParser::<usize>::new().range(LEAST_REPEATS as u64..))]
@@ -90,7 +90,7 @@ const GROUPS: &[(&str, Group)] = &[
     ("layer_step", layer_step::run),
     ("prefill", prefill::run),
     ("store_prompt", offload::store_prompt),
-    ("model embed rms_norm rotate swiglu argmax", model::run),
+    ("model embed rms_norm rotate swiglu argmax sample", model::run),
 ];
 
 fn main() -> ExitCode {

@@ -6,8 +6,9 @@ use half::bf16;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use spinkv::backend::cuda::driver::{DeviceBuffer, Result as DriverResult, Stream};
-use spinkv::backend::cuda::kernels::{Argmax, Embed, HeadNorms, Positions, RmsNorm, Rotate, Swiglu};
+use spinkv::backend::cuda::kernels::{Argmax, Embed, HeadNorms, Positions, RmsNorm, Rotate, Sample, Swiglu};
 use spinkv::memory::Word;
+use spinkv_kernels::abi::model::sample::{DRAW_BITS, SampleParams};
 use spinkv_kernels::abi::{WORD_BYTES, WORD_ELEMENTS};
 
 use crate::measure::Bench;
@@ -52,7 +53,11 @@ pub fn run(bench: &mut Bench) -> Outcome {
         rotate(bench, &inputs, tokens, ceiling)?;
         swiglu(bench, &inputs, tokens, ceiling)?;
     }
-    BATCHES.into_iter().try_for_each(|batch| argmax(bench, &inputs, batch, ceiling))
+    for batch in BATCHES {
+        argmax(bench, &inputs, batch, ceiling)?;
+        sample(bench, batch)?;
+    }
+    Ok(())
 }
 
 /// Random numbers, which inputs repeat.
@@ -322,5 +327,53 @@ fn argmax(bench: &mut Bench, inputs: &Inputs, batch: usize, ceiling: f64) -> Out
     }
     let shape = format!("{batch} x {VOCAB}");
     bench.graph_row("argmax", shape, bytes as u64, Some(ceiling), sets, |_| Ok(()), |_, set| launch(set))?;
+    Ok(())
+}
+
+/// Rows are timed with the settings that Qwen3 recommends, with none but the temperature, and with top-p alone.
+fn sample(bench: &mut Bench, batch: usize) -> Outcome {
+    let (kernels, stream) = (bench.kernels.clone(), bench.stream.clone());
+    let bytes = batch * VOCAB * 4;
+    let mut rng = ChaCha8Rng::seed_from_u64(6);
+    // As logits are: near to normal, a few tokens far ahead of the rest.
+    let mut row: Vec<f32> =
+        (0..VOCAB).map(|_| 1.5 * (0..4).map(|_| rng.random_range(-2.0..2.0_f32)).sum::<f32>()).collect();
+    (0..40).for_each(|at| row[at * 3777] = 12.0 + 0.1 * at as f32);
+    let host: Vec<f32> = row.iter().copied().cycle().take(batch * VOCAB).collect();
+    let logits = several(sets(bytes), || DeviceBuffer::from_slice(&stream, &host))?;
+    let ids = DeviceBuffer::<u32>::zeroed(&stream, batch)?;
+    let plain = SampleParams { temperature: 0.6, top_k: 0, top_p: 1.0, min_p: 0.0, draw: 0, unused: 0 };
+    for (name, settings) in [
+        ("temperature", plain),
+        ("top-p", SampleParams { top_p: 0.95, ..plain }),
+        ("top-k, top-p", SampleParams { top_k: 20, top_p: 0.95, ..plain }),
+    ] {
+        let rows: Vec<SampleParams> = (0..batch)
+            .map(|_| SampleParams { draw: rng.random::<u64>() >> (64 - DRAW_BITS), ..settings })
+            .collect();
+        let params = DeviceBuffer::from_slice(&stream, &rows)?;
+        let launch = |set: usize| {
+            let launch = Sample {
+                logits: &logits[set],
+                batch: batch as u32,
+                vocab: VOCAB as u32,
+                stride: VOCAB as u32,
+                params: &params,
+                ids: &ids,
+            };
+            // SAFETY: nothing else uses the buffers.
+            unsafe { launch.launch(&kernels, &stream) }
+        };
+        launch(0)?;
+        // The GPU's tests hold ids against the reference; here, that a cut leaves the likely ones.
+        let cut = settings.top_p < 1.0;
+        let found = ids.to_vec(&stream)?;
+        if let Some(id) = found.iter().find(|id| **id as usize >= VOCAB || cut && row[**id as usize] < 9.0) {
+            return Err(format!("sample, {name}: id {id} was cut off").into());
+        }
+        let shape = format!("{batch} x {VOCAB}, {name}");
+        let launch = |_: &Stream, set: usize| launch(set);
+        bench.graph_row("sample", shape, bytes as u64, None, logits.len(), |_| Ok(()), launch)?;
+    }
     Ok(())
 }

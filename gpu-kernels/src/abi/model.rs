@@ -106,3 +106,44 @@ pub mod argmax {
         vocab.div_ceil(PART)
     }
 }
+
+/// The launch of `sample`: a block a row.
+pub mod sample {
+    /// Threads of a block.
+    pub const BLOCK: u32 = 1024;
+
+    /// Warps of a block.
+    pub const WARPS: u32 = BLOCK / crate::abi::WARP;
+
+    /// Shared memory of a block, in bytes.
+    pub const SHARED_BYTES: u32 = 16_768;
+
+    /// Bits of a draw.
+    pub const DRAW_BITS: u32 = 53;
+
+    /// The weight of the likeliest token.
+    pub const WEIGHT_OF_ONE: u64 = 1 << 40;
+
+    /// How a row's token is drawn; each field as the engine's `SamplingParams` has it.
+    #[derive(Clone, Copy, Debug, Default, PartialEq)]
+    #[repr(C, align(16))]
+    pub struct SampleParams {
+        /// Divisor of the logits; 0 takes the likeliest token and ignores all that follows.
+        pub temperature: f32,
+        /// Most tokens to draw from; 0 is no limit.
+        pub top_k: u32,
+        /// Share of the probability to draw from; 1 is all of it.
+        pub top_p: f32,
+        /// Least probability to draw from, relative to the likeliest token's; 0 is no limit.
+        pub min_p: f32,
+        /// The draw: a random number of [`DRAW_BITS`] bits.
+        pub draw: u64,
+        /// Not used; keeps the size a multiple of 16 bytes.
+        pub unused: u64,
+    }
+
+    // SAFETY: four numbers of 32 bits and two of 64 without padding, any bits.
+    unsafe impl bytemuck::Zeroable for SampleParams {}
+    // SAFETY: as above.
+    unsafe impl bytemuck::Pod for SampleParams {}
+}

@@ -5,6 +5,8 @@ mod elements;
 mod embed;
 mod rms_norm;
 mod rotate;
+mod sample;
+mod shares;
 mod sin_cos;
 mod swiglu;
 
@@ -12,5 +14,6 @@ pub use argmax::argmax;
 pub use embed::embed;
 pub use rms_norm::rms_norm;
 pub use rotate::rotate;
+pub use sample::sample;
 pub use sin_cos::sin_cos;
 pub use swiglu::swiglu;

@@ -6,7 +6,7 @@ mod partitions;
 mod score;
 mod top_k;
 
-pub(crate) use order::key_of;
+pub(crate) use order::{key_of, score_of};
 pub use partitions::select;
 pub use score::score;
 pub use top_k::top_k;

@@ -121,7 +121,7 @@ static const struct kernel { const char *name, *parameters; } kernels[] = {
     {"gate_pool", "aaaaauuuuuuua"}, {"gate_pool_step", "aaaauuuuuuua"},
     {"append", "aaaaaaaauuuuu"}, {"store_prompt", "aaaaaaaaaauuuuu"}, {"write_back", "aauaauuaa"},
     {"embed", "aauua"}, {"rms_norm", "aauufa"}, {"rotate", "auuuuauuafaaufuauaa"}, {"swiglu", "aua"},
-    {"argmax", "auuaaa"},
+    {"argmax", "auuaaa"}, {"sample", "auuaa"},
 };
 
 int cuModuleLoadDataEx(void **module, const char *text, unsigned count, unsigned *options, void **values) {

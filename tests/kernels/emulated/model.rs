@@ -1,5 +1,5 @@
 use cuda_std::emulator::Fault;
-use spinkv_kernel_tests::model::{ArgmaxCase, EmbedCase, RmsNormCase, RotateCase, SwigluCase};
+use spinkv_kernel_tests::model::{ArgmaxCase, EmbedCase, RmsNormCase, RotateCase, SampleCase, SwigluCase};
 use spinkv_kernels::model::sin_cos;
 
 /// Shapes of a kernel, each in an order of its own.
@@ -9,23 +9,27 @@ const SCHEDULES: u64 = 20;
 
 /// Runs random shapes, and one of them in several orders, whose results must be the same to the bit.
 fn run<T: PartialEq>(
+    shapes: u64,
+    schedules: u64,
     emulate: impl Fn(u64, u64) -> Result<T, Fault>,
     check: impl Fn(u64, &T) -> Result<(), String>,
 ) {
-    for seed in 0..SHAPES {
+    for seed in 0..shapes {
         let found = emulate(seed, seed).unwrap_or_else(|fault| panic!("seed {seed}: {fault}"));
         check(seed, &found).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
     }
-    let first = emulate(SHAPES, 0).unwrap();
-    check(SHAPES, &first).unwrap();
-    for schedule in 1..SCHEDULES {
-        assert!(emulate(SHAPES, schedule).unwrap() == first, "schedule {schedule} changes the result");
+    let first = emulate(shapes, 0).unwrap();
+    check(shapes, &first).unwrap();
+    for schedule in 1..schedules {
+        assert!(emulate(shapes, schedule).unwrap() == first, "schedule {schedule} changes the result");
     }
 }
 
 #[test]
 fn embed_gives_the_tokens_rows() {
     run(
+        SHAPES,
+        SCHEDULES,
         |seed, schedule| EmbedCase::random(seed).emulate(schedule),
         |seed, found| EmbedCase::random(seed).check(found),
     );
@@ -34,6 +38,8 @@ fn embed_gives_the_tokens_rows() {
 #[test]
 fn rms_norm_against_f64() {
     run(
+        SHAPES,
+        SCHEDULES,
         |seed, schedule| RmsNormCase::random(seed).emulate(schedule),
         |seed, found| RmsNormCase::random(seed).check(found),
     );
@@ -42,6 +48,8 @@ fn rms_norm_against_f64() {
 #[test]
 fn rotate_against_f64() {
     run(
+        SHAPES,
+        SCHEDULES,
         |seed, schedule| RotateCase::random(seed).emulate(schedule),
         |seed, found| RotateCase::random(seed).check(found),
     );
@@ -50,6 +58,8 @@ fn rotate_against_f64() {
 #[test]
 fn swiglu_against_f64() {
     run(
+        SHAPES,
+        SCHEDULES,
         |seed, schedule| SwigluCase::random(seed).emulate(schedule),
         |seed, found| SwigluCase::random(seed).check(found),
     );
@@ -58,8 +68,20 @@ fn swiglu_against_f64() {
 #[test]
 fn argmax_finds_the_lowest_id_of_the_greatest() {
     run(
+        SHAPES,
+        SCHEDULES,
         |seed, schedule| ArgmaxCase::random(seed).emulate(schedule),
         |seed, found| found.iter().try_for_each(|ids| ArgmaxCase::random(seed).check(ids)),
+    );
+}
+
+#[test]
+fn sample_draws_what_the_engine_would() {
+    run(
+        SHAPES / 3,
+        SCHEDULES / 4,
+        |seed, schedule| SampleCase::random(seed).emulate(schedule),
+        |seed, found| SampleCase::random(seed).check(found),
     );
 }
 

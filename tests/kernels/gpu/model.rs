@@ -2,8 +2,10 @@
 
 use libtest_mimic::Failed;
 use spinkv::backend::cuda::driver::DeviceBuffer;
-use spinkv::backend::cuda::kernels::{Argmax, Embed, HeadNorms, Positions, RmsNorm, Rotate, Swiglu};
-use spinkv_kernel_tests::model::{ArgmaxCase, EmbedCase, RmsNormCase, RotateCase, Rotated, SwigluCase};
+use spinkv::backend::cuda::kernels::{Argmax, Embed, HeadNorms, Positions, RmsNorm, Rotate, Sample, Swiglu};
+use spinkv_kernel_tests::model::{
+    ArgmaxCase, EmbedCase, RmsNormCase, RotateCase, Rotated, SampleCase, SwigluCase,
+};
 
 use super::{Machine, Outcome, Test, test};
 
@@ -33,6 +35,22 @@ pub fn tests() -> Vec<Test> {
         }),
         test("argmax::random_shapes", |machine| {
             machine.on_seeds(|seed| argmax(machine, &ArgmaxCase::random(seed)))
+        }),
+        test("sample::random_shapes", |machine| {
+            machine.on_seeds(|seed| sample(machine, &SampleCase::random(seed)).map(drop))
+        }),
+        test("sample::large_vocabulary", |machine| {
+            (0..16).try_for_each(|round| sample(machine, &SampleCase::large(machine.seed + round)).map(drop))
+        }),
+        test("sample::same_ids_as_the_emulator", |machine| {
+            for seed in 0..20 {
+                let case = SampleCase::random(seed);
+                let emulated = case.emulate(0).map_err(|fault| format!("seed {seed}: {fault}"))?;
+                if sample(machine, &case)? != emulated {
+                    return Err(Failed::from(format!("seed {seed}: not the emulator's ids")));
+                }
+            }
+            Ok(())
         }),
         test("argmax::large_vocabulary", |machine| {
             (0..8).try_for_each(|round| argmax(machine, &ArgmaxCase::large(machine.seed + round)))
@@ -148,4 +166,22 @@ fn argmax(machine: &Machine, case: &ArgmaxCase) -> Outcome {
         case.check(&ids.to_vec(stream)?)?;
     }
     Ok(())
+}
+
+fn sample(machine: &Machine, case: &SampleCase) -> Result<Vec<u32>, Failed> {
+    let Machine { stream, kernels, .. } = machine;
+    let ids = DeviceBuffer::<u32>::zeroed(stream, case.batch())?;
+    let launch = Sample {
+        logits: &DeviceBuffer::from_slice(stream, &case.logits)?,
+        batch: case.batch() as u32,
+        vocab: case.vocab as u32,
+        stride: case.stride as u32,
+        params: &DeviceBuffer::from_slice(stream, &case.params)?,
+        ids: &ids,
+    };
+    // SAFETY: nothing else uses the buffers.
+    unsafe { launch.launch(kernels, stream)? };
+    let ids = ids.to_vec(stream)?;
+    case.check(&ids)?;
+    Ok(ids)
 }

@@ -1,6 +1,9 @@
 use spinkv::backend::cuda::driver::{DeviceBuffer, DriverError};
-use spinkv::backend::cuda::kernels::{Argmax, Embed, HeadNorms, Kernels, Positions, RmsNorm, Rotate, Swiglu};
+use spinkv::backend::cuda::kernels::{
+    Argmax, Embed, HeadNorms, Kernels, Positions, RmsNorm, Rotate, Sample, Swiglu,
+};
 use spinkv_kernels::abi::Entry;
+use spinkv_kernels::abi::model::sample::SampleParams;
 
 use super::{ANY, length, multiple, operand, short};
 use crate::driver;
@@ -260,5 +263,45 @@ fn argmax_is_checked_and_launched() {
     let expected = format!(
         "launch argmax 6 1 1, 256 1 1, 128: {logits:#x} 8193 8196 {greatest:#x} {arrivals:#x} {ids:#x}"
     );
+    assert_eq!(driver.log(), [expected]);
+}
+
+#[test]
+fn sample_is_checked_and_launched() {
+    let driver = driver();
+    let (context, stream) = driver.open();
+    let kernels = Kernels::load(&context).unwrap();
+    let table = |len| DeviceBuffer::<u32>::zeroed(&stream, len).unwrap();
+    let floats = |len| DeviceBuffer::<f32>::zeroed(&stream, len).unwrap();
+    let params = |len| DeviceBuffer::<SampleParams>::zeroed(&stream, len).unwrap();
+    let (logits, few_logits) = (floats(3 * 12), floats(3 * 12 - 1));
+    let (all_params, few_params, ids, few_ids) = (params(3), params(2), table(3), table(2));
+    let right = Sample { logits: &logits, batch: 3, vocab: 10, stride: 12, params: &all_params, ids: &ids };
+    driver.log();
+    // SAFETY: the stand-in's kernels touch nothing.
+    let launch = |sample: Sample<'_>| unsafe { sample.launch(&kernels, &stream) };
+
+    assert_eq!(launch(Sample { stride: 14, ..right }), Err(multiple("sample stride", 14)));
+    for (what, value, min, max, wrong) in [
+        ("sample stride", 0, 1, WIDEST, Sample { stride: 0, ..right }),
+        ("sample vocab", 0, 1, 12, Sample { vocab: 0, ..right }),
+        ("sample vocab", 13, 1, 12, Sample { vocab: 13, ..right }),
+        ("sample batch", 1 << 31, 0, BLOCKS, Sample { batch: 1 << 31, ..right }),
+    ] {
+        assert_eq!(launch(wrong), Err(operand(what, value, min, max)));
+    }
+    for (what, len, wrong) in [
+        ("sample logits", 3 * 12, Sample { logits: &few_logits, ..right }),
+        ("sample params", 3, Sample { params: &few_params, ..right }),
+        ("sample ids", 3, Sample { ids: &few_ids, ..right }),
+    ] {
+        assert_eq!(launch(wrong), Err(short(what, len, len - 1)));
+    }
+    launch(Sample { batch: 0, ..right }).unwrap();
+    assert_eq!(driver.log(), [""; 0], "nothing was launched");
+
+    launch(right).unwrap();
+    let [logits, params, ids] = [logits.address(), all_params.address(), ids.address()];
+    let expected = format!("launch sample 3 1 1, 1024 1 1, 16768: {logits:#x} 10 12 {params:#x} {ids:#x}");
     assert_eq!(driver.log(), [expected]);
 }

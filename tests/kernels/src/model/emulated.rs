@@ -2,10 +2,10 @@
 
 use cuda_std::emulator::{Buffer, Fault, Launch};
 use spinkv_kernels::abi::model;
-use spinkv_kernels::model::{argmax, embed, rms_norm, rotate, swiglu};
+use spinkv_kernels::model::{argmax, embed, rms_norm, rotate, sample, swiglu};
 
 use super::rotate::Rotated;
-use super::{ArgmaxCase, EmbedCase, RmsNormCase, RotateCase, SwigluCase};
+use super::{ArgmaxCase, EmbedCase, RmsNormCase, RotateCase, SampleCase, SwigluCase};
 use crate::emulated::{entries, quads, to_words, words};
 
 /// A global buffer of halves of words.
@@ -141,5 +141,24 @@ impl ArgmaxCase {
             *found = ids.to_vec();
         }
         Ok(found)
+    }
+}
+
+impl SampleCase {
+    /// The ids after the kernel ran in the order of `schedule`.
+    ///
+    /// # Errors
+    /// What the emulator found wrong.
+    pub fn emulate(&self, schedule: u64) -> Result<Vec<u32>, Fault> {
+        let (logits, ids) = (quads(&self.logits), Buffer::poisoned(self.batch()));
+        let params = words(&bytemuck::pod_collect_to_vec(&self.params));
+        let (vocab, stride) = (self.vocab as u32, self.stride as u32);
+        let launch = Launch::new(self.batch() as u32, model::sample::BLOCK)
+            .shared(model::sample::SHARED_BYTES as usize);
+        launch.seed(schedule).run(|| {
+            // SAFETY: the emulator checks every access.
+            unsafe { sample(logits.view(), vocab, stride, params.view(), ids.view_mut()) };
+        })?;
+        Ok(ids.to_vec())
     }
 }

@@ -4,10 +4,12 @@ mod argmax;
 mod emulated;
 mod rotate;
 mod rows;
+mod sample;
 
 pub use argmax::ArgmaxCase;
 pub use rotate::{RotateCase, Rotated};
 pub use rows::{EmbedCase, RmsNormCase, SwigluCase};
+pub use sample::SampleCase;
 
 use half::bf16;
 use rand::Rng;

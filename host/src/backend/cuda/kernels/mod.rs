@@ -18,7 +18,7 @@ mod top_k;
 pub use attend::{Attend, Awaited};
 pub use gather::{Gather, GatherVariant};
 pub use index::{IndexOperator, IndexPrompts, IndexStep, SummaryTable};
-pub use model::{Argmax, Embed, HeadNorms, Positions, RmsNorm, Rotate, Swiglu};
+pub use model::{Argmax, Embed, HeadNorms, Positions, RmsNorm, Rotate, Sample, Swiglu};
 pub use offload::{Append, OffloadPages, StorePrompt, ValidBits, WriteBack};
 pub use prefill::{Prefill, PrefillVariant};
 pub use resolve::{KvTables, PartitionPages, Resolve};

@@ -3,10 +3,12 @@
 mod argmax;
 mod rotate;
 mod rows;
+mod sample;
 
 pub use argmax::Argmax;
 pub use rotate::{HeadNorms, Positions, Rotate};
 pub use rows::{Embed, RmsNorm, Swiglu};
+pub use sample::Sample;
 
 use spinkv_kernels::abi::WORD_ELEMENTS;
 use spinkv_kernels::abi::model::{MAX_BLOCKS, MAX_WIDTH};
@@ -21,6 +23,7 @@ pub(super) struct ModelFunctions {
     rotate: Function,
     swiglu: Function,
     argmax: Function,
+    sample: Function,
 }
 
 impl ModelFunctions {
@@ -31,11 +34,12 @@ impl ModelFunctions {
             rotate: module.function("rotate")?,
             swiglu: module.function("swiglu")?,
             argmax: module.function("argmax")?,
+            sample: module.function("sample")?,
         })
     }
 
     pub(super) fn all(&self) -> impl Iterator<Item = &Function> {
-        [&self.embed, &self.rms_norm, &self.rotate, &self.swiglu, &self.argmax].into_iter()
+        [&self.embed, &self.rms_norm, &self.rotate, &self.swiglu, &self.argmax, &self.sample].into_iter()
     }
 }
 
