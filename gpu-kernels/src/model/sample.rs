@@ -87,7 +87,7 @@ pub unsafe fn sample(
             total = total.min(sum(&row, likely));
         }
         // Below the total, since the draw is below 1.
-        let target = (u128::from(draw) * u128::from(total) >> DRAW_BITS) as u64 + 1;
+        let target = ((u128::from(draw) * u128::from(total)) >> DRAW_BITS) as u64 + 1;
         if !cuts && top_p >= 1.0 {
             return locate(&row, target, likely, id);
         }
