@@ -85,6 +85,15 @@ fn sample_draws_what_the_engine_would() {
     );
 }
 
+#[test]
+fn sample_adds_up_exactly() {
+    for seed in 0..6 {
+        let case = SampleCase::even(seed);
+        let ids = case.emulate(seed).unwrap_or_else(|fault| panic!("seed {seed}: {fault}"));
+        case.check(&ids).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
+    }
+}
+
 /// Angles of all sizes up to 2^20, densely, and the neighbours of many multiples of pi / 4, where quadrants meet.
 #[test]
 fn sines_and_cosines_are_within_2e_7() {

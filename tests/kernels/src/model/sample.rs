@@ -36,15 +36,24 @@ impl SampleCase {
         Self::sized(&mut ChaCha8Rng::seed_from_u64(seed), 151_936)
     }
 
+    /// Many weights that differ and are drawn from along their order: shows whether sums are exact.
+    pub fn even(seed: u64) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let logits = (0..4096).map(|_| rng.random_range(-2.0..2.0)).collect();
+        let draw = rng.random::<u64>() >> (64 - DRAW_BITS);
+        let params = SampleParams { temperature: 1.0, top_p: 0.98, draw, ..SampleParams::default() };
+        Self { logits, params: vec![params], vocab: 4096, stride: 4096 }
+    }
+
     fn sized(rng: &mut impl Rng, vocab: usize) -> Self {
         let (batch, stride) = (rng.random_range(1..3), (vocab + rng.random_range(0..9)).next_multiple_of(4));
         let (mut logits, mut params) = (Vec::new(), Vec::new());
         for _ in 0..batch {
+            let any = rng.random::<u64>() >> (64 - DRAW_BITS);
             let spread = pick(rng, &[1.0, 1.0, 4.0, 0.0]);
             let row = scores(rng, vocab).into_iter().map(|score| score * spread);
             logits.extend(row);
             logits.extend(std::iter::repeat_n(f32::MAX, stride - vocab));
-            let any = rng.random::<u64>() >> (64 - DRAW_BITS);
             params.push(SampleParams {
                 temperature: pick(rng, &[0.0, 0.2, 0.6, 1.0, 1.0, 3.0]),
                 top_k: pick(rng, &[0, 0, 1, 2, 20, 300, vocab as u32, u32::MAX]),
