@@ -1,5 +1,7 @@
 //! A checkpoint's `config.json`, checked: what passes here, the engine can run.
 
+mod rope;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -7,7 +9,10 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+pub use rope::{Llama3Scaling, RopeConfig, RopeScaling, YarnScaling};
+
 use crate::error::{Error, Result};
+use rope::RawRope;
 
 /// Largest width or count that a configuration may name. Far above any real model, and low enough that
 /// products of two of them fit in a `usize`.
@@ -34,29 +39,6 @@ impl Architecture {
     }
 }
 
-/// How RoPE frequencies are stretched for contexts longer than the first training ("llama3" scaling).
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Llama3Scaling {
-    /// Divisor of the low frequencies; at least 1.
-    pub factor: f64,
-    /// Wavelengths above `original_max_position_embeddings / low_freq_factor` are divided.
-    pub low_freq_factor: f64,
-    /// Wavelengths below `original_max_position_embeddings / high_freq_factor` stay; greater than
-    /// `low_freq_factor`.
-    pub high_freq_factor: f64,
-    /// Context length, in tokens, of the first training.
-    pub original_max_position_embeddings: usize,
-}
-
-/// Rotary position embedding.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RopeConfig {
-    /// Base of the frequencies `theta^(-2i / head_dim)`.
-    pub theta: f64,
-    /// Scaling for long contexts; `None` leaves the frequencies as they are.
-    pub scaling: Option<Llama3Scaling>,
-}
-
 /// A model's dimensions and constants.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
@@ -80,7 +62,8 @@ pub struct ModelConfig {
     pub rms_norm_eps: f64,
     /// Position embedding.
     pub rope: RopeConfig,
-    /// Longest context, in tokens, that the model is meant for.
+    /// Longest context, in tokens, that the model is meant for: what the file says, or what YaRN stretches the original
+    /// context to if that is longer, since files that ask for YaRN often keep the unstretched number.
     pub max_position_embeddings: usize,
     /// Whether the output head is the embedding.
     pub tie_word_embeddings: bool,
@@ -148,19 +131,6 @@ struct RawConfig {
     bos_token_id: Option<u32>,
 }
 
-#[derive(Deserialize)]
-struct RawRope {
-    rope_type: Option<String>,
-    /// The older spelling of `rope_type`.
-    r#type: Option<String>,
-    rope_theta: Option<f64>,
-    factor: Option<f64>,
-    low_freq_factor: Option<f64>,
-    high_freq_factor: Option<f64>,
-    original_max_position_embeddings: Option<usize>,
-    partial_rotary_factor: Option<f64>,
-}
-
 #[derive(Default, Deserialize)]
 struct RawGeneration {
     eos_token_id: Option<OneOrMany>,
@@ -183,7 +153,6 @@ impl Check {
     fn config(&self, raw: RawConfig, generation: RawGeneration) -> Result<ModelConfig> {
         let architecture = self.architecture(raw.architectures.as_deref().unwrap_or_default())?;
         self.features(&raw)?;
-        let rope = self.rope(&raw)?;
 
         let query_heads = raw.num_attention_heads;
         let kv_heads = raw.num_key_value_heads.unwrap_or(query_heads);
@@ -198,6 +167,8 @@ impl Check {
         ] {
             self.size(field, value)?;
         }
+        // After the sizes, which YaRN takes its original context from.
+        let rope = self.rope(&raw)?;
         if !query_heads.is_multiple_of(kv_heads) {
             return Err(self.inconsistent(format!(
                 "num_attention_heads is {query_heads}; must be a multiple of num_key_value_heads, {kv_heads}"
@@ -246,7 +217,7 @@ impl Check {
             intermediate_size: raw.intermediate_size,
             rms_norm_eps: raw.rms_norm_eps,
             rope,
-            max_position_embeddings: raw.max_position_embeddings,
+            max_position_embeddings: raw.max_position_embeddings.max(rope.stretched_context()),
             tie_word_embeddings: raw.tie_word_embeddings.unwrap_or(false),
             eos_token_ids,
             bos_token_id,
@@ -289,70 +260,6 @@ impl Check {
             return Err(self.unsupported("quantization_config", value, "null (weights in bf16, f16 or f32)"));
         }
         Ok(())
-    }
-
-    /// RoPE from either spelling: `rope_theta` with `rope_scaling`, or transformers 5's `rope_parameters`.
-    /// Where a file has both, `rope_scaling` decides the scaling, as in transformers.
-    fn rope(&self, raw: &RawConfig) -> Result<RopeConfig> {
-        let (field, dict) = match (&raw.rope_scaling, &raw.rope_parameters) {
-            (Some(dict), _) => ("rope_scaling", Some(dict)),
-            (None, dict) => ("rope_parameters", dict.as_ref()),
-        };
-        let theta = [&raw.rope_scaling, &raw.rope_parameters]
-            .into_iter()
-            .find_map(|dict| dict.as_ref()?.rope_theta)
-            .or(raw.rope_theta)
-            // What transformers takes for both architectures; Llama 2's files leave it out.
-            .unwrap_or(10_000.0);
-        self.positive("rope_theta", theta)?;
-        let partial = dict.and_then(|dict| dict.partial_rotary_factor).or(raw.partial_rotary_factor);
-        if let Some(partial) = partial.filter(|&partial| partial != 1.0) {
-            return Err(self.unsupported("partial_rotary_factor", partial, "1"));
-        }
-        let scaling = match dict {
-            Some(dict) => self.rope_scaling(field, dict)?,
-            None => None,
-        };
-        Ok(RopeConfig { theta, scaling })
-    }
-
-    fn rope_scaling(&self, field: &'static str, dict: &RawRope) -> Result<Option<Llama3Scaling>> {
-        match dict.rope_type.as_deref().or(dict.r#type.as_deref()) {
-            Some("llama3") => {}
-            Some("default") => return Ok(None),
-            None if dict.factor.is_none() => return Ok(None),
-            None => return Err(self.inconsistent(format!("{field} has a factor but no rope_type"))),
-            Some(other) => {
-                return Err(self.unsupported("rope_type", Value::from(other), "default, llama3"));
-            }
-        }
-        let need = |name: &'static str, value: Option<f64>| -> Result<f64> {
-            let value = value.ok_or_else(|| {
-                self.inconsistent(format!("{field} has rope_type \"llama3\" but no {name}"))
-            })?;
-            self.positive(name, value)?;
-            Ok(value)
-        };
-        const ORIGINAL: &str = "original_max_position_embeddings";
-        // Positions as f64 only to share the check; the value itself stays an integer.
-        need(ORIGINAL, dict.original_max_position_embeddings.map(|tokens| tokens as f64))?;
-        let scaling = Llama3Scaling {
-            factor: need("factor", dict.factor)?,
-            low_freq_factor: need("low_freq_factor", dict.low_freq_factor)?,
-            high_freq_factor: need("high_freq_factor", dict.high_freq_factor)?,
-            original_max_position_embeddings: dict.original_max_position_embeddings.unwrap_or_default(),
-        };
-        self.size(ORIGINAL, scaling.original_max_position_embeddings)?;
-        if scaling.factor < 1.0 {
-            return Err(self.unsupported("factor", scaling.factor, "1 or more"));
-        }
-        if scaling.low_freq_factor >= scaling.high_freq_factor {
-            return Err(self.inconsistent(format!(
-                "low_freq_factor is {}; must be less than high_freq_factor, {}",
-                scaling.low_freq_factor, scaling.high_freq_factor
-            )));
-        }
-        Ok(Some(scaling))
     }
 
     fn size(&self, field: &'static str, value: usize) -> Result<()> {

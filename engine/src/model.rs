@@ -2,7 +2,7 @@
 
 mod forward;
 mod ops;
-mod rope;
+pub(crate) mod rope;
 mod weights;
 
 use std::path::Path;

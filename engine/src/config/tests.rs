@@ -52,12 +52,12 @@ fn reads_the_llama_checkpoint() {
     let config = ModelConfig::open(format!("{MODELS}/tiny-llama31-random")).unwrap();
     assert_eq!(config.architecture, Architecture::Llama);
     assert!(!config.has_qk_norm() && !config.tie_word_embeddings);
-    let scaling = Llama3Scaling {
+    let scaling = RopeScaling::Llama3(Llama3Scaling {
         factor: 8.0,
         low_freq_factor: 1.0,
         high_freq_factor: 4.0,
         original_max_position_embeddings: 8192,
-    };
+    });
     assert_eq!(config.rope, RopeConfig { theta: 500_000.0, scaling: Some(scaling) });
 }
 
@@ -91,10 +91,104 @@ fn rope_without_scaling() {
 
 #[test]
 fn other_rope_types_say_what_is_supported() {
-    for kind in ["yarn", "linear", "dynamic", "longrope"] {
+    for kind in ["linear", "dynamic", "longrope"] {
         let text = message(json!({ "rope_scaling": { "rope_type": kind, "factor": 4.0 } }));
-        assert!(text.contains(&format!("rope_type is \"{kind}\"; supported: default, llama3")), "{text}");
+        let expected = format!("rope_type is \"{kind}\"; supported: default, llama3, yarn");
+        assert!(text.contains(&expected), "{text}");
     }
+}
+
+/// What Qwen3's files say for 128K, with `changes` merged in; null removes a field.
+fn yarn(changes: Value) -> Result<ModelConfig> {
+    let mut scaling =
+        json!({ "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768 });
+    for (field, value) in changes.as_object().unwrap() {
+        scaling[field] = value.clone();
+    }
+    with(json!({ "rope_theta": 1e6, "max_position_embeddings": 40960, "rope_scaling": scaling }))
+}
+
+fn yarn_scaling(changes: Value) -> YarnScaling {
+    match yarn(changes).unwrap().rope.scaling {
+        Some(RopeScaling::Yarn(scaling)) => scaling,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn yarn_has_the_defaults_of_transformers() {
+    let scaling = yarn_scaling(json!({}));
+    let expected = YarnScaling {
+        factor: 4.0,
+        original_max_position_embeddings: 32768,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        attention_factor: scaling.attention_factor,
+        truncate: true,
+    };
+    assert_eq!(scaling, expected);
+    assert!((scaling.attention_factor - 1.138629436111989).abs() < 1e-12, "0.1 ln 4 + 1");
+    assert_eq!(yarn_scaling(json!({ "rope_type": null, "type": "yarn" })), expected);
+    let without_original = yarn_scaling(json!({ "original_max_position_embeddings": null }));
+    assert_eq!(without_original.original_max_position_embeddings, 40960);
+    assert_eq!(yarn_scaling(json!({ "factor": 1 })).attention_factor, 1.0);
+    let zeros = json!({ "beta_fast": 0, "beta_slow": 0, "mscale": 0, "mscale_all_dim": 0 });
+    assert_eq!(yarn_scaling(zeros), expected);
+}
+
+#[test]
+fn yarn_can_be_set_in_all_parts() {
+    let parts = json!({
+        "beta_fast": 64, "beta_slow": 2, "attention_factor": 1.5, "truncate": false, "mscale": 0.7, "mscale_all_dim": 1,
+    });
+    let expected = YarnScaling {
+        factor: 4.0,
+        original_max_position_embeddings: 32768,
+        beta_fast: 64.0,
+        beta_slow: 2.0,
+        attention_factor: 1.5,
+        truncate: false,
+    };
+    assert_eq!(yarn_scaling(parts), expected);
+    let scales = yarn_scaling(json!({ "factor": 40, "mscale": 0.707, "mscale_all_dim": 1.0 }));
+    assert!((scales.attention_factor - 0.9210423553163399).abs() < 1e-12, "{}", scales.attention_factor);
+    let one = yarn_scaling(json!({ "mscale": 0.707 }));
+    assert!((one.attention_factor - 1.138629436111989).abs() < 1e-12, "one alone counts for nothing");
+}
+
+#[test]
+fn yarn_stretches_the_context() {
+    let context = |changes| yarn(changes).unwrap().max_position_embeddings;
+    assert_eq!(context(json!({})), 131_072, "files that ask for YaRN keep the unstretched number");
+    assert_eq!(context(json!({ "factor": 1 })), 40_960);
+    assert_eq!(context(json!({ "factor": 1e300 })), MAX_SIZE);
+    let plain = with(json!({ "max_position_embeddings": 40960 })).unwrap();
+    assert_eq!(plain.max_position_embeddings, 40_960, "llama3 scaling says its own");
+}
+
+#[test]
+fn yarn_must_be_sound() {
+    let text = |changes| yarn(changes).unwrap_err().to_string();
+    for (changes, expected) in [
+        (json!({ "factor": null }), "rope_scaling has rope_type \"yarn\" but no factor"),
+        (json!({ "factor": 0.5 }), "factor is 0.5; supported: 1 or more"),
+        (json!({ "factor": -1 }), "factor is -1; supported: finite numbers greater than 0"),
+        (
+            json!({ "original_max_position_embeddings": 0 }),
+            "original_max_position_embeddings is 0; supported: 1 to",
+        ),
+        (json!({ "beta_fast": -1 }), "beta_fast is -1; supported: finite numbers greater than 0"),
+        (json!({ "beta_slow": -1 }), "beta_slow is -1; supported: finite numbers greater than 0"),
+        (json!({ "beta_slow": 32 }), "beta_slow is 32; must be less than beta_fast, 32"),
+        (json!({ "mscale": -1 }), "mscale is -1; supported: finite numbers greater than 0"),
+        (json!({ "attention_factor": 0 }), "attention_factor is 0; supported: finite numbers greater than 0"),
+    ] {
+        let text = text(changes);
+        assert!(text.contains(expected), "{text} should contain {expected}");
+    }
+    let scaling = json!({ "rope_type": "yarn", "factor": 4 });
+    let text = message(json!({ "rope_theta": 1, "rope_scaling": scaling }));
+    assert!(text.contains("rope_theta is 1; supported: more than 1 with rope_type \"yarn\""), "{text}");
 }
 
 #[test]

@@ -1,17 +1,18 @@
 use std::f64::consts::TAU;
 
-use crate::config::{Llama3Scaling, RopeConfig};
+use crate::config::{Llama3Scaling, RopeConfig, RopeScaling, YarnScaling};
 
 /// Rotary position embedding, half-split: element `i` of a head turns with element `i + head_dim / 2`.
 #[derive(Debug)]
-pub(super) struct Rope {
+pub(crate) struct Rope {
     /// `[head_dim / 2]`.
     frequencies: Vec<f32>,
+    magnitude: f32,
 }
 
-/// Cosines and sines of a run of positions, each `[positions, head_dim / 2]`.
+/// Cosines and sines of a run of positions, times the magnitude, each `[positions, head_dim / 2]`.
 #[derive(Debug)]
-pub(super) struct Rotations {
+pub(crate) struct Rotations {
     cosines: Vec<f32>,
     sines: Vec<f32>,
     half: usize,
@@ -19,11 +20,30 @@ pub(super) struct Rotations {
 
 impl Rope {
     pub fn new(config: &RopeConfig, head_dim: usize) -> Self {
-        let frequency = |i: usize| {
-            let plain = config.theta.powf(-2.0 * i as f64 / head_dim as f64);
-            config.scaling.map_or(plain, |scaling| llama3(plain, &scaling)) as f32
+        let plain = (0..head_dim / 2).map(|i| config.theta.powf(-2.0 * i as f64 / head_dim as f64));
+        let (frequencies, magnitude): (Vec<_>, f64) = match &config.scaling {
+            None => (plain.collect(), 1.0),
+            Some(RopeScaling::Llama3(scaling)) => (plain.map(|plain| llama3(plain, scaling)).collect(), 1.0),
+            Some(RopeScaling::Yarn(scaling)) => {
+                let ramp = YarnRamp::new(scaling, config.theta, head_dim);
+                let stretched = |(i, plain)| ramp.stretch(i, plain, scaling.factor);
+                (plain.enumerate().map(stretched).collect(), scaling.attention_factor)
+            }
         };
-        Self { frequencies: (0..head_dim / 2).map(frequency).collect() }
+        let frequencies = frequencies.into_iter().map(|frequency| frequency as f32).collect();
+        Self { frequencies, magnitude: magnitude as f32 }
+    }
+
+    /// Radians a token of each pair of dimensions, `[head_dim / 2]`.
+    #[cfg_attr(not(test), allow(dead_code, reason = "kernels turn heads by these, in builds that have them"))]
+    pub fn frequencies(&self) -> &[f32] {
+        &self.frequencies
+    }
+
+    /// Factor of every cosine and sine; 1 unless YaRN lengthens them.
+    #[cfg_attr(not(test), allow(dead_code, reason = "as for frequencies"))]
+    pub fn magnitude(&self) -> f32 {
+        self.magnitude
     }
 
     /// The rotations of `positions`.
@@ -36,8 +56,8 @@ impl Rope {
                 // The angle is rounded to f32 as PyTorch does: at 32K tokens that moves it by up to 0.002, and
                 // weights were trained with it.
                 let (sine, cosine) = f64::from(position as f32 * frequency).sin_cos();
-                cosines.push(cosine as f32);
-                sines.push(sine as f32);
+                cosines.push(cosine as f32 * self.magnitude);
+                sines.push(sine as f32 * self.magnitude);
             }
         }
         Rotations { cosines, sines, half }
@@ -69,3 +89,36 @@ fn llama3(frequency: f64, scaling: &Llama3Scaling) -> f64 {
     let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
     (1.0 - smooth) * frequency / scaling.factor + smooth * frequency
 }
+
+/// Between which pairs of dimensions YaRN goes over from plain frequencies to divided ones.
+struct YarnRamp {
+    low: f64,
+    high: f64,
+}
+
+impl YarnRamp {
+    fn new(scaling: &YarnScaling, theta: f64, head_dim: usize) -> Self {
+        let context = scaling.original_max_position_embeddings as f64;
+        // The pair, counted in fractions, that turns this often within the original context.
+        let pair_of = |turns: f64| head_dim as f64 * (context / (turns * TAU)).ln() / (2.0 * theta.ln());
+        let (mut low, mut high) = (pair_of(scaling.beta_fast), pair_of(scaling.beta_slow));
+        if scaling.truncate {
+            (low, high) = (low.floor(), high.ceil());
+        }
+        // `head_dim - 1`, although the pairs end at half of that: so it was published, and so models use it.
+        (low, high) = (low.max(0.0), high.min(head_dim as f64 - 1.0));
+        if low == high {
+            high += 0.001;
+        }
+        Self { low, high }
+    }
+
+    /// Pair `i`'s frequency.
+    fn stretch(&self, i: usize, plain: f64, factor: f64) -> f64 {
+        let divided = ((i as f64 - self.low) / (self.high - self.low)).clamp(0.0, 1.0);
+        plain / factor * divided + plain * (1.0 - divided)
+    }
+}
+
+#[cfg(test)]
+mod tests;
