@@ -2,6 +2,7 @@
 //! No GPU is needed, and none is used if there is one.
 #![cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 
+mod blas;
 mod host_memory;
 mod kernels;
 mod restore;

@@ -4,6 +4,7 @@
 //! [`LayerStep`], what comes back between steps by a [`Restore`], and all of it as a [`CudaBackend`].
 
 mod backend;
+pub mod blas;
 pub mod driver;
 mod host_memory;
 pub mod kernels;

@@ -82,21 +82,21 @@ impl Context {
 
     /// Makes the context current on this thread, before every other call in it. Another library may have changed that at
     /// any time, so it is not remembered.
-    pub(super) fn make_current(&self) -> Result<()> {
+    pub(in crate::backend::cuda) fn make_current(&self) -> Result<()> {
         // SAFETY: the handle is retained as long as self is.
         unsafe { call!(cuCtxSetCurrent(self.0.handle.0)) }
     }
 
     /// Waits for all work and then runs `free`, for destructors. If waiting fails, work may still be using what is to be
     /// freed (the context is broken then, or a capture is under way): it is left to the end of the process.
-    pub(super) fn free_after_all_work(&self, free: impl FnOnce()) {
+    pub(in crate::backend::cuda) fn free_after_all_work(&self, free: impl FnOnce()) {
         if self.synchronize().is_ok() {
             free();
         }
     }
 
     /// Refuses operands of different contexts.
-    pub(super) fn check_same(&self, other: &Self, what: &'static str) -> Result<()> {
+    pub(in crate::backend::cuda) fn check_same(&self, other: &Self, what: &'static str) -> Result<()> {
         if self.id() == other.id() { Ok(()) } else { Err(DriverError::OtherContext { what }) }
     }
 

@@ -91,6 +91,11 @@ impl Stream {
         unsafe { call!(cuStreamSynchronize(self.handle.0)) }
     }
 
+    /// What libraries on the driver know it by: a `cudaStream_t`.
+    pub(in crate::backend::cuda) fn pointer(&self) -> *mut std::ffi::c_void {
+        self.handle.0.cast()
+    }
+
     pub(super) fn raw(&self) -> cust::sys::CUstream {
         self.handle.0
     }
