@@ -79,12 +79,12 @@ fn products_are_stored_and_added_at_any_token() {
     let driver = driver();
     let (context, stream) = driver.open();
     let stand_in = Blas::build("products", &[]);
-    let blas = BlasLt::load_from(&context, &[stand_in.path.clone()], WORKSPACE).unwrap();
+    let blas = BlasLt::load_from(&context, &[&stand_in.path], WORKSPACE).unwrap();
     assert_eq!((blas.path(), blas.version()), (stand_in.path.as_path(), 130_100));
     let log = stand_in.log();
     assert_eq!(log[..3], ["create", "descriptor, compute 68 scale 0", "preference"]);
-    assert_eq!(log[3..5], ["descriptor attribute 3 is 1", "workspace 4096"]);
-    assert_eq!(log[5..], [5, 6, 7, 8].map(|attribute| format!("alignment {attribute} is 16")));
+    assert_eq!(log[3..6], ["descriptor attribute 3 is 1", "workspace 4096", "reductions 2"]);
+    assert_eq!(log[6..], [5, 6, 7, 8].map(|attribute| format!("alignment {attribute} is 16")));
 
     let (n, k, tokens, behind) = (16, 24, 3, 2);
     let (x, weights) = (numbers((1 + tokens) * k, 0), numbers(n * k, 5));
@@ -144,7 +144,7 @@ fn what_is_planned_is_not_asked_again_not_in_a_capture_either() {
     let driver = driver();
     let (context, stream) = driver.open();
     let stand_in = Blas::build("plans", &[]);
-    let blas = BlasLt::load_from(&context, &[stand_in.path.clone()], WORKSPACE).unwrap();
+    let blas = BlasLt::load_from(&context, &[&stand_in.path], WORKSPACE).unwrap();
     blas.plan(5, 8, 8, OutElements::F32).unwrap();
     blas.plan(0, 8, 8, OutElements::F32).unwrap();
     assert!(stand_in.log().last().unwrap().starts_with("heuristic for 5"));
@@ -181,7 +181,7 @@ fn operands_that_do_not_fit_are_refused() {
     let driver = driver();
     let (context, stream) = driver.open();
     let stand_in = Blas::build("refusals", &[]);
-    let blas = BlasLt::load_from(&context, &[stand_in.path.clone()], WORKSPACE).unwrap();
+    let blas = BlasLt::load_from(&context, &[&stand_in.path], WORKSPACE).unwrap();
     let (x, weights) = (upload(&stream, &numbers(4 * 16, 0)), upload(&stream, &numbers(8 * 16, 1)));
     let (rounded, full) =
         (upload(&stream, &numbers(4 * 8, 0)), DeviceBuffer::zeroed(&stream, 4 * 8).unwrap());
@@ -229,7 +229,7 @@ fn what_the_library_refuses_is_named() {
     let driver = driver();
     let (context, stream) = driver.open();
     let stand_in = Blas::build("statuses", &[]);
-    let blas = BlasLt::load_from(&context, &[stand_in.path.clone()], WORKSPACE).unwrap();
+    let blas = BlasLt::load_from(&context, &[&stand_in.path], WORKSPACE).unwrap();
     let (x, weights) = (upload(&stream, &[0.0; 13 * 8]), upload(&stream, &[0.0; 64]));
     let out = DeviceBuffer::<f32>::zeroed(&stream, 13 * 8).unwrap();
     let failing = Product {
@@ -265,7 +265,7 @@ fn every_file_that_was_tried_is_named() {
     let (context, _stream) = driver.open();
     let text = Path::new(env!("CARGO_TARGET_TMPDIR")).join("not-a-library.so");
     std::fs::write(&text, "no library").unwrap();
-    let candidates = ["libspinkv-no-such-library.so.13".into(), text.clone()];
+    let candidates = [Path::new("libspinkv-no-such-library.so.13"), &text];
     let missing = BlasLt::load_from(&context, &candidates, WORKSPACE).unwrap_err().to_string();
     let absent =
         "no cuBLASLt on this machine: libspinkv-no-such-library.so.13 (cannot open shared object file";
@@ -275,6 +275,6 @@ fn every_file_that_was_tried_is_named() {
 
     // A file that loads ends the search, whether or not it is what it should be.
     let half = Blas::build("half", &["-DWITHOUT_MATMUL"]);
-    let incomplete = BlasLt::load_from(&context, &[text, half.path.clone()], WORKSPACE).unwrap_err();
+    let incomplete = BlasLt::load_from(&context, &[&text, &half.path], WORKSPACE).unwrap_err();
     assert_eq!(incomplete, BlasError::MissingSymbol { library: half.path, symbol: "cublasLtMatmul" });
 }

@@ -65,6 +65,7 @@ int cublasLtMatmulPreferenceSetAttribute(struct preference *preference, int attr
         memcpy(&preference->workspace, value, bytes);
         return say("workspace %ju\n", (uintmax_t)preference->workspace);
     }
+    if (attribute == 3 && bytes == 4) return say("reductions %u\n", *(const uint32_t *)value);
     if (attribute < 5 || attribute > 8 || bytes != 4) return 7;
     memcpy(&preference->alignments[attribute - 5], value, bytes);
     return say("alignment %d is %u\n", attribute, preference->alignments[attribute - 5]);

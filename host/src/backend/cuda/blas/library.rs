@@ -24,9 +24,13 @@ pub(super) const TRANSPOSED: c_int = 1;
 /// `CUBLASLT_MATMUL_DESC_TRANSA`.
 pub(super) const DESC_TRANSPOSE_A: c_int = 3;
 
-/// `CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES`, and `…_MIN_ALIGNMENT_…_BYTES` of A, B, C and D.
+/// `CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES`, `…_REDUCTION_SCHEME_MASK`, and `…_MIN_ALIGNMENT_…_BYTES` of A, B, C and D.
 pub(super) const PREFERENCE_WORKSPACE: c_int = 1;
+pub(super) const PREFERENCE_REDUCTION: c_int = 3;
 pub(super) const PREFERENCE_ALIGNMENTS: [c_int; 4] = [5, 6, 7, 8];
+
+/// `CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE`: partial sums are in f32. The others add up in the output's elements.
+pub(super) const REDUCTION_F32: u32 = 2;
 
 /// A handle, descriptor, layout or preference: opaque.
 pub(super) type Opaque = *mut c_void;
@@ -121,12 +125,12 @@ struct Library {
 }
 
 /// Loads the first of `candidates` that the system's loader takes.
-pub(super) fn load(candidates: &[PathBuf]) -> Result<(Functions, PathBuf)> {
+pub(super) fn load(candidates: &[impl AsRef<Path>]) -> Result<(Functions, PathBuf)> {
     let mut tried = Vec::new();
-    for path in candidates {
+    for path in candidates.iter().map(AsRef::as_ref) {
         match Library::open(path) {
             Ok(library) => return Ok((Functions::find(&library)?, library.path)),
-            Err(reason) => tried.push((path.clone(), reason)),
+            Err(reason) => tried.push((path.to_owned(), reason)),
         }
     }
     Err(BlasError::Missing { tried })

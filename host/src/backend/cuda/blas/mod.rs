@@ -44,7 +44,8 @@ use super::driver::{Context, DeviceBuffer, Stream, check_multiple, check_operand
 use crate::memory::Word;
 use library::{
     Algorithm, COMPUTE_F32, DESC_TRANSPOSE_A, Functions, Heuristic, Opaque, PREFERENCE_ALIGNMENTS,
-    PREFERENCE_WORKSPACE, SUCCESS, Status, TRANSPOSED, TYPE_BF16, TYPE_F32,
+    PREFERENCE_REDUCTION, PREFERENCE_WORKSPACE, REDUCTION_F32, SUCCESS, Status, TRANSPOSED, TYPE_BF16,
+    TYPE_F32,
 };
 
 /// The environment variable that can name cuBLASLt's file. It is then tried first.
@@ -173,7 +174,11 @@ impl BlasLt {
     ///
     /// # Errors
     /// As for [`load`](Self::load).
-    pub fn load_from(context: &Context, candidates: &[PathBuf], workspace_bytes: usize) -> Result<Self> {
+    pub fn load_from(
+        context: &Context,
+        candidates: &[impl AsRef<Path>],
+        workspace_bytes: usize,
+    ) -> Result<Self> {
         let (functions, path) = library::load(candidates)?;
         let functions = Arc::new(functions);
         let workspace = DeviceBuffer::uninit(context, workspace_bytes.div_ceil(size_of::<Word>()))?;
@@ -206,6 +211,7 @@ impl BlasLt {
             preference.set(functions.preference_set, SET, attribute, value)
         };
         set(PREFERENCE_WORKSPACE, &workspace.bytes().to_ne_bytes())?;
+        set(PREFERENCE_REDUCTION, &REDUCTION_F32.to_ne_bytes())?;
         for attribute in PREFERENCE_ALIGNMENTS {
             // The library takes for granted 256, which a token within a buffer does not have.
             set(attribute, &(size_of::<Word>() as u32).to_ne_bytes())?;
