@@ -2,6 +2,7 @@
 
 pub mod attend;
 mod entry;
+pub mod fill_random;
 mod index;
 pub mod model;
 mod offload;

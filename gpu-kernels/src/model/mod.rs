@@ -17,3 +17,8 @@ pub use rotate::rotate;
 pub use sample::sample;
 pub use sin_cos::sin_cos;
 pub use swiglu::swiglu;
+//! The model around attention.
+
+mod fill_random;
+
+pub use fill_random::fill_random;

@@ -119,6 +119,7 @@ static const struct kernel { const char *name, *parameters; } kernels[] = {
     {"chunk_mean", "aaaaauuuuuuua"}, {"chunk_mean_step", "aaaauuuuuuua"},
     {"chunk_bounds", "aaaaauuuuuuua"}, {"chunk_bounds_step", "aaaauuuuuuua"},
     {"gate_pool", "aaaaauuuuuuua"}, {"gate_pool_step", "aaaauuuuuuua"},
+    {"fill_random", "auuuf"},
     {"append", "aaaaaaaauuuuu"}, {"store_prompt", "aaaaaaaaaauuuuu"}, {"write_back", "aauaauuaa"},
     {"embed", "aauua"}, {"rms_norm", "aauufa"}, {"rotate", "auuuuauuafaaufuauaa"}, {"swiglu", "aua"},
     {"argmax", "auuaaa"}, {"sample", "auuaa"},

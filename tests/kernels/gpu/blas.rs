@@ -63,8 +63,7 @@ impl Case {
             } else {
                 (f64::from(old), 0.0)
             };
-            // So that a NaN fails.
-            if !((f64::from(found) - expected).abs() <= tolerance) {
+            if found.is_nan() || (f64::from(found) - expected).abs() > tolerance {
                 let (token, output) = (at / self.n, at % self.n);
                 let Self { tokens, n, k, .. } = self;
                 return Err(format!(

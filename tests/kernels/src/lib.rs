@@ -2,6 +2,7 @@
 
 pub mod attend;
 pub mod emulated;
+pub mod fill_random;
 pub mod gather;
 pub mod index;
 pub mod model;

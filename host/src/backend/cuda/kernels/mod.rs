@@ -4,6 +4,7 @@
 //! see, so launching is `unsafe` where a kernel follows such a list.
 
 mod attend;
+mod fill_random;
 mod gather;
 mod index;
 mod model;
@@ -16,6 +17,7 @@ mod splits;
 mod top_k;
 
 pub use attend::{Attend, Awaited};
+pub use fill_random::FillRandom;
 pub use gather::{Gather, GatherVariant};
 pub use index::{IndexOperator, IndexPrompts, IndexStep, SummaryTable};
 pub use model::{Argmax, Embed, HeadNorms, Positions, RmsNorm, Rotate, Sample, Swiglu};
@@ -36,6 +38,7 @@ use super::driver::{Context, Function, Module, PtxArch, Result};
 /// All kernels, loaded for one device.
 #[derive(Clone, Debug)]
 pub struct Kernels {
+    fill_random: Function,
     gather: Function,
     /// Where the architecture has bulk copies.
     gather_bulk: Option<Function>,
@@ -81,6 +84,7 @@ impl Kernels {
             Ok(IndexFunctions { prompts: module.function(prompts)?, step: module.function(step)? })
         };
         Ok(Self {
+            fill_random: module.function("fill_random")?,
             gather: module.function("gather")?,
             gather_bulk: (arch != PtxArch::Sm80).then(|| shared("gather_bulk")).transpose()?,
             mean: index("chunk_mean", "chunk_mean_step")?,
@@ -116,6 +120,7 @@ impl Kernels {
             &self.attend_128,
             &self.prefill_64,
             &self.prefill_128,
+            &self.fill_random,
         ]);
         let rest = rest.chain(self.model.all());
         rest.chain([&self.gather_bulk, &self.prefill_wgmma_64, &self.prefill_wgmma_128].into_iter().flatten())
