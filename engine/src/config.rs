@@ -1,5 +1,6 @@
 //! A checkpoint's `config.json`, checked: what passes here, the engine can run.
 
+mod preset;
 mod rope;
 
 use std::fs;
@@ -9,6 +10,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+pub use preset::PRESETS;
 pub use rope::{Llama3Scaling, RopeConfig, RopeScaling, YarnScaling};
 
 use crate::error::{Error, Result};

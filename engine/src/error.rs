@@ -66,6 +66,53 @@ pub enum Error {
         reason: String,
     },
 
+    /// A model's name that is none of the presets.
+    #[error(
+        "unknown model {name:?}; known: {}{}", crate::config::PRESETS.join(", "), perhaps(*suggestion)
+    )]
+    UnknownModel {
+        /// The name.
+        name: String,
+        /// The preset that it may be a misspelling of.
+        suggestion: Option<&'static str>,
+    },
+
+    /// More layers than a model has, or none.
+    #[error("{layers} layers asked for; the model has 1 to {limit}")]
+    LayerCount {
+        /// The number asked for.
+        layers: usize,
+        /// The model's own.
+        limit: usize,
+    },
+
+    /// A model that runs on the CPU and that the GPU's kernels do not take.
+    #[error("{field} is {value}; on a GPU supported: {supported}")]
+    UnsupportedOnGpu {
+        /// The setting of `config.json`.
+        field: &'static str,
+        /// Its value.
+        value: usize,
+        /// What is accepted.
+        supported: &'static str,
+    },
+
+    /// Weights that the GPU has no room for.
+    #[error("the weights need {needed} bytes of GPU memory; {free} of {total} are free")]
+    GpuMemory {
+        /// Bytes of the weights, as the driver hands memory out.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
+        /// Bytes that the GPU has.
+        total: u64,
+    },
+
+    /// The GPU or its driver refused.
+    #[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+    #[error(transparent)]
+    Driver(#[from] spinkv::backend::cuda::driver::DriverError),
+
     /// A directory without model weights.
     #[error("{}: has neither model.safetensors nor model.safetensors.index.json", dir.display())]
     MissingWeights {
@@ -242,6 +289,10 @@ impl Error {
 
 fn did_you_mean(suggestion: Option<&str>) -> String {
     suggestion.map_or_else(String::new, |name| format!(" (did you mean {name}?)"))
+}
+
+fn perhaps(suggestion: Option<&str>) -> String {
+    suggestion.map_or_else(String::new, |name| format!("; did you mean {name:?}?"))
 }
 
 #[cfg(test)]

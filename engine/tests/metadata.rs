@@ -63,7 +63,7 @@ fn any_shape_and_method_can_be_asked_for() {
 fn what_cannot_be_is_refused_by_name() {
     for (arguments, parts) in [
         (&["--model", "qwen3-14"][..], &["did you mean \"qwen3-14b\"", "llama-3.1-70b"][..]),
-        (&["--model", "gpt"], &["known shapes: qwen3-8b"]),
+        (&["--model", "gpt"], &["known: qwen3-8b"]),
         (&["--partition", "12"], &["page size 8 does not divide the partition size 12"]),
         (&["--method", "shadow"], &["unknown method \"shadow\""]),
         (&["--context", "0"], &["at least 1 token"]),

@@ -8,22 +8,14 @@ use spinkv::algorithms::MethodOptions;
 use spinkv::memory::{FlatLayout, KvDtype, PageLayout, RequestPlan, footprint};
 use spinkv::partition::PartitionKind;
 use spinkv::pipeline::{Budget, DEFAULT_BUFFERING, Index, Method, Select, SteadyZone};
-use spinkv::{KvConfig, KvShape, nearest_name};
+use spinkv::{KvConfig, KvShape};
 use spinkv_engine::Result;
+use spinkv_engine::config::ModelConfig;
 
 use super::output::Output;
 
 /// Bytes of an element of a summary on a GPU: bf16.
 const ELEMENT_BYTES: usize = 2;
-
-/// The attention shapes that can be named: layers, query heads, KV heads, head width.
-const SHAPES: [(&str, [usize; 4]); 5] = [
-    ("qwen3-8b", [36, 32, 8, 128]),
-    ("qwen3-14b", [40, 40, 8, 128]),
-    ("qwen3-32b", [64, 64, 8, 128]),
-    ("llama-3.1-8b", [32, 32, 8, 128]),
-    ("llama-3.1-70b", [80, 64, 8, 128]),
-];
 
 /// Work out what tables, summaries and pages take, by formula.
 ///
@@ -39,8 +31,8 @@ const SHAPES: [(&str, [usize; 4]); 5] = [
   spinkv metadata --layers 28 --query-heads 16 --kv-heads 8 --head-dim 128 --context 32768 --batch 1")]
 pub(crate) struct MetadataArguments {
     /// A model's attention shape: qwen3-8b, qwen3-14b, qwen3-32b, llama-3.1-8b or llama-3.1-70b
-    #[arg(long, default_value = "qwen3-14b", value_name = "NAME", value_parser = named_shape, help_heading = "Shape")]
-    model: NamedShape,
+    #[arg(long, default_value = "qwen3-14b", value_name = "NAME", value_parser = named_model, help_heading = "Shape")]
+    model: NamedModel,
 
     /// Layers, in place of the model's
     #[arg(long, value_name = "N", help_heading = "Shape")]
@@ -95,23 +87,17 @@ pub(crate) struct MetadataArguments {
     json: bool,
 }
 
-/// A shape and the name that it was asked for by.
-#[derive(Clone, Copy, Debug)]
-struct NamedShape {
-    name: &'static str,
-    numbers: [usize; 4],
+/// A model and the name that it was asked for by.
+#[derive(Clone, Debug)]
+struct NamedModel {
+    name: String,
+    config: ModelConfig,
 }
 
-fn named_shape(name: &str) -> std::result::Result<NamedShape, String> {
-    if let Some((name, numbers)) = SHAPES.iter().find(|(known, _)| *known == name.to_lowercase()) {
-        return Ok(NamedShape { name, numbers: *numbers });
-    }
-    let known = SHAPES.map(|(name, _)| name);
-    let hint = nearest_name(name, &known).map(|near| format!("; did you mean {near:?}?")).unwrap_or_default();
-    Err(format!(
-        "known shapes: {}{hint} (others by --layers, --query-heads, --kv-heads and --head-dim)",
-        known.join(", ")
-    ))
+fn named_model(name: &str) -> std::result::Result<NamedModel, String> {
+    let own = "other shapes by --layers, --query-heads, --kv-heads and --head-dim";
+    let config = ModelConfig::preset(name).map_err(|error| format!("{error} ({own})"))?;
+    Ok(NamedModel { name: name.to_lowercase(), config })
 }
 
 /// A method with partitions of another size.
@@ -220,7 +206,7 @@ struct Flat {
 
 impl Report {
     fn new(arguments: &MetadataArguments) -> Result<Self> {
-        let [layers, query_heads, kv_heads, head_dim] = arguments.model.numbers;
+        let ModelConfig { layers, query_heads, kv_heads, head_dim, .. } = arguments.model.config;
         let explicit = [arguments.layers, arguments.query_heads, arguments.kv_heads, arguments.head_dim];
         let shape = KvShape::new(
             explicit[0].unwrap_or(layers),
@@ -228,7 +214,7 @@ impl Report {
             explicit[2].unwrap_or(kv_heads),
             explicit[3].unwrap_or(head_dim),
         )?;
-        let name = if explicit.iter().any(Option::is_some) { "own shape" } else { arguments.model.name };
+        let name = if explicit.iter().any(Option::is_some) { "own shape" } else { &arguments.model.name };
         let budget: Budget = arguments.budget.parse()?;
         let options = MethodOptions { budget, ..MethodOptions::default() };
         let method = spinkv::algorithms::by_name(&arguments.method, &options)?;
