@@ -131,6 +131,7 @@ fn gpu() -> Vec<Finding> {
     vec![
         optional("GPU", "the cuda backend", gpu_device(driver)),
         optional("libcuda", "the cuda backend", libcuda(driver)),
+        optional("libcublasLt", "models on a GPU", cublas_lt()),
         optional(
             "ncu",
             "profiling kernels",
@@ -193,26 +194,42 @@ fn version_of_driver(line: &str) -> Option<&str> {
     line.split_whitespace().find(is_version)
 }
 
-/// Where the loader would find the driver's library. It is not loaded: that starts the driver.
+/// Where the loader would find the driver's library.
 fn libcuda(get: &str) -> State {
-    const NAME: &str = "libcuda.so.1";
+    library("libcuda.so.1").unwrap_or_else(|| State::Missing { get: get.to_owned() })
+}
+
+/// Where the cuda backend would find cuBLASLt: the file that it is told of, or the newest that the loader knows.
+fn cublas_lt() -> State {
+    let named = std::env::var_os("SPINKV_CUBLASLT").map(PathBuf::from).filter(|path| path.is_file());
+    let found = named.map(|path| State::Found { version: version_of_library(&path), path });
+    let found = found.or_else(|| ["libcublasLt.so.13", "libcublasLt.so.12"].into_iter().find_map(library));
+    found.unwrap_or_else(|| State::Missing {
+        get: "apt-get install libcublas-13-0, from NVIDIA's repository; or pip install nvidia-cublas, and \
+              SPINKV_CUBLASLT names its libcublasLt.so.13"
+            .to_owned(),
+    })
+}
+
+/// Where the loader would find a library. It is not loaded: that can start the driver.
+fn library(name: &str) -> Option<State> {
     let cached = ["ldconfig", "/sbin/ldconfig"].iter().find_map(|ldconfig| {
         let output = Command::new(ldconfig).arg("-p").output().ok()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let line = text.lines().find(|line| line.trim_start().starts_with(NAME))?;
+        let line = text.lines().find(|line| line.trim_start().starts_with(name))?;
         line.split("=> ").nth(1).map(PathBuf::from)
     });
     let folders = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
-    let named = std::env::split_paths(&folders).map(|folder| folder.join(NAME)).find(|path| path.is_file());
-    match named.or(cached) {
-        // The library's real name ends with the driver's version.
-        Some(path) => {
-            let real = path.canonicalize().unwrap_or_else(|_| path.clone());
-            let name = real.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            State::Found { version: name.strip_prefix("libcuda.so.").unwrap_or_default().to_owned(), path }
-        }
-        None => State::Missing { get: get.to_owned() },
-    }
+    let named = std::env::split_paths(&folders).map(|folder| folder.join(name)).find(|path| path.is_file());
+    let path = named.or(cached)?;
+    Some(State::Found { version: version_of_library(&path), path })
+}
+
+/// What follows `.so.` in a library's real name: the driver's version, or cuBLASLt's.
+fn version_of_library(path: &Path) -> String {
+    let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let name = real.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    name.split_once(".so.").map_or_else(String::new, |(_, version)| version.to_owned())
 }
 
 fn table(findings: &[Finding]) -> String {
@@ -281,5 +298,8 @@ mod tests {
         assert_eq!(version_in("NVIDIA (R) Compute Sanitizer\nVersion 2025.3.0"), Some("2025.3.0"));
         let driver = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build";
         assert_eq!(version_of_driver(driver), Some("580.159.04"));
+        let library = |path: &str| version_of_library(Path::new(path));
+        assert_eq!(library("/no/such/folder/libcublasLt.so.13.1.0.3"), "13.1.0.3");
+        assert_eq!(library("/no/such/folder/libcublasLt.so"), "");
     }
 }
