@@ -3,26 +3,24 @@
 //! The files are mapped, not read: a tensor costs memory only while its f32 copy lives, and the pages behind
 //! it are the system's to drop.
 
+mod raw;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::str;
 
-use half::f16;
-use half::slice::HalfFloatSliceExt;
 use memmap2::Mmap;
-use rayon::prelude::*;
 use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, SafeTensorError};
 use serde::Deserialize;
+
+pub use raw::RawTensor;
 
 use crate::error::{Error, Result};
 
 /// Bytes before the header: its length as a little-endian u64.
 const PREFIX_BYTES: usize = 8;
-
-/// Elements that one task converts: enough to be worth a task, few enough to share a small tensor out.
-const CHUNK: usize = 1 << 16;
 
 /// The tensors of one or several mapped safetensors files.
 ///
@@ -127,13 +125,13 @@ impl Checkpoint {
         Ok(&self.file(name)?.info(name)?.shape)
     }
 
-    /// A tensor as f32, in row-major order. bf16 and f16 convert exactly.
+    /// A tensor as it lies in the file.
     ///
     /// # Errors
     ///
     /// Fails if there is no such tensor, if its shape is not `expected_shape`, or if it is not bf16, f16 or
     /// f32.
-    pub fn tensor_f32(&self, name: &str, expected_shape: &[usize]) -> Result<Vec<f32>> {
+    pub fn raw(&self, name: &str, expected_shape: &[usize]) -> Result<RawTensor<'_>> {
         let file = self.file(name)?;
         let info = file.info(name)?;
         if info.shape != expected_shape {
@@ -146,19 +144,20 @@ impl Checkpoint {
         }
         let bytes = file.bytes(info);
         match info.dtype {
-            Dtype::BF16 => Ok(convert::<2>(bytes, |bytes, values| {
-                for (value, &bytes) in values.iter_mut().zip(bytes) {
-                    *value = f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16);
-                }
-            })),
-            Dtype::F16 => Ok(convert::<2>(bytes, f16_to_f32)),
-            Dtype::F32 => Ok(convert::<4>(bytes, |bytes, values| {
-                for (value, &bytes) in values.iter_mut().zip(bytes) {
-                    *value = f32::from_le_bytes(bytes);
-                }
-            })),
+            Dtype::BF16 => Ok(RawTensor::Bf16(elements(bytes))),
+            Dtype::F16 => Ok(RawTensor::F16(elements(bytes))),
+            Dtype::F32 => Ok(RawTensor::F32(elements(bytes))),
             _ => Err(file.dtype_error(name, info, "BF16, F16, F32")),
         }
+    }
+
+    /// A tensor as f32, in row-major order. bf16 and f16 convert exactly.
+    ///
+    /// # Errors
+    ///
+    /// As [`raw`](Self::raw).
+    pub fn tensor_f32(&self, name: &str, expected_shape: &[usize]) -> Result<Vec<f32>> {
+        Ok(self.raw(name, expected_shape)?.to_f32())
     }
 
     /// An integer tensor, in row-major order.
@@ -247,26 +246,6 @@ fn parse_header(bytes: &[u8]) -> std::result::Result<(usize, Metadata), SafeTens
 /// Little-endian elements of `N` bytes. The header check made the length a multiple of `N`.
 fn elements<const N: usize>(bytes: &[u8]) -> &[[u8; N]] {
     bytes.as_chunks::<N>().0
-}
-
-fn convert<const N: usize>(bytes: &[u8], chunk: impl Fn(&[[u8; N]], &mut [f32]) + Sync) -> Vec<f32> {
-    let elements = elements::<N>(bytes);
-    let mut values = vec![0.0; elements.len()];
-    values.par_chunks_mut(CHUNK).zip(elements.par_chunks(CHUNK)).for_each(|(to, from)| chunk(from, to));
-    values
-}
-
-/// Copies to an aligned buffer first, which `half` needs to convert many at once in hardware.
-fn f16_to_f32(bytes: &[[u8; 2]], values: &mut [f32]) {
-    const BLOCK: usize = 512;
-    let mut block = [f16::ZERO; BLOCK];
-    for (bytes, values) in bytes.chunks(BLOCK).zip(values.chunks_mut(BLOCK)) {
-        let block = &mut block[..bytes.len()];
-        for (value, &bytes) in block.iter_mut().zip(bytes) {
-            *value = f16::from_le_bytes(bytes);
-        }
-        block.convert_to_f32_slice(values);
-    }
 }
 
 #[cfg(test)]

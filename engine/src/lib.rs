@@ -2,6 +2,8 @@
 
 pub mod checkpoint;
 pub mod config;
+#[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+pub mod cuda;
 pub mod error;
 pub mod generate;
 pub mod memory;

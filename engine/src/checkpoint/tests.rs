@@ -1,8 +1,9 @@
-use half::bf16;
+use half::{bf16, f16};
 use proptest::prelude::*;
 use serde_json::json;
 use tempfile::TempDir;
 
+use super::raw::CHUNK;
 use super::*;
 
 const MODELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models");
@@ -259,4 +260,35 @@ proptest! {
             }
         }
     }
+}
+
+/// Any part of a tensor, across the borders of what one task converts, rounded to nearest, ties to even.
+#[test]
+fn parts_convert_to_bf16() {
+    let count = 2 * CHUNK + 513;
+    let values: Vec<f32> = (0..count).map(|i| (i % 2000) as f32 / 7.0 - 100.0).collect();
+    let halves: Vec<f16> = values.iter().map(|&value| f16::from_f32(value)).collect();
+    let bf16s: Vec<bf16> = values.iter().map(|&value| bf16::from_f32(value)).collect();
+    let bytes = [
+        ("BF16", bf16s.iter().flat_map(|value| value.to_le_bytes()).collect()),
+        ("F16", halves.iter().flat_map(|value| value.to_le_bytes()).collect()),
+        ("F32", f32_bytes(&values)),
+    ];
+    let from_halves: Vec<bf16> = halves.iter().map(|value| bf16::from_f32(value.to_f32())).collect();
+    for ((dtype, bytes), expected) in bytes.into_iter().zip([&bf16s, &from_halves, &bf16s]) {
+        let checkpoint = open_bytes(&file_bytes(&[("x", dtype, vec![count], bytes)], 1)).unwrap();
+        let raw = checkpoint.raw("x", &[count]).unwrap();
+        assert_eq!((raw.len(), raw.is_empty()), (count, false));
+        for range in [0..count, 3..CHUNK + 700, count - 1..count, 5..5] {
+            let mut bits = vec![0xffff; range.len()];
+            raw.bf16_bits(range.start, &mut bits);
+            let expected: Vec<u16> = expected[range.clone()].iter().map(|value| value.to_bits()).collect();
+            assert!(bits == expected, "{dtype} {range:?}");
+        }
+    }
+    let ties = f32_bytes(&[1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, f32::INFINITY, -0.0]);
+    let checkpoint = open_bytes(&file_bytes(&[("x", "F32", vec![4], ties)], 0)).unwrap();
+    let mut bits = [0; 4];
+    checkpoint.raw("x", &[4]).unwrap().bf16_bits(0, &mut bits);
+    assert_eq!(bits, [0x3f80, 0x3f82, 0x7f80, 0x8000]);
 }

@@ -11,7 +11,8 @@ pub const CENTRE: i32 = 4 * (u16::MAX as i32) / 2;
 
 /// What the sum of four uniform 16-bit numbers is to be multiplied by, once it is centred, so that it has a standard deviation of
 /// `deviation`. Each has a variance of `(2^32 - 1) / 12`.
-pub fn scale(deviation: f64) -> f32 {
-    const VARIANCE: f64 = 4.0 * (u32::MAX as f64) / 12.0;
-    (deviation / VARIANCE.sqrt()) as f32
+pub const fn scale(deviation: f64) -> f32 {
+    /// The square root of a third of `2^32 - 1`, spelled out since `core` has no roots.
+    const SUM_DEVIATION: f64 = 37_837.227_237_206_48;
+    (deviation / SUM_DEVIATION) as f32
 }

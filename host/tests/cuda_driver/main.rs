@@ -146,6 +146,17 @@ fn a_transfer_keeps_pinned_memory_until_it_is_done() {
     assert_eq!(driver.log(), ["wait for event"]);
     assert_eq!(&*source, [1.0, 2.0]);
 
+    let source = buffer.upload_part(&stream, 3, source, 1).unwrap().wait().unwrap();
+    assert_eq!(driver.log()[1], "copy 4");
+    buffer
+        .upload_part(&stream, 3, PinnedBuffer::from_slice(&context, &[0.0]).unwrap(), 1)
+        .unwrap()
+        .wait()
+        .unwrap();
+    let short = PinnedBuffer::from_slice(&context, &[3.0f32]).unwrap();
+    let beyond = buffer.upload_part(&stream, 0, short, 2).unwrap_err();
+    assert_eq!(beyond, DriverError::OutOfRange { what: "upload source", start: 0, len: 2, limit: 1 });
+
     let target = PinnedBuffer::zeroed(&context, 4).unwrap();
     let pending = buffer.download(&stream, 0, target).unwrap();
     assert_eq!(&*pending.wait().unwrap(), [0.0, 1.0, 2.0, 0.0]);

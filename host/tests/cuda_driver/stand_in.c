@@ -7,6 +7,12 @@
 
 typedef unsigned long long address;
 
+/* What the GPU has, and what of it is said to be free. */
+#ifndef MEMORY_BYTES
+#define MEMORY_BYTES (1 << 20)
+#define FREE_BYTES 1000
+#endif
+
 static char log_text[1 << 16];
 static int sticky; /* the code of a kernel that failed: every later call in the context returns it */
 
@@ -32,7 +38,7 @@ int cuGetErrorName(unsigned code, const char **name) {
 int cuDeviceGetCount(int *count) { return *count = 1, 0; }
 int cuDeviceGet(int *device, int ordinal) { return *device = ordinal, 0; }
 int cuDeviceGetName(char *name, int bytes, int device) { return snprintf(name, bytes, "Stand-in"), 0; }
-int cuDeviceTotalMem_v2(size_t *bytes, int device) { return *bytes = 1 << 20, 0; }
+int cuDeviceTotalMem_v2(size_t *bytes, int device) { return *bytes = MEMORY_BYTES, 0; }
 int cuDeviceGetAttribute(int *value, unsigned attribute, int device) {
     switch (attribute) {
     case 1: case 2: case 3: *value = 1024; break;
@@ -55,9 +61,9 @@ int cuCtxSetCurrent(void *context) { return context != log_text; }
 int cuCtxSynchronize(void) { return say("synchronize\n"); }
 int cuCtxGetStreamPriorityRange(int *least, int *greatest) { return *least = 0, *greatest = -5, 0; }
 
-int cuMemGetInfo_v2(size_t *free_bytes, size_t *total) { return *free_bytes = 1000, *total = 1 << 20, 0; }
+int cuMemGetInfo_v2(size_t *free_bytes, size_t *total) { return *free_bytes = FREE_BYTES, *total = MEMORY_BYTES, 0; }
 int cuMemAlloc_v2(address *at, size_t bytes) {
-    if (bytes > 1 << 20) return 2;
+    if (bytes > MEMORY_BYTES) return 2;
     void *memory = aligned_alloc(256, (bytes + 255) / 256 * 256);
     *at = (address)memset(memory, 0xa5, bytes);
     return say("allocate %zu\n", bytes);

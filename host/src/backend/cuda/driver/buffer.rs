@@ -213,10 +213,26 @@ impl<T: Pod> DeviceBuffer<T> {
         at: usize,
         source: PinnedBuffer<T>,
     ) -> Result<Pending<PinnedBuffer<T>>> {
-        let address = self.target(stream, "upload", at, source.len())?;
+        let len = source.len();
+        self.upload_part(stream, at, source, len)
+    }
+
+    /// Async: writes the first `len` elements of `source` from element `at` on. The copy keeps `source` until it is done.
+    ///
+    /// # Errors
+    /// As for [`write`](Self::write); `source` is then dropped.
+    pub fn upload_part(
+        &self,
+        stream: &Stream,
+        at: usize,
+        source: PinnedBuffer<T>,
+        len: usize,
+    ) -> Result<Pending<PinnedBuffer<T>>> {
+        check_range("upload source", 0, len, source.len())?;
+        let address = self.target(stream, "upload", at, len)?;
         source.check_context(stream)?;
         let done = Event::untimed(&self.context)?;
-        let bytes = size_of_val(&*source);
+        let bytes = len * size_of::<T>();
         if bytes > 0 {
             // SAFETY: the range is within the buffer. Both ends stay until the copy is done: their drops wait for it,
             // and Pending gives out no reference to the source before.
