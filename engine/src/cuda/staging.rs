@@ -21,8 +21,8 @@ impl Staging {
         Ok(Self { words, free, under_way: VecDeque::new() })
     }
 
-    /// Async: writes `len` words from word `at` of `target` on, which `fill` gives piece by piece: it is told the first word and fills all that it
-    /// is handed. `sent` hears of the words of each piece that was given to the stream.
+    /// Async: writes `len` words from word `at` of `target` on. `fill` gives them piece by piece: it is told which word is the first of
+    /// a piece, counted from 0, and fills all that it is handed. `sent` hears how many words were given to the stream.
     pub fn upload(
         &mut self,
         stream: &Stream,

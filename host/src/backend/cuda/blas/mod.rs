@@ -31,6 +31,7 @@
 
 mod error;
 mod library;
+mod owned;
 
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
@@ -43,10 +44,10 @@ pub use error::{BlasError, Result};
 use super::driver::{Context, DeviceBuffer, Stream, check_multiple, check_operand, check_range};
 use crate::memory::Word;
 use library::{
-    Algorithm, COMPUTE_F32, DESC_TRANSPOSE_A, Functions, Heuristic, Opaque, PREFERENCE_ALIGNMENTS,
-    PREFERENCE_REDUCTION, PREFERENCE_WORKSPACE, REDUCTION_F32, SUCCESS, Status, TRANSPOSED, TYPE_BF16,
-    TYPE_F32,
+    Algorithm, COMPUTE_F32, DESC_TRANSPOSE_A, Functions, Heuristic, PREFERENCE_ALIGNMENTS,
+    PREFERENCE_REDUCTION, PREFERENCE_WORKSPACE, REDUCTION_F32, SUCCESS, TRANSPOSED, TYPE_BF16, TYPE_F32,
 };
+use owned::Owned;
 
 /// The environment variable that can name cuBLASLt's file. It is then tried first.
 pub const PATH_VARIABLE: &str = "SPINKV_CUBLASLT";
@@ -383,57 +384,6 @@ impl Drop for BlasLt {
         self.context.free_after_all_work(|| destroyed = true);
         if !destroyed {
             self.handle.raw = ptr::null_mut();
-        }
-    }
-}
-
-/// Something that the library made, given back when it is dropped.
-#[derive(Debug)]
-struct Owned {
-    raw: Opaque,
-    destroy: unsafe extern "C" fn(Opaque) -> Status,
-    functions: Arc<Functions>,
-}
-
-// SAFETY: what cuBLASLt makes is not bound to a thread; a handle may be used by several at once, and the other objects are only
-// read after they were made.
-unsafe impl Send for Owned {}
-// SAFETY: as above.
-unsafe impl Sync for Owned {}
-
-impl Owned {
-    /// # Safety
-    /// `create` writes a handle that `destroy` takes.
-    unsafe fn new(
-        functions: &Arc<Functions>,
-        destroy: unsafe extern "C" fn(Opaque) -> Status,
-        call: &'static str,
-        create: impl FnOnce(*mut Opaque) -> Status,
-    ) -> Result<Self> {
-        let mut raw = ptr::null_mut();
-        functions.check(call, create(&raw mut raw))?;
-        Ok(Self { raw, destroy, functions: functions.clone() })
-    }
-
-    /// Sets an attribute to the value that has these bytes.
-    fn set(
-        &self,
-        set: unsafe extern "C" fn(Opaque, c_int, *const c_void, usize) -> Status,
-        call: &'static str,
-        attribute: c_int,
-        value: &[u8],
-    ) -> Result<()> {
-        // SAFETY: the object is alive, and the value has the bytes that are named; it is copied.
-        let code = unsafe { set(self.raw, attribute, value.as_ptr().cast(), value.len()) };
-        self.functions.check(call, code)
-    }
-}
-
-impl Drop for Owned {
-    fn drop(&mut self) {
-        if !self.raw.is_null() {
-            // SAFETY: made by the library and given back once. A failure has no one left to tell.
-            let _ = unsafe { (self.destroy)(self.raw) };
         }
     }
 }
