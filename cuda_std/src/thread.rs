@@ -97,8 +97,10 @@ pub fn launch_dependents() {
     face::launch_dependents();
 }
 
-/// Waits for the end of the launch before this one, if this one was launched to overlap with it, and for all that it wrote. The launch
-/// after this one counts on it: the end of this one is then that of both.
+/// Waits until the launches that this one depends on have ended and what they wrote is there, if it was launched to overlap; otherwise
+/// that is so from the start, and it goes on at once. Under the emulator launches do not overlap, and this does nothing.
+///
+/// A launch that calls it in every block has ended after those before it, so whoever waits for its end needs not know of them.
 ///
 /// PTX: `griddepcontrol.wait`, sm_90.
 #[inline(always)]

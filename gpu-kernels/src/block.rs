@@ -1,6 +1,7 @@
 //! What the threads of a block work out together.
 
-use cuda_std::{Shared, thread, warp};
+use cuda_std::atomic::{Order, Scope};
+use cuda_std::{GlobalMut, Shared, thread, warp};
 
 use crate::abi::WARP;
 
@@ -87,4 +88,25 @@ impl Exchange {
         thread::sync_threads();
         values
     }
+}
+
+/// Whether this block is the last of the `splits` of a unit to come here; the others' parts are then there.
+///
+/// # Safety
+/// All threads of the block are here; `flag` is used by nothing else; arrivals are 0 before the launch.
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+#[inline(always)]
+pub unsafe fn is_last(arrivals: GlobalMut<u32>, unit: u32, splits: u32, flag: Shared<u32>) -> bool {
+    thread::sync_threads();
+    if thread::thread_idx_x() == 0 {
+        let before = arrivals.atomic_add(unit as usize, 1, Order::AcqRel, Scope::Device);
+        let last = before + 1 == splits;
+        flag.store(0, u32::from(last));
+        if last {
+            // For the next launch.
+            arrivals.store(unit as usize, 0);
+        }
+    }
+    thread::sync_threads();
+    flag.load(0) != 0
 }

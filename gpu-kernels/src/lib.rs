@@ -24,6 +24,8 @@ mod block;
 #[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
 pub mod index;
 #[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
+pub mod linear;
+#[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
 pub mod model;
 #[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
 pub mod offload;

@@ -8,6 +8,8 @@ mod fill_random;
 mod index;
 #[path = "emulated/model.rs"]
 mod model;
+#[path = "emulated/linear.rs"]
+mod linear;
 #[path = "emulated/offload.rs"]
 mod offload;
 #[path = "emulated/prefill.rs"]

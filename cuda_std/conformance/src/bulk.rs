@@ -61,6 +61,16 @@ bulk_of_types! {
         io.put(word);
     }
 
+    // Launched alone it has nothing to wait for; what it must not do is wait for ever.
+    thread_wait_dependencies(
+        covers = ["thread::wait_dependencies"], expects = ["griddepcontrol.wait"],
+        in = [u32; 1], out = [u32; 1],
+    ) |io| {
+        wait_dependencies();
+        let word = io.take();
+        io.put(word);
+    }
+
     // An arrival a thread, most with bytes of their own, over five phases of a barrier. Who brings nothing leaves what was there.
     bulk_phases(
         covers = ["bulk::init", "bulk::arrive_expect", "bulk::copy_in", "bulk::try_wait", "bulk::wait"],

@@ -59,7 +59,8 @@ pub fn launch_dependents() {
 
 #[inline(always)]
 pub fn wait_dependencies() {
-    // SAFETY: waits. Not `nomem`: what follows may read what was waited for.
+    // Without `nomem`: what comes after reads what the launch before has written.
+    // SAFETY: waits.
     unsafe { asm!("griddepcontrol.wait;", options(nostack)) }
 }
 

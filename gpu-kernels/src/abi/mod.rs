@@ -5,6 +5,7 @@ mod entry;
 pub mod fill_random;
 mod index;
 pub mod model;
+pub mod linear;
 mod offload;
 pub mod prefill;
 pub mod prefill_wgmma;

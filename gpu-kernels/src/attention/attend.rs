@@ -7,11 +7,12 @@ use cuda_std::prelude::*;
 use cuda_std::warp::{FULL_MASK, WARP_SIZE, warp_shuffle_xor, warp_vote_any};
 use cuda_std::{bf16, mma, shared};
 
-use super::combine::{OfSplits, OfWarps, Parts, Statistic, is_last};
+use super::combine::{OfSplits, OfWarps, Parts, Statistic};
 use super::context::Context;
 use super::tile;
 use crate::abi::attend::{HEADS, STAGES, TILE, WARPS, blocks_of_group, ring_bytes, shared_bytes};
 use crate::abi::{Entry, WARP};
+use crate::block::is_last;
 use crate::softmax::{ceil, shift_of};
 
 /// Attention of a decode step over the pages of its selection and of the steady zone, in place; heads of 128.

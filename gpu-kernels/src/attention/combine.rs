@@ -4,7 +4,6 @@
 
 use core::f32::consts::LN_2;
 
-use cuda_std::atomic::{Order, Scope};
 use cuda_std::bf16;
 use cuda_std::math::{exp2_approx, max};
 use cuda_std::prelude::*;
@@ -302,27 +301,6 @@ impl<const WORDS: u32> Parts<WORDS> for OfSplits<WORDS> {
         let place = part * partial_words(WORDS) + word;
         self.parts.as_global().load_with(place as usize, LoadCache::Global)
     }
-}
-
-/// Whether this block is the last of the unit's `splits` to come here; the others' parts are then there.
-///
-/// # Safety
-/// All threads of the block are here; `flag` is used by nothing else; arrivals are 0 before the launch.
-#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-#[inline(always)]
-pub unsafe fn is_last(arrivals: GlobalMut<u32>, unit: u32, splits: u32, flag: Shared<u32>) -> bool {
-    thread::sync_threads();
-    if thread::thread_idx_x() == 0 {
-        let before = arrivals.atomic_add(unit as usize, 1, Order::AcqRel, Scope::Device);
-        let last = before + 1 == splits;
-        flag.store(0, u32::from(last));
-        if last {
-            // For the next launch.
-            arrivals.store(unit as usize, 0);
-        }
-    }
-    thread::sync_threads();
-    flag.load(0) != 0
 }
 
 #[inline(always)]

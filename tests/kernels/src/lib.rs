@@ -6,6 +6,7 @@ pub mod fill_random;
 pub mod gather;
 pub mod index;
 pub mod model;
+pub mod linear;
 pub mod offload;
 pub mod prefill;
 pub mod resolve;
