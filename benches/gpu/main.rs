@@ -9,6 +9,7 @@ mod cuda_events;
 mod gather;
 mod index;
 mod layer_step;
+mod linear;
 mod measure;
 mod model;
 mod offload;
@@ -45,8 +46,12 @@ use spinkv_benches::sampling::LEAST_REPEATS;
 #[command(name = "bench-gpu", max_term_width = 110, verbatim_doc_comment)]
 struct Arguments {
     /// Only groups whose name holds this: gather (and gather_bulk, restore), resolve, select, chunk_mean, chunk_bounds, gate_pool,
+<<<<<<< HEAD
     /// write_back, append, attend, layer_step, prefill (and prefill_wgmma), store_prompt, model (embed, rms_norm, rotate, swiglu,
     /// argmax, sample).
+=======
+    /// write_back, append, attend, layer_step, prefill (and prefill_wgmma), linear (and gemm, gemm_wgmma), store_prompt.
+>>>>>>> ec46e3e (Linear: gemm and gemm_wgmma for any number of tokens, the checked launch, GPU tests and benches)
     filter: Option<String>,
     /// Timed repetitions of each row, at least 10.
     #[arg(long, default_value_t = 15, value_parser = RangedU64ValueParser::<usize>::new().range(LEAST_REPEATS as u64..))]
@@ -89,6 +94,7 @@ const GROUPS: &[(&str, Group)] = &[
     ("attend", attend::run),
     ("layer_step", layer_step::run),
     ("prefill", prefill::run),
+    ("linear gemm gemm_wgmma", linear::run),
     ("store_prompt", offload::store_prompt),
     ("model embed rms_norm rotate swiglu argmax sample", model::run),
 ];

@@ -3,6 +3,7 @@
 pub mod attend;
 mod entry;
 pub mod fill_random;
+pub mod gemm;
 mod index;
 pub mod model;
 pub mod linear;

@@ -45,7 +45,7 @@ use crate::unroll::unrolled;
 /// 1 to `tiles * chunks` blocks of [`BLOCK`] threads, [`shared_bytes`](crate::abi::linear::shared_bytes) of shared memory.
 ///
 /// # Safety
-/// The views have the shapes above; `weights` is not what the launch before writes.
+/// The views have the shapes above, of words at most 2^32 - 1; `weights` is not what the launch before writes.
 #[kernel(collectives(barrier = 3, mma = 4, shuffle = 2))]
 pub unsafe fn linear_8(
     weights: Global<U32x4>,
@@ -178,7 +178,7 @@ unsafe fn linear<const EIGHTS: usize, const PENDING: u32, const AT_ONCE: usize>(
         while row < TILE {
             let place = walk.tile * TILE + own + row;
             let valid = place < output.n && from < k_words;
-            let at = output.source(place) as usize * k_words as usize + from as usize;
+            let at = (output.source(place) * k_words + from) as usize;
             copy_async_or_zero(ring, (to + row * CHUNK_WORDS) as usize, weights, at, valid);
             row += BLOCK / CHUNK_WORDS;
         }

@@ -8,6 +8,8 @@ mod fill_random;
 mod index;
 #[path = "kernels/model.rs"]
 mod model;
+#[path = "kernels/linear.rs"]
+mod linear;
 #[path = "kernels/offload.rs"]
 mod offload;
 #[path = "kernels/prefill.rs"]

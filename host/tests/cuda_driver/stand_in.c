@@ -122,6 +122,8 @@ static const struct kernel { const char *name, *parameters; } kernels[] = {
     {"attend_64", "auuuaauaauauafaauuaaaa"}, {"attend_128", "auuuaauaauauafaauuaaaa"},
     {"prefill_64", "aaaaaauuufaa"}, {"prefill_128", "aaaaaauuufaa"},
     {"prefill_wgmma_64", "aaaaaauuufaa"}, {"prefill_wgmma_128", "aaaaaauuufaa"},
+    {"linear_8", "aauuuuaaaa"}, {"linear_16", "aauuuuaaaa"}, {"linear_32", "aauuuuaaaa"}, {"linear_64", "aauuuuaaaa"},
+    {"gemm", "aauuuuaa"}, {"gemm_wgmma", "aauuuuaa"},
     {"chunk_mean", "aaaaauuuuuuua"}, {"chunk_mean_step", "aaaauuuuuuua"},
     {"chunk_bounds", "aaaaauuuuuuua"}, {"chunk_bounds_step", "aaaauuuuuuua"},
     {"gate_pool", "aaaaauuuuuuua"}, {"gate_pool_step", "aaaauuuuuuua"},

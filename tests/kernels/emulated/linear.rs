@@ -22,3 +22,24 @@ fn linear_in_random_orders() {
         assert_eq!(format!("{products:?}"), format!("{first:?}"), "schedule {schedule}");
     }
 }
+
+/// Tiles of 128 tokens and rows take their time whatever is in them.
+const TILED_SHAPES: u64 = 24;
+
+#[test]
+fn gemm_on_random_shapes() {
+    for seed in 0..TILED_SHAPES {
+        let case = LinearCase::many_tokens(seed);
+        let products = case.emulate_gemm(seed).unwrap_or_else(|fault| panic!("seed {seed}: {fault}"));
+        case.check(&products).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
+    }
+}
+
+#[test]
+fn gemm_wgmma_on_random_shapes() {
+    for seed in 0..TILED_SHAPES {
+        let case = LinearCase::many_tokens(seed);
+        let products = case.emulate_gemm_wgmma(seed).unwrap_or_else(|fault| panic!("seed {seed}: {fault}"));
+        case.check(&products).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
+    }
+}

@@ -1,12 +1,12 @@
 //! Runs a kernel's case under the emulator.
 
-use cuda_std::U32x4;
 use cuda_std::emulator::{Buffer, Fault, Launch};
+use cuda_std::{Global, GlobalMut, U32x4};
 use spinkv_kernels::abi;
 use spinkv_kernels::attention::{
     attend_64, attend_128, prefill_64, prefill_128, prefill_wgmma_64, prefill_wgmma_128,
 };
-use spinkv_kernels::linear::{linear_8, linear_16, linear_32, linear_64};
+use spinkv_kernels::linear::{gemm, gemm_wgmma, linear_8, linear_16, linear_32, linear_64};
 use spinkv_kernels::retrieve::{gather, gather_bulk};
 use spinkv_kernels::select::{score, select, top_k};
 
@@ -306,6 +306,47 @@ impl LinearCase {
             }
         })?;
         assert!(arrivals.to_vec().iter().all(|arrived| *arrived == 0), "arrivals are 0 for the next launch");
+        Ok(Products::of(&bf16, &f32))
+    }
+
+    /// The products after `gemm` ran in the order of `schedule`.
+    ///
+    /// # Errors
+    /// What the emulator found wrong.
+    pub fn emulate_gemm(&self, schedule: u64) -> Result<Products, Fault> {
+        use abi::gemm::mma::{BLOCK, ROWS, STAGES};
+        self.emulate_tiles([BLOCK, ROWS, STAGES], schedule, |weights, x, [tokens, n, k_words], bf16, f32| {
+            // SAFETY: the emulator checks every access.
+            unsafe { gemm(weights, x, tokens, n, k_words, self.epilogue, bf16, f32) };
+        })
+    }
+
+    /// The products after `gemm_wgmma` ran in the order of `schedule`.
+    ///
+    /// # Errors
+    /// What the emulator found wrong.
+    pub fn emulate_gemm_wgmma(&self, schedule: u64) -> Result<Products, Fault> {
+        use abi::gemm::wgmma::{BLOCK, ROWS, STAGES};
+        self.emulate_tiles([BLOCK, ROWS, STAGES], schedule, |weights, x, [tokens, n, k_words], bf16, f32| {
+            // SAFETY: the emulator checks every access.
+            unsafe { gemm_wgmma(weights, x, tokens, n, k_words, self.epilogue, bf16, f32) };
+        })
+    }
+
+    fn emulate_tiles(
+        &self,
+        [block, rows, stages]: [u32; 3],
+        schedule: u64,
+        kernel: impl Fn(Global<U32x4>, Global<U32x4>, [u32; 3], GlobalMut<u32>, GlobalMut<u64>),
+    ) -> Result<Products, Fault> {
+        let sizes @ [tokens, n, _] = [self.tokens, self.n, self.k_words].map(|size| size as u32);
+        let (weights, x) = (words(&self.weights), words(&self.x));
+        let (bf16, f32) = self.products().buffers();
+        let launch = Launch::new(abi::gemm::blocks(tokens, n, rows) as u32, block)
+            .shared(abi::gemm::shared_bytes(rows, stages) as usize);
+        launch.seed(schedule).run(|| {
+            kernel(weights.view(), x.view(), sizes, bf16.view_mut(), f32.view_mut());
+        })?;
         Ok(Products::of(&bf16, &f32))
     }
 }

@@ -77,6 +77,12 @@ impl LinearCase {
         Self { values: Values::Random, blocks: 7, ..Self::sized(&mut rng, [tokens, 264, 37]) }
     }
 
+    /// A case for a GPU that adds random products to what is there, again with each launch.
+    pub fn adding(seed: u64, tokens: usize) -> Self {
+        let rng = &mut ChaCha8Rng::seed_from_u64(seed);
+        Self { epilogue: epilogue::ADD_F32, ..Self::sized(rng, [tokens, 5120, 320]) }
+    }
+
     /// A case for a GPU: rows and columns of a model's layer, of which some are checked.
     pub fn large(seed: u64, tokens: usize) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);

@@ -8,6 +8,8 @@ mod fill_random;
 mod gather;
 mod index;
 mod model;
+mod linear;
+mod linear_plan;
 mod offload;
 mod prefill;
 mod resolve;
@@ -21,6 +23,7 @@ pub use fill_random::FillRandom;
 pub use gather::{Gather, GatherVariant};
 pub use index::{IndexOperator, IndexPrompts, IndexStep, SummaryTable};
 pub use model::{Argmax, Embed, HeadNorms, Positions, RmsNorm, Rotate, Sample, Swiglu};
+pub use linear::{Linear, LinearOutput, LinearVariant};
 pub use offload::{Append, OffloadPages, StorePrompt, ValidBits, WriteBack};
 pub use prefill::{Prefill, PrefillVariant};
 pub use resolve::{KvTables, PartitionPages, Resolve};
@@ -59,6 +62,10 @@ pub struct Kernels {
     prefill_wgmma_64: Option<Function>,
     prefill_wgmma_128: Option<Function>,
     model: ModelFunctions,
+    /// For [`TOKEN_TILES`](abi::linear::TOKEN_TILES) tokens.
+    linear: [Function; 4],
+    gemm: Function,
+    gemm_wgmma: Option<Function>,
     multiprocessors: u32,
 }
 
@@ -104,6 +111,9 @@ impl Kernels {
             prefill_wgmma_64: hopper("prefill_wgmma_64")?,
             prefill_wgmma_128: hopper("prefill_wgmma_128")?,
             model: ModelFunctions::load(&module)?,
+            linear: [shared("linear_8")?, shared("linear_16")?, shared("linear_32")?, shared("linear_64")?],
+            gemm: shared("gemm")?,
+            gemm_wgmma: hopper("gemm_wgmma")?,
             multiprocessors: context.device().multiprocessors,
         })
     }
@@ -124,6 +134,9 @@ impl Kernels {
         ]);
         let rest = rest.chain(self.model.all());
         rest.chain([&self.gather_bulk, &self.prefill_wgmma_64, &self.prefill_wgmma_128].into_iter().flatten())
+        let rest = rest.chain(&self.linear).chain([&self.gemm]);
+        let optional = [&self.gather_bulk, &self.prefill_wgmma_64, &self.prefill_wgmma_128, &self.gemm_wgmma];
+        rest.chain(optional.into_iter().flatten())
     }
 
     fn index(&self, operator: IndexOperator) -> &IndexFunctions {
