@@ -8,8 +8,14 @@ pub const BLOCK: u32 = 256;
 /// Rows of weights of a tile: 16 a warp.
 pub const TILE: u32 = 16 * (BLOCK / WARP);
 
-/// Words of each row that a block takes at a time: a line of 128 bytes. A tile of so many words is a unit of work.
+/// Words of a chunk of a row: a line of 128 bytes. A tile of so many words is a unit of work.
 pub const CHUNK_WORDS: u32 = 8;
+
+/// Chunks of each row that a block takes at a time.
+pub const STEP_CHUNKS: u32 = 2;
+
+/// Words of each row that a block takes at a time.
+pub const STEP_WORDS: u32 = STEP_CHUNKS * CHUNK_WORDS;
 
 /// Tokens that the kernels have room for.
 pub const TOKEN_TILES: [u32; 4] = [8, 16, 32, 64];
@@ -38,19 +44,19 @@ pub const fn token_tile(tokens: u32) -> u32 {
     TOKEN_TILES[tile]
 }
 
-/// Stages of a block's ring; one less is in flight. Two blocks fit on a multiprocessor of Hopper: those of a launch, and those of the
-/// next, which overlaps with it.
+/// Stages of a block's ring; one less is in flight. For up to 16 tokens two blocks fit on a multiprocessor of Hopper: one of a launch, and
+/// one of the next, which overlaps with it.
 pub const fn stages(token_tile: u32) -> u32 {
-    match token_tile {
-        8 | 16 => 6,
-        32 => 5,
-        _ => 4,
-    }
+    let stages = RING_BYTES / (stage_words(token_tile) * 16);
+    if stages > 3 { stages } else { 3 }
 }
+
+/// What a ring should have.
+const RING_BYTES: u32 = 108 << 10;
 
 /// Words of a stage: weights, and as much of the tokens.
 pub const fn stage_words(token_tile: u32) -> u32 {
-    (TILE + token_tile) * CHUNK_WORDS
+    (TILE + token_tile) * STEP_WORDS
 }
 
 /// Shared memory of a block, in bytes: the ring, and a flag.

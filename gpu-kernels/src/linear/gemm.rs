@@ -35,7 +35,7 @@ use crate::unroll::unrolled;
 ///
 /// # Safety
 /// The views have the shapes above, of words at most 2^32 - 1.
-#[kernel(collectives(barrier = 1, mma = 128, shuffle = 32))]
+#[kernel(collectives(barrier = 1, mma = 160, shuffle = 64))]
 pub unsafe fn gemm(
     weights: Global<U32x4>,
     x: Global<U32x4>,

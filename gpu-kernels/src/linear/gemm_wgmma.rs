@@ -22,7 +22,7 @@ use crate::unroll::unrolled;
 ///
 /// # Safety
 /// As there.
-#[kernel(sm_90a, collectives(barrier = 1, shuffle = 33, wgmma = 12))]
+#[kernel(sm_90a, collectives(barrier = 1, shuffle = 65, wgmma = 13))]
 pub unsafe fn gemm_wgmma(
     weights: Global<U32x4>,
     x: Global<U32x4>,

@@ -3,7 +3,7 @@
 use core::f32::consts::LOG2_E;
 
 use cuda_std::bf16;
-use cuda_std::math::exp2_approx;
+use cuda_std::math::{exp2_approx, reciprocal_approx};
 use cuda_std::prelude::*;
 use cuda_std::warp::{FULL_MASK, WARP_SIZE, warp_shuffle_xor};
 
@@ -41,13 +41,19 @@ impl Output {
     #[inline(always)]
     pub unsafe fn take<const DISTANCE: u32>(&self, tokens: [u32; 2], place: u32, products: [[f32; 2]; 2]) {
         if self.epilogue == GATED_BF16 {
-            // Each lane stores two results of one token.
+            // Each lane stores two results of one token. Both are handed over, though one is enough: a choice of what to give would be a
+            // branch with a shuffle on either side.
             let upper = warp::lane_id() & DISTANCE != 0;
             let own = [gated(products[0]), gated(products[1])];
-            let (keep, give) = if upper { (own[1], own[0]) } else { (own[0], own[1]) };
-            let got = warp_shuffle_xor(FULL_MASK, give, DISTANCE, WARP_SIZE);
-            let (token, pair) =
-                if upper { (tokens[1], bf16::pack(got, keep)) } else { (tokens[0], bf16::pack(keep, got)) };
+            let got = [
+                warp_shuffle_xor(FULL_MASK, own[0], DISTANCE, WARP_SIZE),
+                warp_shuffle_xor(FULL_MASK, own[1], DISTANCE, WARP_SIZE),
+            ];
+            let (token, pair) = if upper {
+                (tokens[1], bf16::pack(got[1], own[1]))
+            } else {
+                (tokens[0], bf16::pack(own[0], got[0]))
+            };
             if token < self.tokens && place < self.n {
                 self.bf16.store(token as usize * (self.n / 4) as usize + (place / 4) as usize, pair);
             }
@@ -75,7 +81,7 @@ impl Output {
 /// `silu(gate) * up`.
 #[inline(always)]
 fn gated([gate, up]: [f32; 2]) -> f32 {
-    gate / (1.0 + exp2_approx(-gate * LOG2_E)) * up
+    gate * reciprocal_approx(1.0 + exp2_approx(-gate * LOG2_E)) * up
 }
 
 #[inline(always)]

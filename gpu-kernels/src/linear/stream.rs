@@ -7,7 +7,9 @@ use super::output::Output;
 use super::parts::Parts;
 use super::shares::Shares;
 use crate::abi::WARP;
-use crate::abi::linear::{BLOCK, CHUNK_WORDS, TILE, chunks, stage_words, tiles};
+use crate::abi::linear::{
+    BLOCK, CHUNK_WORDS, STEP_CHUNKS, STEP_WORDS, TILE, chunks, stage_words, stages, tiles,
+};
 use crate::block::is_last;
 use crate::unroll::unrolled;
 
@@ -30,8 +32,8 @@ use crate::unroll::unrolled;
 ///
 /// # Mapping
 /// A unit of work is a line of 128 bytes of each of [`TILE`] rows of weights, and as much of the tokens. All units, tile by tile, are one run
-/// that is cut into a share a block, equal but for one unit, so that all multiprocessors read as much. In a ring in shared memory units are on their
-/// way; a warp multiplies 16 rows of each by all tokens, rows in the rows of a product and tokens in its columns. Of a tile that lies
+/// that is cut into a share a block, equal but for one unit, so that all multiprocessors read as much. In a ring in shared memory steps of [`STEP_CHUNKS`]
+/// units are on their way; a warp multiplies 16 rows of each by all tokens, rows in the rows of a product and tokens in its columns. Of a tile that lies
 /// in several shares each block stores its part; the one that comes last adds them up, in the order of the shares.
 ///
 /// With `g = lane / 4` and `t = lane % 4`, a lane has rows `2 g` and `2 g + 1` of its warp's, and of 32 elements words `t` of rows and of
@@ -46,7 +48,7 @@ use crate::unroll::unrolled;
 ///
 /// # Safety
 /// The views have the shapes above, of words at most 2^32 - 1; `weights` is not what the launch before writes.
-#[kernel(collectives(barrier = 3, mma = 4, shuffle = 2))]
+#[kernel(collectives(barrier = 3, mma = 8, shuffle = 2))]
 pub unsafe fn linear_8(
     weights: Global<U32x4>,
     x: Global<U32x4>,
@@ -60,14 +62,14 @@ pub unsafe fn linear_8(
     f32: GlobalMut<u64>,
 ) {
     let output = Output { bf16, f32, tokens, n, epilogue };
-    linear::<1, 4, 4>(weights, x, k_words, partials, arrivals, output);
+    linear::<1, { stages(8) - 2 }, 4>(weights, x, k_words, partials, arrivals, output);
 }
 
 /// [`linear_8`] for up to 16 tokens.
 ///
 /// # Safety
 /// As there.
-#[kernel(collectives(barrier = 3, mma = 8, shuffle = 4))]
+#[kernel(collectives(barrier = 3, mma = 16, shuffle = 4))]
 pub unsafe fn linear_16(
     weights: Global<U32x4>,
     x: Global<U32x4>,
@@ -81,14 +83,14 @@ pub unsafe fn linear_16(
     f32: GlobalMut<u64>,
 ) {
     let output = Output { bf16, f32, tokens, n, epilogue };
-    linear::<2, 4, 4>(weights, x, k_words, partials, arrivals, output);
+    linear::<2, { stages(16) - 2 }, 4>(weights, x, k_words, partials, arrivals, output);
 }
 
 /// [`linear_8`] for up to 32 tokens.
 ///
 /// # Safety
 /// As there.
-#[kernel(collectives(barrier = 3, mma = 16, shuffle = 8))]
+#[kernel(collectives(barrier = 3, mma = 32, shuffle = 8))]
 pub unsafe fn linear_32(
     weights: Global<U32x4>,
     x: Global<U32x4>,
@@ -102,14 +104,14 @@ pub unsafe fn linear_32(
     f32: GlobalMut<u64>,
 ) {
     let output = Output { bf16, f32, tokens, n, epilogue };
-    linear::<4, 3, 4>(weights, x, k_words, partials, arrivals, output);
+    linear::<4, { stages(32) - 2 }, 4>(weights, x, k_words, partials, arrivals, output);
 }
 
 /// [`linear_8`] for up to 64 tokens.
 ///
 /// # Safety
 /// As there.
-#[kernel(collectives(barrier = 3, mma = 32, shuffle = 16))]
+#[kernel(collectives(barrier = 3, mma = 64, shuffle = 16))]
 pub unsafe fn linear_64(
     weights: Global<U32x4>,
     x: Global<U32x4>,
@@ -123,30 +125,50 @@ pub unsafe fn linear_64(
     f32: GlobalMut<u64>,
 ) {
     let output = Output { bf16, f32, tokens, n, epilogue };
-    linear::<8, 2, 2>(weights, x, k_words, partials, arrivals, output);
+    linear::<8, { stages(64) - 2 }, 2>(weights, x, k_words, partials, arrivals, output);
 }
 
-/// Where one is in the run of all units.
-#[derive(Clone, Copy)]
-struct Walk {
+/// A step along a share: up to [`STEP_CHUNKS`] units of one tile.
+#[derive(Clone, Copy, Default)]
+struct Step {
     unit: u32,
     tile: u32,
     chunk: u32,
+    /// Units; none beyond the share.
+    len: u32,
 }
 
-impl Walk {
+impl Step {
+    /// The step that begins with `unit`, in a share that ends before `end`.
     #[inline(always)]
-    fn next(&mut self, chunks: u32) {
-        self.unit += 1;
-        self.chunk += 1;
-        if self.chunk == chunks {
-            (self.tile, self.chunk) = (self.tile + 1, 0);
-        }
+    fn new(unit: u32, end: u32, chunks: u32) -> Self {
+        let (tile, chunk) = (unit / chunks, unit % chunks);
+        Self { unit, tile, chunk, len: 0 }.cut(end, chunks)
+    }
+
+    #[inline(always)]
+    fn next(self, end: u32, chunks: u32) -> Self {
+        let (unit, chunk) = (self.unit + self.len, self.chunk + self.len);
+        let (tile, chunk) = if chunk == chunks { (self.tile + 1, 0) } else { (self.tile, chunk) };
+        Self { unit, tile, chunk, len: 0 }.cut(end, chunks)
+    }
+
+    #[inline(always)]
+    fn cut(self, end: u32, chunks: u32) -> Self {
+        Self { len: STEP_CHUNKS.min(chunks - self.chunk).min(end - self.unit), ..self }
+    }
+
+    /// Where word `word` of the step is in a row of `k_words`, if there is one.
+    #[inline(always)]
+    fn word(&self, word: u32, k_words: u32) -> (u32, bool) {
+        let from = self.chunk * CHUNK_WORDS + word;
+        (from, word < self.len * CHUNK_WORDS && from < k_words)
     }
 }
 
-/// The most words of the tokens that a thread brings to the first stages.
-const MOST_FIRST_WORDS: usize = 6;
+/// The most stages that are in flight, and the most words of the tokens that a thread brings to a stage.
+const MOST_AHEAD: usize = 5;
+const MOST_TURNS: usize = 4;
 
 /// `EIGHTS` of tokens, a ring of `PENDING + 2` stages, and how many parts of a tile are read at once.
 #[inline(always)]
@@ -160,138 +182,140 @@ unsafe fn linear<const EIGHTS: usize, const PENDING: u32, const AT_ONCE: usize>(
 ) {
     #[cfg(any(not(target_arch = "nvptx64"), sm_90))]
     thread::launch_dependents();
-    let stages = PENDING + 2;
+    let places = PENDING + 2;
     let of_stage = stage_words(8 * EIGHTS as u32);
-    let ring = shared::dynamic::<U32x4>(0, (stages * of_stage) as usize);
-    let flag = shared::dynamic::<u32>((16 * stages * of_stage) as usize, 1);
+    let ring = shared::dynamic::<U32x4>(0, (places * of_stage) as usize);
+    let flag = shared::dynamic::<u32>((16 * places * of_stage) as usize, 1);
     let (block, chunks) = (thread::block_idx_x(), chunks(k_words));
     let shares = Shares::new(tiles(output.n) * chunks, thread::grid_dim_x());
     let (first, end) = (shares.first(block), shares.first(block + 1));
-    let start = Walk { unit: first, tile: first / chunks, chunk: first % chunks };
+    let start = Step::new(first, end, chunks);
+    const {
+        assert!(PENDING + 2 == stages(8 * EIGHTS as u32), "the host counts as many stages");
+        assert!(PENDING < MOST_AHEAD as u32, "as many stages ahead are filled first");
+        assert!(
+            8 * EIGHTS as u32 * STEP_WORDS <= MOST_TURNS as u32 * BLOCK,
+            "so many turns bring a stage's tokens"
+        );
+    }
 
-    // A thread copies a word of every 32nd row. Whole lines, since they are all that the L2 is fast at.
-    let (own, word) = (thread::thread_idx_x() / CHUNK_WORDS, thread::thread_idx_x() % CHUNK_WORDS);
-    let ask_weights = |walk: &Walk, stage: u32| {
-        let from = walk.chunk * CHUNK_WORDS + word;
-        let to = stage * of_stage + own * CHUNK_WORDS + (word ^ (own / 2 % 2 * 4));
+    // A thread copies a word of some rows. Whole lines, since they are all that the L2 is fast at.
+    let (own, word) = (thread::thread_idx_x() / STEP_WORDS, thread::thread_idx_x() % STEP_WORDS);
+    let ask_weights = |step: &Step, stage: u32| {
+        let (from, within) = step.word(word, k_words);
+        let to = stage * of_stage + own * STEP_WORDS + (word ^ (own / 2 % 2 * 4));
         let mut row = 0;
         while row < TILE {
-            let place = walk.tile * TILE + own + row;
-            let valid = place < output.n && from < k_words;
+            let place = step.tile * TILE + own + row;
             let at = (output.source(place) * k_words + from) as usize;
-            copy_async_or_zero(ring, (to + row * CHUNK_WORDS) as usize, weights, at, valid);
-            row += BLOCK / CHUNK_WORDS;
+            let valid = within && place < output.n;
+            copy_async_or_zero(ring, (to + row * STEP_WORDS) as usize, weights, at, valid);
+            row += BLOCK / STEP_WORDS;
         }
     };
     // A stage's words of the tokens, of which a thread has some.
-    let token_words = 8 * EIGHTS as u32 * CHUNK_WORDS;
-    const {
-        let words = (PENDING + 1) * 8 * EIGHTS as u32 * CHUNK_WORDS;
-        assert!(
-            words <= MOST_FIRST_WORDS as u32 * BLOCK,
-            "a thread has room for its words of the first stages"
-        );
-        assert!(
-            PENDING + 2 == crate::abi::linear::stages(8 * EIGHTS as u32),
-            "the host counts as many stages"
-        );
-    }
+    let token_words = 8 * EIGHTS as u32 * STEP_WORDS;
     let token_place = |stage: u32, at: u32| {
-        let (token, word) = (at / CHUNK_WORDS, at % CHUNK_WORDS);
-        (stage * of_stage + (TILE + token) * CHUNK_WORDS + (word ^ (token % 2 * 4))) as usize
+        let (token, word) = (at / STEP_WORDS, at % STEP_WORDS);
+        (stage * of_stage + (TILE + token) * STEP_WORDS + (word ^ (token % 2 * 4))) as usize
     };
-    let token_source = |chunk: u32, at: u32| {
-        let (token, from) = (at / CHUNK_WORDS, chunk * CHUNK_WORDS + at % CHUNK_WORDS);
-        ((token * k_words + from) as usize, token < output.tokens && from < k_words)
+    let token_source = |step: &Step, at: u32| {
+        let token = at / STEP_WORDS;
+        let (from, within) = step.word(at % STEP_WORDS, k_words);
+        ((token * k_words + from) as usize, within && token < output.tokens)
     };
 
     let mut ahead = start;
-    let mut stage = 0;
-    while stage < stages - 1 {
-        if ahead.unit < end {
-            ask_weights(&ahead, stage);
+    let mut steps = [Step::default(); MOST_AHEAD];
+    unrolled!(stage < MOST_AHEAD, {
+        if stage as u32 <= PENDING {
+            if ahead.len > 0 {
+                ask_weights(&ahead, stage as u32);
+            }
+            commit_group();
+            steps[stage] = ahead;
+            ahead = ahead.next(end, chunks);
         }
-        commit_group();
-        ahead.next(chunks);
-        stage += 1;
-    }
+    });
     #[cfg(any(not(target_arch = "nvptx64"), sm_90))]
     thread::wait_dependencies();
     // Not by asynchronous copies: those would be waited for with all the weights that were asked for before them. All loads are on
     // their way before the first store.
-    let mut words = [U32x4::default(); MOST_FIRST_WORDS];
-    unrolled!(turn < MOST_FIRST_WORDS, {
-        let at = turn as u32 * BLOCK + thread::thread_idx_x();
-        let stage = at / token_words;
-        if (turn as u32 * BLOCK) < (stages - 1) * token_words {
-            let (from, valid) = token_source((start.chunk + stage) % chunks, at % token_words);
-            // Word 0 is always there.
-            let word = x.load(if valid { from } else { 0 });
-            words[turn] = if valid { word } else { U32x4::default() };
-        }
+    let mut words = [[U32x4::default(); MOST_TURNS]; MOST_AHEAD];
+    unrolled!(stage < MOST_AHEAD, {
+        unrolled!(turn < MOST_TURNS, {
+            let first = turn as u32 * BLOCK;
+            if stage as u32 <= PENDING && first < token_words {
+                let (from, valid) = token_source(&steps[stage], first + thread::thread_idx_x());
+                // Word 0 is always there.
+                let word = x.load(if valid { from } else { 0 });
+                words[stage][turn] = if valid { word } else { U32x4::default() };
+            }
+        });
     });
-    unrolled!(turn < MOST_FIRST_WORDS, {
-        let at = turn as u32 * BLOCK + thread::thread_idx_x();
-        let stage = at / token_words;
-        if stage < stages - 1 && start.unit + stage < end {
-            ring.store(token_place(stage, at % token_words), words[turn]);
-        }
+    unrolled!(stage < MOST_AHEAD, {
+        unrolled!(turn < MOST_TURNS, {
+            let at = turn as u32 * BLOCK + thread::thread_idx_x();
+            if stage as u32 <= PENDING && at < token_words {
+                ring.store(token_place(stage as u32, at), words[stage][turn]);
+            }
+        });
     });
 
     let (warp, lane) = (thread::thread_idx_x() / WARP, warp::lane_id());
     let (group, pair) = (lane / 4, lane % 4);
     let first_row = 16 * warp + 2 * group;
     let mut sums = [[0.0_f32; 4]; EIGHTS];
-    let mut walk = start;
+    let mut now = start;
     let mut from_start = start.chunk == 0;
-    let (mut stage, mut into) = (0, stages - 1);
-    while walk.unit < end {
+    let (mut stage, mut into) = (0, places - 1);
+    while now.len > 0 {
         wait_group::<PENDING>();
         // All threads' copies are here then, and nobody reads the stage that is filled next any more.
         thread::sync_threads();
-        if ahead.unit < end {
+        if ahead.len > 0 {
             ask_weights(&ahead, into);
             let mut at = thread::thread_idx_x();
             while at < token_words {
-                let (from, valid) = token_source(ahead.chunk, at);
+                let (from, valid) = token_source(&ahead, at);
                 copy_async_or_zero(ring, token_place(into, at), x, from, valid);
                 at += BLOCK;
             }
         }
         commit_group();
-        ahead.next(chunks);
+        ahead = ahead.next(end, chunks);
 
-        let rows = stage * of_stage + first_row * CHUNK_WORDS;
-        let columns = stage * of_stage + (TILE + group) * CHUNK_WORDS;
-        unrolled!(step < (CHUNK_WORDS / 4) as usize, {
-            let word = (4 * step as u32 + pair) ^ (group % 2 * 4);
+        let rows = stage * of_stage + first_row * STEP_WORDS;
+        let columns = stage * of_stage + (TILE + group) * STEP_WORDS;
+        unrolled!(four < (STEP_WORDS / 4) as usize, {
+            let word = (4 * four as u32 + pair) ^ (group % 2 * 4);
             let low = ring.load((rows + word) as usize);
-            let high = ring.load((rows + CHUNK_WORDS + word) as usize);
+            let high = ring.load((rows + STEP_WORDS + word) as usize);
             unrolled!(eight < EIGHTS, {
-                let token = ring.load((columns + 8 * eight as u32 * CHUNK_WORDS + word) as usize);
+                let token = ring.load((columns + 8 * eight as u32 * STEP_WORDS + word) as usize);
                 let sum = &mut sums[eight];
                 *sum = mma_m16n8k16_bf16([low.x, high.x, low.y, high.y], [token.x, token.y], *sum);
                 *sum = mma_m16n8k16_bf16([low.z, high.z, low.w, high.w], [token.z, token.w], *sum);
             });
         });
-        stage = if stage + 1 == stages { 0 } else { stage + 1 };
-        into = if into + 1 == stages { 0 } else { into + 1 };
+        stage = if stage + 1 == places { 0 } else { stage + 1 };
+        into = if into + 1 == places { 0 } else { into + 1 };
 
-        let ends_tile = walk.chunk + 1 == chunks;
-        if ends_tile || walk.unit + 1 == end {
+        let ends_tile = now.chunk + now.len == chunks;
+        if ends_tile || now.unit + now.len == end {
             let mut whole = from_start && ends_tile;
             if !whole {
                 let parts = Parts(partials);
                 parts.store(2 * block + u32::from(from_start), &sums);
-                let begin = walk.unit - walk.chunk;
+                let begin = now.unit - now.chunk;
                 let (from, to) = (shares.owner(begin), shares.owner(begin + chunks - 1));
-                whole = is_last(arrivals, walk.tile, to - from + 1, flag);
+                whole = is_last(arrivals, now.tile, to - from + 1, flag);
                 if whole {
                     parts.add::<EIGHTS, AT_ONCE>(from, to, &mut sums);
                 }
             }
             if whole {
-                let place = walk.tile * TILE + first_row;
+                let place = now.tile * TILE + first_row;
                 unrolled!(eight < EIGHTS, {
                     let token = 8 * eight as u32 + 2 * pair;
                     let [a, b, c, d] = sums[eight];
@@ -301,6 +325,6 @@ unsafe fn linear<const EIGHTS: usize, const PENDING: u32, const AT_ONCE: usize>(
             sums = [[0.0; 4]; EIGHTS];
             from_start = true;
         }
-        walk.next(chunks);
+        now = now.next(end, chunks);
     }
 }
