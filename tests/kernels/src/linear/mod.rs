@@ -1,5 +1,7 @@
 //! Cases of `linear_8` to `linear_64` and of `gemm`.
 
+mod emulate;
+
 use half::bf16;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
