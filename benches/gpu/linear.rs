@@ -39,8 +39,10 @@ pub fn run(bench: &mut Bench) -> Result<(), Box<dyn Error>> {
 
     let operands = Operands::new(bench)?;
     for layer in LAYERS {
+        let sets = APART.div_ceil(bytes_of(layer));
+        let weights = operands.weights(&bench.stream, layer, sets)?;
         for tokens in [1, 8, 16, 32, 64] {
-            operands.row(bench, layer, tokens, ceiling)?;
+            operands.row(bench, layer, &weights, tokens, ceiling)?;
         }
     }
     for tokens in [1, 8, 16] {
@@ -61,7 +63,7 @@ pub fn run(bench: &mut Bench) -> Result<(), Box<dyn Error>> {
 /// Tokens of a long prompt.
 const MANY: u32 = 8192;
 
-/// What all layers read and write. Sets of weights lie one after another in one buffer each.
+/// What all layers read and write.
 struct Operands {
     run: Vec<[bf16; WORD_ELEMENTS]>,
     /// For the widest layer and the most tokens.
@@ -96,7 +98,7 @@ impl Operands {
         stream: &Stream,
         (_, n, k): (&str, usize, usize),
         sets: usize,
-    ) -> Result<Vec<DeviceBuffer<Word>>, Box<dyn Error>> {
+    ) -> DriverResult<Vec<DeviceBuffer<Word>>> {
         (0..sets).map(|_| filled(stream, &self.run, n * k / WORD_ELEMENTS)).collect()
     }
 
@@ -123,19 +125,18 @@ impl Operands {
         &self,
         bench: &mut Bench,
         layer: (&str, usize, usize),
+        weights: &[DeviceBuffer<Word>],
         tokens: u32,
         ceiling: f64,
     ) -> Result<(), Box<dyn Error>> {
         let (kernels, stream) = (bench.kernels.clone(), bench.stream.clone());
         let (name, n, k) = layer;
-        let bytes = n * k / WORD_ELEMENTS * WORD_BYTES;
-        let weights = self.weights(&stream, layer, APART.div_ceil(bytes))?;
         self.check(&kernels, &stream, &weights[0], layer, tokens, LinearVariant::Stream)?;
         let shape = Shape::new(format!("{name}, {n} x {k}, {tokens} tokens"));
         bench.graph_row(
             "linear",
             shape,
-            bytes as u64,
+            bytes_of(layer) as u64,
             Some(ceiling),
             weights.len(),
             |_| Ok(()),
@@ -157,7 +158,7 @@ impl Operands {
     ) -> Result<(), Box<dyn Error>> {
         let (kernels, stream) = (bench.kernels.clone(), bench.stream.clone());
         let layers = &LAYERS[..4];
-        let bytes: usize = layers.iter().map(|(_, n, k)| n * k / WORD_ELEMENTS * WORD_BYTES).sum();
+        let bytes: usize = layers.iter().map(|layer| bytes_of(*layer)).sum();
         // Within a set each layer's weights are read once in 661 MB: no line of them is in the L2 any more.
         let sets = 4;
         let weights: Vec<_> =
@@ -249,6 +250,11 @@ impl Operands {
         }
         Ok(())
     }
+}
+
+/// Bytes of a layer's weights.
+fn bytes_of((_, n, k): (&str, usize, usize)) -> usize {
+    n * k / WORD_ELEMENTS * WORD_BYTES
 }
 
 /// A tensor of so many words of the run.
