@@ -46,12 +46,8 @@ use spinkv_benches::sampling::LEAST_REPEATS;
 #[command(name = "bench-gpu", max_term_width = 110, verbatim_doc_comment)]
 struct Arguments {
     /// Only groups whose name holds this: gather (and gather_bulk, restore), resolve, select, chunk_mean, chunk_bounds, gate_pool,
-<<<<<<< HEAD
-    /// write_back, append, attend, layer_step, prefill (and prefill_wgmma), store_prompt, model (embed, rms_norm, rotate, swiglu,
-    /// argmax, sample).
-=======
-    /// write_back, append, attend, layer_step, prefill (and prefill_wgmma), linear (and gemm, gemm_wgmma), store_prompt.
->>>>>>> ec46e3e (Linear: gemm and gemm_wgmma for any number of tokens, the checked launch, GPU tests and benches)
+    /// write_back, append, attend, layer_step, prefill (and prefill_wgmma), linear (and gemm, gemm_wgmma), store_prompt, model (embed,
+    /// rms_norm, rotate, swiglu, argmax, sample).
     filter: Option<String>,
     /// Timed repetitions of each row, at least 10.
     #[arg(long, default_value_t = 15, value_parser = RangedU64ValueParser::<usize>::new().range(LEAST_REPEATS as u64..))]

@@ -6,10 +6,10 @@ mod attend;
 mod fill_random;
 #[path = "emulated/index.rs"]
 mod index;
-#[path = "emulated/model.rs"]
-mod model;
 #[path = "emulated/linear.rs"]
 mod linear;
+#[path = "emulated/model.rs"]
+mod model;
 #[path = "emulated/offload.rs"]
 mod offload;
 #[path = "emulated/prefill.rs"]

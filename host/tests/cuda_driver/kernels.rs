@@ -6,10 +6,10 @@ mod attend;
 mod fill_random;
 #[path = "kernels/index.rs"]
 mod index;
-#[path = "kernels/model.rs"]
-mod model;
 #[path = "kernels/linear.rs"]
 mod linear;
+#[path = "kernels/model.rs"]
+mod model;
 #[path = "kernels/offload.rs"]
 mod offload;
 #[path = "kernels/prefill.rs"]

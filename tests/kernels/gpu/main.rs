@@ -102,7 +102,24 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // One GPU, and messages that belong to one test.
     arguments.test_threads.get_or_insert(1);
-    let tests = [attend::tests(), blas::tests(), fill_random::tests(), index::tests(), kernels::tests(), linear::tests(), model::tests(), offload::tests(), prefill::tests(), replay::tests(), resolve::tests(), restore::tests(), select::tests(), backend::tests(), conformance::tests(), driver::tests()];
+    let tests = [
+        attend::tests(),
+        blas::tests(),
+        fill_random::tests(),
+        index::tests(),
+        kernels::tests(),
+        linear::tests(),
+        model::tests(),
+        offload::tests(),
+        prefill::tests(),
+        replay::tests(),
+        resolve::tests(),
+        restore::tests(),
+        select::tests(),
+        backend::tests(),
+        conformance::tests(),
+        driver::tests(),
+    ];
     let tests = tests.into_iter().flatten();
     let trials: Vec<Trial> = match Machine::open() {
         Ok(machine) => {

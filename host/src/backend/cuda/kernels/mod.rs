@@ -7,9 +7,9 @@ mod attend;
 mod fill_random;
 mod gather;
 mod index;
-mod model;
 mod linear;
 mod linear_plan;
+mod model;
 mod offload;
 mod prefill;
 mod resolve;
@@ -22,8 +22,8 @@ pub use attend::{Attend, Awaited};
 pub use fill_random::FillRandom;
 pub use gather::{Gather, GatherVariant};
 pub use index::{IndexOperator, IndexPrompts, IndexStep, SummaryTable};
-pub use model::{Argmax, Embed, HeadNorms, Positions, RmsNorm, Rotate, Sample, Swiglu};
 pub use linear::{Linear, LinearOutput, LinearVariant};
+pub use model::{Argmax, Embed, HeadNorms, Positions, RmsNorm, Rotate, Sample, Swiglu};
 pub use offload::{Append, OffloadPages, StorePrompt, ValidBits, WriteBack};
 pub use prefill::{Prefill, PrefillVariant};
 pub use resolve::{KvTables, PartitionPages, Resolve};
@@ -133,7 +133,6 @@ impl Kernels {
             &self.fill_random,
         ]);
         let rest = rest.chain(self.model.all());
-        rest.chain([&self.gather_bulk, &self.prefill_wgmma_64, &self.prefill_wgmma_128].into_iter().flatten())
         let rest = rest.chain(&self.linear).chain([&self.gemm]);
         let optional = [&self.gather_bulk, &self.prefill_wgmma_64, &self.prefill_wgmma_128, &self.gemm_wgmma];
         rest.chain(optional.into_iter().flatten())
