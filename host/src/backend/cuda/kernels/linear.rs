@@ -11,7 +11,7 @@ use crate::memory::Word;
 /// Which kernel multiplies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinearVariant {
-    /// `linear_8` to `linear_64`: for up to 64 tokens, as fast as the weights are read.
+    /// `linear_8` to `linear_64`: for up to 64 tokens, where reading the weights takes all the time.
     Stream,
     /// `gemm`: any number of tokens, products of a warp (`mma.sync`), which all GPUs have.
     Mma,
