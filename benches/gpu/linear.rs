@@ -5,7 +5,8 @@ use std::error::Error;
 use half::bf16;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use spinkv::backend::cuda::driver::{DeviceBuffer, Result as DriverResult, Stream};
+use spinkv::backend::cuda::blas::{BlasError, BlasLt, Product, ProductOut};
+use spinkv::backend::cuda::driver::{DeviceBuffer, DriverError, Result as DriverResult, Stream};
 use spinkv::backend::cuda::kernels::{Kernels, Linear, LinearOutput, LinearVariant};
 use spinkv::memory::Word;
 use spinkv_kernels::abi::{WORD_BYTES, WORD_ELEMENTS};
@@ -45,9 +46,19 @@ pub fn run(bench: &mut Bench) -> Result<(), Box<dyn Error>> {
             operands.row(bench, layer, &weights, tokens, ceiling)?;
         }
     }
-    for tokens in [1, 8, 16] {
+    let blas = match BlasLt::load(&bench.context) {
+        Ok(blas) => Some(blas),
+        Err(missing) => {
+            println!("cublaslt: not timed, {missing}");
+            None
+        }
+    };
+    for tokens in [1, 8, 16, 32, 64] {
         for overlaps in [false, true] {
             operands.layer_row(bench, tokens, overlaps, ceiling)?;
+        }
+        if let Some(blas) = &blas {
+            operands.blas_layer_row(bench, blas, tokens, ceiling)?;
         }
     }
     bench.group("gemm: layers of Qwen3-14B, 8,192 tokens; bytes: each matrix once");
@@ -55,6 +66,9 @@ pub fn run(bench: &mut Bench) -> Result<(), Box<dyn Error>> {
         operands.gemm_row(bench, *layer, LinearVariant::Mma)?;
         if Linear::variant(&bench.kernels, MANY) == LinearVariant::Wgmma {
             operands.gemm_row(bench, *layer, LinearVariant::Wgmma)?;
+        }
+        if let Some(blas) = &blas {
+            operands.blas_row(bench, blas, *layer)?;
         }
     }
     Ok(())
@@ -183,6 +197,76 @@ impl Operands {
         Ok(())
     }
 
+    /// The same four by cuBLASLt; the gate's activation is another kernel's there and is not timed.
+    fn blas_layer_row(
+        &self,
+        bench: &mut Bench,
+        blas: &BlasLt,
+        tokens: u32,
+        ceiling: f64,
+    ) -> Result<(), Box<dyn Error>> {
+        let stream = bench.stream.clone();
+        let layers = &LAYERS[..4];
+        let bytes: usize = layers.iter().map(|layer| bytes_of(*layer)).sum();
+        let sets = 4;
+        let weights: Vec<_> =
+            layers.iter().map(|layer| self.weights(&stream, *layer, sets)).collect::<Result<_, _>>()?;
+        let launch = |stream: &Stream, set: usize| {
+            layers.iter().zip(&weights).try_for_each(|(layer, weights)| {
+                blas.product(stream, &self.product(&weights[set], *layer, tokens))
+            })
+        };
+        // Plans and loads what a capture cannot.
+        launch(&stream, 0)?;
+        let shape = Shape::new(format!("qkv, o, gate_up, down, {tokens} tokens"));
+        bench.graph_row(
+            "cublaslt, layer",
+            shape,
+            bytes as u64,
+            Some(ceiling),
+            sets,
+            |_| Ok(()),
+            |stream, set| launch(stream, set).map_err(of_driver),
+        )?;
+        Ok(())
+    }
+
+    fn blas_row(
+        &self,
+        bench: &mut Bench,
+        blas: &BlasLt,
+        layer: (&str, usize, usize),
+    ) -> Result<(), Box<dyn Error>> {
+        let stream = bench.stream.clone();
+        let (name, n, k) = layer;
+        let weights = self.weights(&stream, layer, 1)?;
+        let many = MANY as usize;
+        let bytes = 2 * (n * k + many * k + many * n);
+        let shape = Shape::new(format!("{name}, {n} x {k}, {MANY} tokens"));
+        let shape = shape.flops(2 * (n * k * many) as u64);
+        let out = ProductOut::Bf16(&self.bf16);
+        let product = Product { out, ..self.product(&weights[0], layer, MANY) };
+        blas.product(&stream, &product)?;
+        bench.row("cublaslt", shape, bytes as u64, None, |_| {
+            blas.product(&stream, &product).map_err(of_driver)
+        })?;
+        Ok(())
+    }
+
+    fn product<'a>(
+        &'a self,
+        weights: &'a DeviceBuffer<Word>,
+        (name, n, k): (&str, usize, usize),
+        tokens: u32,
+    ) -> Product<'a> {
+        let out = match name {
+            "o" | "down" => ProductOut::AddF32(&self.f32),
+            _ => ProductOut::Bf16(&self.bf16),
+        };
+        let tokens = tokens as usize;
+        Product { tokens, n, k, x: &self.x, x_first_token: 0, weights, out, out_first_token: 0 }
+    }
+
     fn gemm_row(
         &self,
         bench: &mut Bench,
@@ -249,6 +333,14 @@ impl Operands {
             }
         }
         Ok(())
+    }
+}
+
+/// What a timed launch may say; the rest was found out before.
+fn of_driver(error: BlasError) -> DriverError {
+    match error {
+        BlasError::Driver(error) => error,
+        other => panic!("{other}"),
     }
 }
 

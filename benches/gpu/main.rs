@@ -6,6 +6,7 @@
 mod aside;
 mod attend;
 mod cuda_events;
+mod engine;
 mod gather;
 mod index;
 mod layer_step;
@@ -47,7 +48,7 @@ use spinkv_benches::sampling::LEAST_REPEATS;
 struct Arguments {
     /// Only groups whose name holds this: gather (and gather_bulk, restore), resolve, select, chunk_mean, chunk_bounds, gate_pool,
     /// write_back, append, attend, layer_step, prefill (and prefill_wgmma), linear (and gemm, gemm_wgmma), store_prompt, model (embed,
-    /// rms_norm, rotate, swiglu, argmax, sample).
+    /// rms_norm, rotate, swiglu, argmax, sample), engine (prompts and decode steps of a whole model).
     filter: Option<String>,
     /// Timed repetitions of each row, at least 10.
     #[arg(long, default_value_t = 15, value_parser = RangedU64ValueParser::<usize>::new().range(LEAST_REPEATS as u64..))]
@@ -92,6 +93,7 @@ const GROUPS: &[(&str, Group)] = &[
     ("prefill", prefill::run),
     ("linear gemm gemm_wgmma", linear::run),
     ("store_prompt", offload::store_prompt),
+    ("engine", engine::run),
     ("model embed rms_norm rotate swiglu argmax sample", model::run),
 ];
 

@@ -113,6 +113,20 @@ pub enum Error {
     #[error(transparent)]
     Driver(#[from] spinkv::backend::cuda::driver::DriverError),
 
+    /// cuBLASLt is missing or refused.
+    #[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+    #[error(transparent)]
+    Blas(#[from] spinkv::backend::cuda::blas::BlasError),
+
+    /// Something that this backend cannot do.
+    #[error("the {backend} backend cannot {what}")]
+    UnsupportedByBackend {
+        /// The backend.
+        backend: &'static str,
+        /// What was asked for.
+        what: &'static str,
+    },
+
     /// A directory without model weights.
     #[error("{}: has neither model.safetensors nor model.safetensors.index.json", dir.display())]
     MissingWeights {

@@ -14,7 +14,8 @@ use spinkv::{KvConfig, KvShape};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::memory::PeakBound;
-use crate::model::{DecodeToken, Model, Wanted};
+use crate::model::{DecodeToken, Model};
+use crate::runner::{CpuRunner, Runner};
 use crate::sampling::{Sampler, SamplingParams};
 use crate::simulator::{Recorder, Trace};
 use crate::tokenizer::Tokenizer;
@@ -133,12 +134,10 @@ pub struct Generation {
     pub counters: Counters,
     /// Bytes in use at the end.
     pub usage: MemoryUsage,
-    /// Time in the stages of decode steps.
-    pub decode_stages: StageTimes,
-    /// Time in the stages of the prompt.
-    pub prefill_stages: StageTimes,
-    /// The bound of the resident memory.
-    pub peak_bound: PeakBound,
+    /// Time in the stages of decode steps and of the prompt, where they are timed one by one.
+    pub stages: Option<(StageTimes, StageTimes)>,
+    /// The bound of the resident memory of a CPU generation.
+    pub peak_bound: Option<PeakBound>,
     /// What the steps selected, if that was asked for.
     pub trace: Option<Trace>,
 }
@@ -172,14 +171,7 @@ impl Prepared {
         prompt: &str,
         options: &GenerateOptions,
     ) -> Result<Self> {
-        let shape = KvShape::new(config.layers, config.query_heads, config.kv_heads, config.head_dim)?;
-        let layout = PageLayout::new(options.page_tokens, config.head_dim, options.kv_dtype)?;
-        let method = algorithms::by_name(&options.method, &options.method_options)?;
-        let kv = KvConfig::new(shape, layout, method)?;
-        let sampler = Sampler::new(options.sampling.clone())?;
-        if options.max_tokens == 0 {
-            return Err(Error::NothingToGenerate);
-        }
+        let (kv, sampler) = Self::check(config, options)?;
         if prompt.is_empty() {
             return Err(Error::EmptyPrompt);
         }
@@ -189,7 +181,36 @@ impl Prepared {
         if tokens > limit {
             return Err(Error::PromptTooLong { tokens, limit });
         }
-        let prompt = tokenizer.encode(prompt)?;
+        Self::of_tokens(config, tokenizer.encode(prompt)?, options, kv, sampler)
+    }
+
+    /// The same of a prompt that is tokens already.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub fn from_tokens(config: &ModelConfig, prompt: Vec<u32>, options: &GenerateOptions) -> Result<Self> {
+        let (kv, sampler) = Self::check(config, options)?;
+        Self::of_tokens(config, prompt, options, kv, sampler)
+    }
+
+    /// What can be checked before there is a prompt.
+    fn check(config: &ModelConfig, options: &GenerateOptions) -> Result<(KvConfig, Sampler)> {
+        let shape = KvShape::new(config.layers, config.query_heads, config.kv_heads, config.head_dim)?;
+        let layout = PageLayout::new(options.page_tokens, config.head_dim, options.kv_dtype)?;
+        let method = algorithms::by_name(&options.method, &options.method_options)?;
+        let kv = KvConfig::new(shape, layout, method)?;
+        let sampler = Sampler::new(options.sampling.clone())?;
+        if options.max_tokens == 0 { Err(Error::NothingToGenerate) } else { Ok((kv, sampler)) }
+    }
+
+    fn of_tokens(
+        config: &ModelConfig,
+        prompt: Vec<u32>,
+        options: &GenerateOptions,
+        kv: KvConfig,
+        sampler: Sampler,
+    ) -> Result<Self> {
+        let limit = config.max_position_embeddings;
         let max_new = new_tokens(prompt.len(), options.max_tokens, limit)?;
         let vocab_size = config.vocab_size;
         if let Some(id) = prompt.iter().copied().find(|id| *id as usize >= vocab_size) {
@@ -222,13 +243,23 @@ impl Prepared {
         Ok(Pipeline::new(backend).with_buffering(self.buffering))
     }
 
-    /// The last token is never passed through the model.
-    fn max_context(&self) -> usize {
+    /// The KV memory that it was checked for.
+    pub fn kv(&self) -> &KvConfig {
+        &self.kv
+    }
+
+    /// How much of each tier may be used, and how many buffering pages are wanted for each mandatory one.
+    pub fn memory(&self) -> (MemoryLimits, f64) {
+        (self.limits, self.buffering)
+    }
+
+    /// Tokens of the longest context. The last token is never passed through the model.
+    pub fn max_context(&self) -> usize {
         self.prompt.len() + self.max_new - 1
     }
 }
 
-/// Generates from a prompt that was prepared for this model and tokenizer; `listen` hears of progress and text as
+/// Generates on the CPU from a prompt that was prepared for this model and tokenizer; `listen` hears of progress and text as
 /// they come, and may break off.
 ///
 /// # Errors
@@ -240,19 +271,57 @@ pub fn generate(
     mut listen: impl FnMut(Event<'_>) -> ControlFlow<()>,
 ) -> Result<Generation> {
     let start = Instant::now();
-    let mut pipeline = prepared.pipeline(&mut listen)?;
-    let request = pipeline.admit(prepared.max_context())?;
-    let plan = *pipeline.admitted(request)?;
-    let max_context = prepared.max_context();
-    let Prepared { prompt, max_new, kv, reserve_host_bytes, mut sampler, ignore_eos, trace, .. } = prepared;
-    let mut recorder = trace.map(|name| Recorder::new(&pipeline, &name, prompt.len(), max_context));
+    let pipeline = prepared.pipeline(&mut listen)?;
+    let bound = |plan: &RequestPlan| {
+        PeakBound::new(model, &prepared.kv, plan, prepared.prompt.len(), prepared.reserve_host_bytes)
+    };
+    let plan = pipeline.plan(prepared.max_context())?;
+    let peak_bound = bound(&plan);
+    let generation = run(&mut CpuRunner::new(model, pipeline), Some(tokenizer), prepared, listen, start)?;
+    Ok(Generation { peak_bound: Some(peak_bound), ..generation })
+}
 
-    let (mut text, mut tokens, mut stream) = (String::new(), Vec::new(), tokenizer.stream());
+/// Generates from a prompt that was prepared for the runner's model and a tokenizer; `listen` hears of progress and text as they come,
+/// and may break off. Without a tokenizer there are tokens and no text.
+///
+/// # Errors
+/// [`Error::NoFiniteLogit`], [`Error::UnsupportedByBackend`] for a trace of what steps select where it is not the CPU's, and failures of
+/// the memory ([`Error::Kv`]).
+pub fn generate_with(
+    runner: &mut impl Runner,
+    tokenizer: Option<&Tokenizer>,
+    prepared: Prepared,
+    listen: impl FnMut(Event<'_>) -> ControlFlow<()>,
+) -> Result<Generation> {
+    run(runner, tokenizer, prepared, listen, Instant::now())
+}
+
+fn run(
+    runner: &mut impl Runner,
+    tokenizer: Option<&Tokenizer>,
+    prepared: Prepared,
+    mut listen: impl FnMut(Event<'_>) -> ControlFlow<()>,
+    start: Instant,
+) -> Result<Generation> {
+    let max_context = prepared.max_context();
+    let Prepared { prompt, max_new, kv, mut sampler, ignore_eos, trace, .. } = prepared;
+    let request = runner.admit(max_context)?;
+    let plan = runner.plan(request)?;
+    let mut recorder = match (trace, runner.cpu_pipeline()) {
+        (Some(name), Some(pipeline)) => Some(Recorder::new(pipeline, &name, prompt.len(), max_context)),
+        (Some(_), None) => {
+            runner.release(request);
+            return Err(Error::UnsupportedByBackend { backend: "cuda", what: "record what steps select" });
+        }
+        (None, _) => None,
+    };
+
+    let (mut text, mut tokens) = (String::new(), Vec::new());
+    let mut stream = tokenizer.map(Tokenizer::stream);
     let mut prefill_time = None;
     let outcome = (|| {
-        let progress = |done, total| listen(Event::Prefill { done, total });
-        let hidden = model.prefill(&mut pipeline, request, &prompt, Wanted::Last, progress)?;
-        let mut logits = model.logits(&hidden);
+        let mut progress = |done, total| listen(Event::Prefill { done, total });
+        let mut logits = runner.prefill(request, &prompt, &mut progress)?;
         let mut say = |piece: Option<String>| match piece {
             Some(piece) => {
                 text.push_str(&piece);
@@ -264,35 +333,35 @@ pub fn generate(
             let token = sampler.sample(&logits)?;
             prefill_time.get_or_insert_with(|| start.elapsed());
             tokens.push(token);
-            if !ignore_eos && model.config().eos_token_ids.contains(&token) {
+            if !ignore_eos && runner.config().eos_token_ids.contains(&token) {
                 break Finish::Stop;
             }
-            if say(stream.push(token)?).is_break() {
+            let piece = stream.as_mut().map_or(Ok(None), |stream| stream.push(token))?;
+            if say(piece).is_break() {
                 break Finish::Cancelled;
             }
             if tokens.len() == max_new {
                 break Finish::Length;
             }
-            let hidden = model.decode(&mut pipeline, &[DecodeToken { request, token }])?;
-            logits = model.logits(&hidden);
-            if let Some(recorder) = &mut recorder {
-                recorder.step(&pipeline, request);
+            logits = runner.decode(&[DecodeToken { request, token }])?;
+            if let (Some(recorder), Some(pipeline)) = (&mut recorder, runner.cpu_pipeline()) {
+                recorder.step(pipeline, request);
             }
         };
         if finish != Finish::Cancelled {
-            let _ = say(stream.finish()?);
+            let _ = say(stream.map_or(Ok(None), |mut stream| stream.finish())?);
         }
         Ok(finish)
     })();
     let finish = match outcome {
-        Err(Error::Cancelled) => Finish::Cancelled,
-        other => other?,
+        Err(Error::Cancelled) => Ok(Finish::Cancelled),
+        other => other,
     };
     let total_time = start.elapsed();
     let prefill_time = prefill_time.unwrap_or(total_time);
-    let (counters, usage) = (pipeline.counters(), pipeline.usage());
-    let (decode_stages, prefill_stages) = (*pipeline.decode_times(), *pipeline.prefill_times());
-    pipeline.release(request);
+    let (counters, usage, stages) = (runner.counters(), runner.usage(), runner.stage_times());
+    runner.release(request);
+    let finish = finish?;
     Ok(Generation {
         text,
         tokens,
@@ -301,13 +370,12 @@ pub fn generate(
         prefill_time,
         decode_time: total_time - prefill_time,
         budget: kv.method().select().budget(),
-        peak_bound: PeakBound::new(model, &kv, &plan, prompt.len(), reserve_host_bytes),
+        peak_bound: None,
         plan,
         layout: *kv.layout(),
-        counters,
+        counters: counters?,
         usage,
-        decode_stages,
-        prefill_stages,
+        stages,
         trace: recorder.map(Recorder::finish),
     })
 }

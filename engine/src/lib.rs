@@ -8,6 +8,7 @@ pub mod error;
 pub mod generate;
 pub mod memory;
 pub mod model;
+pub mod runner;
 pub mod sampling;
 pub mod simulator;
 pub mod tokenizer;

@@ -53,7 +53,7 @@ impl Bundled {
     /// # Panics
     /// If it is not whole; tests cannot go on without it.
     pub fn open(name: &str) -> Self {
-        let dir = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../models")).join(name);
+        let dir = dir(name);
         let prompts = std::fs::read_to_string(dir.join("prompts.json")).expect("prompts.json is bundled");
         let prompts: Prompts = serde_json::from_str(&prompts).expect("prompts.json is valid");
         let config = ModelConfig::open(&dir).expect("the configuration is bundled");
@@ -112,6 +112,12 @@ impl Bundled {
         let ids = self.reference.tensor_i64(tensor).expect("the reference has token ids");
         ids.into_iter().map(|id| u32::try_from(id).expect("ids are not negative")).collect()
     }
+}
+
+/// The folder of a bundled checkpoint: in `SPINKV_MODELS`, or in this repository.
+pub fn dir(name: &str) -> PathBuf {
+    let models = std::env::var_os("SPINKV_MODELS").map(PathBuf::from);
+    models.unwrap_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../models"))).join(name)
 }
 
 /// The largest absolute difference of two equally long slices.

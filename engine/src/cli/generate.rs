@@ -10,7 +10,7 @@ use spinkv::backend::BackendKind;
 use spinkv::memory::{KvDtype, MemoryLimits};
 use spinkv::pipeline::{Budget, SteadyZone};
 use spinkv_engine::config::ModelConfig;
-use spinkv_engine::generate::{Event, GenerateOptions, Prepared, generate};
+use spinkv_engine::generate::{Event, GenerateOptions, Generation, Prepared, generate};
 use spinkv_engine::model::Model;
 use spinkv_engine::sampling::SamplingParams;
 use spinkv_engine::tokenizer::Tokenizer;
@@ -36,7 +36,7 @@ pub(crate) struct GenerateArguments {
     /// Directory of a Qwen3 or Llama checkpoint: config.json, tokenizer.json, safetensors [default: the bundled
     /// models/needle-tiny]
     #[arg(long, value_name = "DIR")]
-    model: Option<PathBuf>,
+    pub(super) model: Option<PathBuf>,
 
     /// The prompt
     #[arg(long, value_name = "TEXT", group = "source")]
@@ -105,6 +105,29 @@ pub(crate) struct GenerateArguments {
     #[arg(long, default_value = "cpu", value_name = "NAME", help_heading = "Memory")]
     backend: String,
 
+    /// Whether products of many tokens go through cuBLASLt on a GPU: if the machine has it (auto), else not at all (require), or never (off)
+    #[arg(long, default_value = "auto", value_name = "WHEN", value_parser = ["auto", "require", "off"], help_heading = "GPU")]
+    pub(super) cublaslt: String,
+
+    /// A model of this shape with random weights, made on the GPU, instead of a checkpoint: qwen3-8b, qwen3-14b, qwen3-32b,
+    /// llama-3.1-8b or llama-3.1-70b. For speed alone: it has no tokenizer and no text
+    #[arg(
+        long,
+        value_name = "NAME",
+        conflicts_with = "model",
+        requires = "prompt_tokens",
+        help_heading = "GPU"
+    )]
+    pub(super) random_weights: Option<String>,
+
+    /// Only the first layers of the random weights
+    #[arg(long, value_name = "LAYERS", requires = "random_weights", help_heading = "GPU")]
+    pub(super) layers: Option<usize>,
+
+    /// Tokens of a random prompt, for random weights
+    #[arg(long, value_name = "TOKENS", group = "source", requires = "random_weights", help_heading = "GPU")]
+    pub(super) prompt_tokens: Option<usize>,
+
     /// The most tokens to generate
     #[arg(long, default_value_t = 64, value_name = "TOKENS", help_heading = "Sampling")]
     max_tokens: usize,
@@ -145,7 +168,7 @@ pub(crate) struct GenerateArguments {
 
     /// Seed of the draws: the same seed gives the same text
     #[arg(long, default_value_t = 0, value_name = "SEED", help_heading = "Sampling")]
-    seed: u64,
+    pub(super) seed: u64,
 
     /// Go on past the model's end token
     #[arg(long, help_heading = "Sampling")]
@@ -161,54 +184,113 @@ pub(crate) struct GenerateArguments {
 }
 
 /// The prompt and, for the bundled question, what is known of it.
-struct Prompt {
-    text: String,
-    question: Option<demo::Question>,
+pub(super) struct Prompt {
+    pub text: String,
+    pub question: Option<demo::Question>,
 }
 
 /// Runs `spinkv generate`.
 pub(crate) fn run(arguments: &GenerateArguments) -> Result<()> {
-    BackendKind::by_name(&arguments.backend)?;
+    let backend = BackendKind::by_name(&arguments.backend)?;
     let options = arguments.options()?;
     // A misspelt name is refused before standard input is waited for.
     spinkv::algorithms::by_name(&options.method, &options.method_options)?;
+    match backend {
+        BackendKind::Cpu if arguments.random_weights.is_some() => {
+            Err(Error::UnsupportedByBackend { backend: "cpu", what: "make random weights" })
+        }
+        BackendKind::Cpu => on_cpu(arguments, &options),
+        #[cfg(all(
+            feature = "cuda",
+            target_os = "linux",
+            any(target_arch = "x86_64", target_arch = "aarch64")
+        ))]
+        BackendKind::Cuda => super::generate_cuda::run(arguments, &options),
+    }
+}
+
+fn on_cpu(arguments: &GenerateArguments, options: &GenerateOptions) -> Result<()> {
     let directory = arguments.model.clone().unwrap_or_else(demo::model);
     let prompt = arguments.read_prompt(&directory)?;
     let (config, tokenizer) = (ModelConfig::open(&directory)?, Tokenizer::open(&directory)?);
-    let prepared = Prepared::new(&config, &tokenizer, &prompt.text, &options)?;
+    let prepared = Prepared::new(&config, &tokenizer, &prompt.text, options)?;
+    let mut console = Console::new(arguments);
+    let model =
+        Model::open(&directory, config, |done, total| console.show("loading", done as u64, total as u64))?;
+    console.introduce(&directory, &prompt);
+    let generation = generate(&model, &tokenizer, prepared, |event| console.hear(event));
+    console.close(options, generation?, directory.display().to_string(), &prompt, None)
+}
 
-    let bar = progress_bar(arguments.json);
-    let model = Model::open(&directory, config, |done, total| show(&bar, "loading", done, total))?;
-    bar.set_length(0);
-    if let (Some(question), false) = (&prompt.question, arguments.json) {
-        bar.suspend(|| say(&report::introduction(&directory, question)));
+/// What a generation shows while it runs, and in the end.
+pub(super) struct Console<'a> {
+    arguments: &'a GenerateArguments,
+    bar: ProgressBar,
+    output: Output,
+}
+
+impl<'a> Console<'a> {
+    pub fn new(arguments: &'a GenerateArguments) -> Self {
+        Self { arguments, bar: progress_bar(arguments.json), output: Output::default() }
     }
 
-    let mut output = Output::default();
-    let generation = generate(&model, &tokenizer, prepared, |event| {
+    /// How far something has come.
+    pub fn show(&self, message: &'static str, done: u64, total: u64) {
+        self.bar.set_message(message);
+        self.bar.set_length(total);
+        self.bar.set_position(done);
+    }
+
+    /// Says what the bundled question is.
+    pub fn introduce(&self, directory: &Path, prompt: &Prompt) {
+        self.bar.set_length(0);
+        if let (Some(question), false) = (&prompt.question, self.arguments.json) {
+            self.bar.suspend(|| say(&report::introduction(directory, question)));
+        }
+    }
+
+    /// Shows what a generation tells.
+    pub fn hear(&mut self, event: Event<'_>) -> ControlFlow<()> {
         match event {
-            Event::Reserve { done, total } => show(&bar, "reserving", done, total),
-            Event::Prefill { done, total } => show(&bar, "reading", done, total),
-            Event::Text(_) if arguments.json => {}
+            Event::Reserve { done, total } => self.show("reserving", done as u64, total as u64),
+            Event::Prefill { done, total } => self.show("reading", done as u64, total as u64),
+            Event::Text(_) if self.arguments.json => {}
             Event::Text(text) => {
-                bar.finish_and_clear();
-                return output.write(text);
+                self.bar.finish_and_clear();
+                return self.output.write(text);
             }
         }
         ControlFlow::Continue(())
-    });
-    bar.finish_and_clear();
-    let generation = generation?;
-    if let (Some(path), Some(trace)) = (&arguments.record_trace, &generation.trace) {
-        trace.save(path)?;
     }
-    let report = report::Report::new(&directory, &options, &generation, prompt.question.as_ref());
-    let _ = output.write(&if arguments.json { report.json() + "\n" } else { "\n".to_owned() });
-    output.finish()?;
-    if !arguments.json {
-        say(&report.to_string());
+
+    /// Saves the trace and prints what it took.
+    pub fn close(
+        mut self,
+        options: &GenerateOptions,
+        generation: Generation,
+        model: String,
+        prompt: &Prompt,
+        device: Option<report::Device>,
+    ) -> Result<()> {
+        self.bar.finish_and_clear();
+        if let (Some(path), Some(trace)) = (&self.arguments.record_trace, &generation.trace) {
+            trace.save(path)?;
+        }
+        let report = report::Report::new(model, options, &generation, prompt.question.as_ref(), device);
+        let json = self.arguments.json;
+        let _ = self.output.write(&if json { report.json() + "\n" } else { "\n".to_owned() });
+        std::mem::take(&mut self.output).finish()?;
+        if !json {
+            say(&report.to_string());
+        }
+        Ok(())
     }
-    Ok(())
+}
+
+impl Drop for Console<'_> {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
 }
 
 impl GenerateArguments {
@@ -240,7 +322,7 @@ impl GenerateArguments {
         })
     }
 
-    fn read_prompt(&self, model: &Path) -> Result<Prompt> {
+    pub(super) fn read_prompt(&self, model: &Path) -> Result<Prompt> {
         let plain = |text| Ok(Prompt { text, question: None });
         if let Some(text) = &self.prompt {
             return plain(text.clone());
@@ -279,10 +361,4 @@ fn progress_bar(json: bool) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(0), target).with_style(style);
     bar.enable_steady_tick(Duration::from_millis(200));
     bar
-}
-
-fn show(bar: &ProgressBar, message: &'static str, done: usize, total: usize) {
-    bar.set_message(message);
-    bar.set_length(total as u64);
-    bar.set_position(done as u64);
 }

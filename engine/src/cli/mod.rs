@@ -3,6 +3,8 @@
 mod demo;
 pub(crate) mod devices;
 pub(crate) mod generate;
+#[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod generate_cuda;
 pub(crate) mod metadata;
 mod output;
 mod report;

@@ -30,12 +30,50 @@ pub(super) struct Report {
     /// Of the tokens after the first; `None` if there were none.
     decode_tokens_per_second: Option<f64>,
     /// Index, Offload, Select and Retrieve once a layer, Attention for all queries.
-    prefill_stage_ms: StageMs,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prefill_stage_ms: Option<StageMs>,
     /// All decode steps together.
-    decode_stage_ms: StageMs,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decode_stage_ms: Option<StageMs>,
     cache: Cache,
     pages: Pages,
     memory: Memory,
+    /// The GPU, if it ran on one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device: Option<Device>,
+}
+
+/// The GPU that a generation ran on, and its memory by what for, in bytes.
+#[derive(Debug, Serialize)]
+pub(super) struct Device {
+    pub name: String,
+    /// Who makes the products of many tokens.
+    pub products: String,
+    /// In use before: the driver's context, kernels, other processes.
+    pub before: u64,
+    pub weights: u64,
+    pub activations: u64,
+    pub prompt: u64,
+    pub kv_pages: u64,
+    pub kv_tables: u64,
+    pub kv_summaries: u64,
+    pub kv_lists: u64,
+    /// In use, as the driver says.
+    pub in_use: u64,
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, products, before, weights, activations, prompt, in_use, .. } = self;
+        let kv = self.kv_pages + self.kv_tables + self.kv_summaries + self.kv_lists;
+        let [before, weights, activations, prompt, kv, in_use] =
+            [before, weights, activations, prompt, &kv, in_use].map(|bytes| HumanBytes(*bytes));
+        writeln!(f, "{name}, products by {products}")?;
+        write!(
+            f,
+            "              {in_use} in use: {before} before, weights {weights}, activations {activations}, prompt {prompt}, KV {kv}"
+        )
+    }
 }
 
 /// Milliseconds by stage.
@@ -100,16 +138,20 @@ struct Memory {
     host_tables: u64,
     /// `None` where the system does not tell.
     peak_resident: Option<u64>,
-    peak_bound: u64,
-    peak_bound_parts: PeakBound,
+    /// Only on the CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peak_bound: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peak_bound_parts: Option<PeakBound>,
 }
 
 impl Report {
     pub fn new(
-        model: &Path,
+        model: String,
         options: &GenerateOptions,
         generation: &Generation,
         question: Option<&Question>,
+        device: Option<Device>,
     ) -> Self {
         let Generation { plan, layout, counters, usage, .. } = generation;
         let page_bytes = layout.page_bytes() as u64;
@@ -117,7 +159,7 @@ impl Report {
         let (prefill, decode) = (generation.prefill_time.as_secs_f64(), generation.decode_time.as_secs_f64());
         let later_tokens = generation.tokens.len().saturating_sub(1);
         Self {
-            model: model.display().to_string(),
+            model,
             method: options.method.clone(),
             budget: generation.budget.map(|budget| budget.to_string()),
             text: generation.text.clone(),
@@ -130,8 +172,8 @@ impl Report {
             decode_seconds: decode,
             prefill_tokens_per_second: generation.prompt_tokens as f64 / prefill,
             decode_tokens_per_second: (later_tokens > 0).then(|| later_tokens as f64 / decode),
-            prefill_stage_ms: StageMs::new(&generation.prefill_stages),
-            decode_stage_ms: StageMs::new(&generation.decode_stages),
+            prefill_stage_ms: generation.stages.map(|(_, prefill)| StageMs::new(&prefill)),
+            decode_stage_ms: generation.stages.map(|(decode, _)| StageMs::new(&decode)),
             cache: Cache {
                 rows: plan.rows,
                 page_tokens: layout.page_tokens(),
@@ -157,9 +199,10 @@ impl Report {
                 host_pages: usage.host.pages,
                 host_tables: usage.host.tables(),
                 peak_resident: peak_resident_bytes(),
-                peak_bound: generation.peak_bound.total(),
+                peak_bound: generation.peak_bound.as_ref().map(PeakBound::total),
                 peak_bound_parts: generation.peak_bound,
             },
+            device,
         }
     }
 
@@ -210,14 +253,15 @@ impl fmt::Display for Report {
                 self.finish
             ),
         )?;
-        let stages = &self.decode_stage_ms;
-        line(
-            "stages",
-            format!(
-                "index {:.1}, offload {:.1}, select {:.1}, retrieve {:.1}, attention {:.1} ms in all decode steps",
-                stages.index, stages.offload, stages.select, stages.retrieve, stages.attention
-            ),
-        )?;
+        if let Some(stages) = &self.decode_stage_ms {
+            line(
+                "stages",
+                format!(
+                    "index {:.1}, offload {:.1}, select {:.1}, retrieve {:.1}, attention {:.1} ms in all decode steps",
+                    stages.index, stages.offload, stages.select, stages.retrieve, stages.attention
+                ),
+            )?;
+        }
         let cache = &self.cache;
         line(
             "cache",
@@ -265,13 +309,11 @@ impl fmt::Display for Report {
             "host",
             format!("pages {}, tables {}", HumanBytes(memory.host_pages), HumanBytes(memory.host_tables)),
         )?;
-        line(
-            "memory",
-            format!(
-                "peak {}, bound {}",
-                memory.peak_resident.map_or("-".to_owned(), |peak| HumanBytes(peak).to_string()),
-                HumanBytes(memory.peak_bound)
-            ),
-        )
+        if let Some(device) = &self.device {
+            line("device", device.to_string())?;
+        }
+        let peak = memory.peak_resident.map_or("-".to_owned(), |peak| HumanBytes(peak).to_string());
+        let bound = memory.peak_bound.map_or(String::new(), |bound| format!(", bound {}", HumanBytes(bound)));
+        line("memory", format!("peak {peak}{bound}"))
     }
 }

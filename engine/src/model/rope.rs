@@ -35,13 +35,13 @@ impl Rope {
     }
 
     /// Radians a token of each pair of dimensions, `[head_dim / 2]`.
-    #[cfg_attr(not(test), allow(dead_code, reason = "kernels turn heads by these, in builds that have them"))]
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "kernels turn heads by it"))]
     pub fn frequencies(&self) -> &[f32] {
         &self.frequencies
     }
 
     /// Factor of every cosine and sine; 1 unless YaRN lengthens them.
-    #[cfg_attr(not(test), allow(dead_code, reason = "as for frequencies"))]
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "kernels turn heads by it"))]
     pub fn magnitude(&self) -> f32 {
         self.magnitude
     }

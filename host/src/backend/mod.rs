@@ -157,16 +157,30 @@ pub trait Backend {
 pub enum BackendKind {
     /// The reference, on the CPU.
     Cpu,
+    /// NVIDIA GPUs.
+    #[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+    Cuda,
 }
 
 impl BackendKind {
-    /// The backend of a name, as users give it.
+    /// The backend of a name, as users give it. Whether the machine has what it needs is another question.
     ///
     /// # Errors
     /// [`Error::BackendNotBuilt`] for one that this build lacks, [`Error::UnknownBackend`] for any other.
     pub fn by_name(name: &str) -> Result<Self> {
         match name {
             "cpu" => Ok(Self::Cpu),
+            #[cfg(all(
+                feature = "cuda",
+                target_os = "linux",
+                any(target_arch = "x86_64", target_arch = "aarch64")
+            ))]
+            "cuda" => Ok(Self::Cuda),
+            #[cfg(not(all(
+                feature = "cuda",
+                target_os = "linux",
+                any(target_arch = "x86_64", target_arch = "aarch64")
+            )))]
             "cuda" => Err(Error::BackendNotBuilt { backend: name.to_owned(), built: vec!["cpu"] }),
             _ => Err(Error::UnknownBackend { backend: name.to_owned(), known: vec!["cpu", "cuda"] }),
         }

@@ -109,6 +109,7 @@ int cuGraphExecDestroy(void *executable) { return say("destroy executable\n"); }
 int cuGraphDestroy(void *graph) { return say("destroy graph\n"); }
 int cuEventCreate(void **event, unsigned flags) { return *event = log_text + 2, say("event flags %u\n", flags); }
 int cuEventRecord(void *event, void *stream) { return say("record\n"); }
+int cuEventRecordWithFlags(void *event, void *stream, unsigned flags) { return say("record with flags %u\n", flags); }
 int cuEventQuery(void *event) { return sticky; }
 int cuEventSynchronize(void *event) { return say("wait for event\n"); }
 int cuEventElapsedTime(float *ms, void *start, void *end) { return *ms = 1.5f, 0; }

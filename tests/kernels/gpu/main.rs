@@ -11,6 +11,7 @@ mod backend;
 mod blas;
 mod conformance;
 mod driver;
+mod engine;
 mod fill_random;
 mod index;
 mod kernels;
@@ -105,6 +106,7 @@ fn main() -> ExitCode {
     let tests = [
         attend::tests(),
         blas::tests(),
+        engine::tests(),
         fill_random::tests(),
         index::tests(),
         kernels::tests(),

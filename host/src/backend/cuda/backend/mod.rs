@@ -47,6 +47,8 @@ pub struct CudaBackend {
     stream: Arc<Stream>,
     tables: Tables,
     lists: Lists,
+    /// Whether prompts are kept; see [`keep_prompts`](CudaBackend::keep_prompts).
+    keeps_prompts: bool,
     /// What `lists.counts` are parts of.
     counts: DeviceBuffer<u32>,
     prompt: Prompt,
@@ -114,6 +116,7 @@ impl CudaBackend {
             free_segments: (0..(sizes.requests * sizes.segments) as u32).rev().collect(),
             free_pages: (0..sizes.pool_pages as u32).rev().collect(),
             uploaded: Vec::new(),
+            keeps_prompts: true,
             unsettled: None,
             counters: Counters::default(),
             config,
@@ -135,6 +138,12 @@ impl CudaBackend {
         self.admission.limits().check_reserve(bytes)?;
         let slabs = bytes / (self.arena.slab_bytes() * self.config.shape().layers as u64);
         self.arena.reserve(slabs as usize, progress)
+    }
+
+    /// Whether a prompt's Index, Offload, Select and Retrieve are launched. Without them nothing of a prompt is kept, and steps after it are
+    /// wrong: to measure what they cost.
+    pub fn keep_prompts(&mut self, keep: bool) {
+        self.keeps_prompts = keep;
     }
 
     /// The stream of all stages; who computes their tensors uses it, too.
@@ -269,6 +278,11 @@ impl CudaBackend {
         Ok(())
     }
 
+    /// Launches a prompt's stage, if prompts are kept.
+    fn of_prompt(&mut self, launch: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        if self.keeps_prompts { launch(self) } else { Ok(()) }
+    }
+
     /// The entries of a step, as the GPU reads them.
     fn entries(&self, step: &Step<'_>) -> Vec<Entry> {
         let entry = |part: &StepEntry| {
@@ -376,23 +390,35 @@ impl Backend for CudaBackend {
     }
 
     fn index(&mut self, step: &Step<'_>, keys: &Self::Tensor) -> Result<()> {
-        if self.is_prompt(step) { self.index_prompt(step, keys) } else { self.index_step(step) }
+        if self.is_prompt(step) {
+            self.of_prompt(|backend| backend.index_prompt(step, keys))
+        } else {
+            self.index_step(step)
+        }
     }
 
     fn offload(&mut self, step: &Step<'_>, keys: &Self::Tensor, values: &Self::Tensor) -> Result<()> {
         if self.is_prompt(step) {
-            self.offload_prompt(step, keys, values)
+            self.of_prompt(|backend| backend.offload_prompt(step, keys, values))
         } else {
             self.append(step, keys, values)
         }
     }
 
     fn select(&mut self, step: &Step<'_>, queries: &Self::Tensor) -> Result<()> {
-        if self.is_prompt(step) { self.select_prompt(step, queries) } else { self.select_step(step, queries) }
+        if self.is_prompt(step) {
+            self.of_prompt(|backend| backend.select_prompt(step, queries))
+        } else {
+            self.select_step(step, queries)
+        }
     }
 
     fn retrieve(&mut self, step: &Step<'_>) -> Result<()> {
-        if self.is_prompt(step) { self.retrieve_prompt(step) } else { self.retrieve_step(step) }
+        if self.is_prompt(step) {
+            self.of_prompt(|backend| backend.retrieve_prompt(step))
+        } else {
+            self.retrieve_step(step)
+        }
     }
 
     fn attend(&mut self, step: &Step<'_>, queries: &Self::Tensor, out: &mut Self::Tensor) -> Result<()> {

@@ -120,6 +120,15 @@ impl Prompt {
 }
 
 impl CudaBackend {
+    /// Waits until a prompt is in the KV memory: its pages on the host, its cache warm.
+    ///
+    /// # Errors
+    /// A failed launch.
+    pub fn finish_prompt(&mut self) -> Result<()> {
+        self.prompt.join(&self.stream)?;
+        Ok(self.stream.synchronize()?)
+    }
+
     /// The entries of a prompt go to the GPU, unless they are there.
     pub(super) fn prepare_prompt(&mut self, step: &Step<'_>) -> Result<()> {
         let [entry] = step.entries else { unreachable!("a prompt is alone in its step") };

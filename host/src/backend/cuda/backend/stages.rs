@@ -1,5 +1,7 @@
 //! The stages of a decode step, one by one and as one launch of a layer.
 
+use std::cell::Cell;
+
 use super::super::driver::{DeviceBuffer, Result as DriverResult};
 use super::super::kernels::{
     Append, Attend, Awaited, Gather, IndexStep, OffloadPages, Resolve, Score, SelectPartitions, SummaryTable,
@@ -11,6 +13,7 @@ use super::{CudaBackend, Sizes};
 use crate::Result;
 use crate::backend::{Step, StepKind};
 use crate::memory::Word;
+use crate::pipeline::Stage;
 use spinkv_kernels::abi::Entry;
 
 /// Blocks that fetch misses: enough for the bus, whatever the size of a page (benches/results/2026-11-23-h200-step-kernels.md).
@@ -45,14 +48,36 @@ impl CudaBackend {
         resident: bool,
         tensors: &StepTensors<'_>,
     ) -> Result<()> {
+        // SAFETY: the caller's part.
+        unsafe { self.launch_layer_with(layer, batch, resident, tensors, |_| Ok(())) }
+    }
+
+    /// The same with `behind` enqueued behind some stages, told which: an event to time them by. Retrieve and Attention run beside each
+    /// other, so there is nothing between them.
+    ///
+    /// # Errors
+    /// Those of [`launch_layer`](Self::launch_layer), and `behind`'s.
+    ///
+    /// # Safety
+    /// As there; `behind` touches nothing of the step's.
+    pub unsafe fn launch_layer_with(
+        &self,
+        layer: usize,
+        batch: usize,
+        resident: bool,
+        tensors: &StepTensors<'_>,
+        behind: impl Fn(Stage) -> DriverResult<()>,
+    ) -> Result<()> {
         let lists = self.lists.part(&self.sizes, batch)?;
         let stages = Stages { backend: self, lists: &lists, layer };
         let StepTensors { queries, keys, values, out } = *tensors;
+        let (kernels, stream) = (&self.kernels, &*self.stream);
         // SAFETY: the caller's part; entries and tables are those of the backend's requests, which agree.
         unsafe {
             if resident {
-                stages.append(keys, values).launch(&self.kernels, &self.stream)?;
-                stages.attend_steady(queries, out).launch(&self.kernels, &self.stream)?;
+                stages.append(keys, values).launch(kernels, stream)?;
+                behind(Stage::Offload)?;
+                stages.attend_steady(queries, out).launch(kernels, stream)?;
             } else {
                 let step = LayerStep {
                     index: stages.index(),
@@ -62,9 +87,23 @@ impl CudaBackend {
                     gather: stages.gather(),
                     attend: stages.attend(queries, out),
                 };
-                step.launch(&self.kernels, &self.stream)?;
+                // Which launches end a stage, by their number.
+                let appended = usize::from(step.index.is_some());
+                let selected = step.select.map(|_| appended + 2);
+                let launched = Cell::new(0);
+                step.launch_with(kernels, stream, |_| {
+                    let number = launched.replace(launched.get() + 1);
+                    if number == appended {
+                        behind(Stage::Offload)
+                    } else if Some(number) == selected {
+                        behind(Stage::Select)
+                    } else {
+                        Ok(())
+                    }
+                })?;
             }
         }
+        behind(Stage::Attention)?;
         Ok(())
     }
 

@@ -49,6 +49,20 @@ impl Event {
         unsafe { call!(cuEventRecord(self.handle.0, stream.raw())) }
     }
 
+    /// The same in a stream that is captured: each replay of the graph records it anew, with its time. [`record`](Self::record) would only
+    /// order what is captured.
+    ///
+    /// # Errors
+    /// As for [`record`](Self::record).
+    pub fn record_in_graph(&self, stream: &Stream) -> Result<()> {
+        /// `CU_EVENT_RECORD_EXTERNAL`.
+        const EXTERNAL: u32 = 1;
+        self.context.check_same(stream.context(), "the event")?;
+        self.context.make_current()?;
+        // SAFETY: both handles are alive, and of the current context.
+        unsafe { call!(cuEventRecordWithFlags(self.handle.0, stream.raw(), EXTERNAL)) }
+    }
+
     /// Whether its point was reached; true if it was never recorded.
     ///
     /// # Errors

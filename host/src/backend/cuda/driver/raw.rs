@@ -145,6 +145,7 @@ declare! {
 
     fn cuEventCreate(event: *mut CUevent, flags: c_uint);
     fn cuEventRecord(event: CUevent, stream: CUstream);
+    fn cuEventRecordWithFlags(event: CUevent, stream: CUstream, flags: c_uint);
     fn cuEventQuery(event: CUevent);
     fn cuEventSynchronize(event: CUevent);
     fn cuEventElapsedTime(ms: *mut f32, start: CUevent, end: CUevent);

@@ -1,0 +1,122 @@
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+use spinkv::backend::cuda::CudaLimits;
+use spinkv::backend::cuda::driver::{Context, Device, Stream};
+use spinkv::backend::cuda::kernels::Kernels;
+use spinkv_engine::Result;
+use spinkv_engine::config::ModelConfig;
+use spinkv_engine::cuda::{BlasUse, CudaModel, CudaOptions, DeviceWeights, GpuReport};
+use spinkv_engine::generate::{Event, GenerateOptions, Prepared, generate_with};
+use spinkv_engine::tokenizer::Tokenizer;
+
+use super::demo;
+use super::generate::{Console, GenerateArguments, Prompt};
+use super::report;
+
+/// Runs `spinkv generate --backend cuda`.
+pub(super) fn run(arguments: &GenerateArguments, options: &GenerateOptions) -> Result<()> {
+    // Without a GPU nothing is read.
+    let context = Device::open(0)?;
+    match (&arguments.random_weights, arguments.prompt_tokens) {
+        (Some(name), Some(tokens)) => random(arguments, options, &context, name, tokens),
+        _ => checkpoint(arguments, options, &context),
+    }
+}
+
+fn checkpoint(arguments: &GenerateArguments, options: &GenerateOptions, context: &Context) -> Result<()> {
+    let directory = arguments.model.clone().unwrap_or_else(demo::model);
+    let prompt = arguments.read_prompt(&directory)?;
+    let (config, tokenizer) = (ModelConfig::open(&directory)?, Tokenizer::open(&directory)?);
+    let prepared = Prepared::new(&config, &tokenizer, &prompt.text, options)?;
+    let console = Console::new(arguments);
+    let stream = Stream::new(context)?;
+    let weights = DeviceWeights::open(&stream, &directory, &config, |done, total| {
+        console.show("loading", done, total)
+    })?;
+    console.introduce(&directory, &prompt);
+    let name = directory.display().to_string();
+    generate(
+        console,
+        arguments,
+        options,
+        prepared,
+        Some(&tokenizer),
+        (context, config, weights),
+        name,
+        &prompt,
+    )
+}
+
+fn random(
+    arguments: &GenerateArguments,
+    options: &GenerateOptions,
+    context: &Context,
+    name: &str,
+    tokens: usize,
+) -> Result<()> {
+    let mut config = ModelConfig::preset(name)?;
+    if let Some(layers) = arguments.layers {
+        config = config.with_layers(layers)?;
+    }
+    let mut rng = ChaCha8Rng::seed_from_u64(arguments.seed);
+    let ids = (0..tokens).map(|_| rng.next_u32() % config.vocab_size as u32).collect();
+    let prepared = Prepared::from_tokens(&config, ids, options)?;
+    let weights =
+        DeviceWeights::random(&Stream::new(context)?, &Kernels::load(context)?, &config, arguments.seed)?;
+    let prompt = Prompt { text: String::new(), question: None };
+    let name = format!("{name}, {} layers, random weights", config.layers);
+    let console = Console::new(arguments);
+    generate(console, arguments, options, prepared, None, (context, config, weights), name, &prompt)
+}
+
+#[expect(clippy::too_many_arguments, reason = "what both ways to weights have in common")]
+fn generate(
+    mut console: Console<'_>,
+    arguments: &GenerateArguments,
+    options: &GenerateOptions,
+    prepared: Prepared,
+    tokenizer: Option<&Tokenizer>,
+    (context, config, weights): (&Context, ModelConfig, DeviceWeights),
+    name: String,
+    prompt: &Prompt,
+) -> Result<()> {
+    let (limits, buffering) = prepared.memory();
+    let limits = CudaLimits {
+        requests: 1,
+        max_tokens: prepared.max_context(),
+        buffering,
+        gpu_pages: limits.gpu_pages,
+        host_bytes: limits.host_bytes,
+    };
+    let blas = match arguments.cublaslt.as_str() {
+        "require" => BlasUse::Required,
+        "off" => BlasUse::Never,
+        _ => BlasUse::IfPresent,
+    };
+    let mut model =
+        CudaModel::new(context, config, weights, prepared.kv().clone(), &CudaOptions { limits, blas })?;
+    if options.reserve_host_bytes > 0 {
+        let backend = model.pipeline_mut().backend_mut();
+        backend.reserve_host(options.reserve_host_bytes, &mut |progress| {
+            let (done, total) = (progress.ready_bytes as usize, progress.total_bytes as usize);
+            // Who breaks off is heard at the first part of the prompt.
+            let _ = console.hear(Event::Reserve { done, total });
+        })?;
+    }
+    let generation = generate_with(&mut model, tokenizer, prepared, |event| console.hear(event))?;
+    let GpuReport { before, weights, activations, prompt: of_prompt, kv, in_use } = model.memory()?;
+    let device = report::Device {
+        name: context.device().name.clone(),
+        products: model.products(),
+        before,
+        weights,
+        activations,
+        prompt: of_prompt,
+        kv_pages: kv.pages,
+        kv_tables: kv.tables,
+        kv_summaries: kv.summaries,
+        kv_lists: kv.lists,
+        in_use,
+    };
+    console.close(options, generation, name, prompt, Some(device))
+}

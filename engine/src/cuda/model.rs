@@ -1,0 +1,568 @@
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use spinkv::KvConfig;
+use spinkv::backend::cuda::driver::{Context, DeviceBuffer, Event, Graph, Result as DriverResult, Stream};
+use spinkv::backend::cuda::kernels::{Argmax, Embed, HeadNorms, Kernels, Positions, RmsNorm, Rotate};
+use spinkv::backend::cuda::{CudaBackend, CudaBytes, CudaLimits, StepTensors};
+use spinkv::memory::Word;
+use spinkv::pipeline::{Pipeline, RequestId};
+
+use super::activations::{Activations, KeysValues};
+use super::product::{BlasUse, Out, Products, Weights};
+use super::profile::StepPart;
+use super::{DeviceLayer, DeviceWeights, WeightSizes};
+use crate::config::ModelConfig;
+use crate::error::{Error, Result};
+use crate::model::DecodeToken;
+use crate::model::rope::Rope;
+
+/// Tokens of a prompt that pass through a layer at a time: enough for products at full speed, and few enough that the widest
+/// activations are held for these alone.
+const PREFILL_CHUNK: usize = 8192;
+
+/// bf16 elements of a word.
+const WORD_ELEMENTS: usize = 8;
+
+/// A model on a GPU with its KV memory: prompts layer by layer, decode steps as one graph for each size of batch.
+///
+/// The residual stream is f32, what is multiplied bf16, sums f32. Work is enqueued on one stream, and only results are waited for.
+#[derive(Debug)]
+pub struct CudaModel {
+    config: ModelConfig,
+    weights: DeviceWeights,
+    pipeline: Pipeline<CudaBackend>,
+    parts: Parts,
+    /// By the size of the batch, and whether all its requests are resident.
+    graphs: HashMap<(usize, bool), Graph>,
+    /// Bytes of GPU memory that were in use before this.
+    used_before: u64,
+    context: Context,
+}
+
+/// What the forward pass is made with, beside weights and KV memory.
+#[derive(Debug)]
+struct Parts {
+    stream: Arc<Stream>,
+    kernels: Kernels,
+    products: Products,
+    /// `[head_dim / 2]`, and the factor of sines and cosines.
+    frequencies: DeviceBuffer<f32>,
+    magnitude: f32,
+    eps: f32,
+    query_heads: usize,
+    kv_heads: usize,
+    /// Of a decode step: token ids `[requests]`, residual `[requests, hidden]`, logits `[requests, vocab]`.
+    ids: DeviceBuffer<u32>,
+    residual: DeviceBuffer<f32>,
+    logits: DeviceBuffer<f32>,
+    /// `[requests]`: the likeliest tokens, and scratch.
+    likeliest: DeviceBuffer<u32>,
+    greatest: DeviceBuffer<u64>,
+    arrivals: DeviceBuffer<u32>,
+    step: Activations,
+    step_kv: KeysValues,
+    /// Of a prompt: token ids, residual of all its tokens, activations of a chunk, and keys and values of two layers in turn.
+    prompt_ids: DeviceBuffer<u32>,
+    prompt_residual: DeviceBuffer<f32>,
+    chunk: Activations,
+    chunk_tokens: usize,
+    prompt_kv: [KeysValues; 2],
+    /// Before the last step's graph.
+    began: Event,
+    /// Behind the layers of a prompt of an even number, and of the others.
+    layer_done: [Event; 2],
+}
+
+/// GPU memory by what for, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GpuReport {
+    /// In use before the model was made: the driver's context, the kernels, other processes.
+    pub before: u64,
+    /// Weights.
+    pub weights: u64,
+    /// Activations of a decode step and of a chunk of a prompt, logits, scratch of products.
+    pub activations: u64,
+    /// Residual, and K and V of two layers, of the longest prompt.
+    pub prompt: u64,
+    /// The KV memory.
+    pub kv: CudaBytes,
+    /// In use now, as the driver says.
+    pub in_use: u64,
+}
+
+impl GpuReport {
+    /// All kinds together.
+    pub fn total(&self) -> u64 {
+        self.before + self.weights + self.activations + self.prompt + self.kv.total()
+    }
+}
+
+/// What is enqueued behind each part of a step.
+type Behind<'a> = &'a dyn Fn(StepPart) -> DriverResult<()>;
+
+/// How a [`CudaModel`] is made.
+#[derive(Clone, Copy, Debug)]
+pub struct CudaOptions {
+    /// How much KV it is made for.
+    pub limits: CudaLimits,
+    /// Who multiplies.
+    pub blas: BlasUse,
+}
+
+impl CudaModel {
+    /// A model of these weights, with KV memory for `kv`. All GPU memory is taken now.
+    ///
+    /// # Errors
+    /// Those of [`CudaBackend::new`]; [`Error::Blas`] for [`BlasUse::Required`] without cuBLASLt; [`Error::Driver`], for instance out of
+    /// GPU memory.
+    pub fn new(
+        context: &Context,
+        config: ModelConfig,
+        weights: DeviceWeights,
+        kv: KvConfig,
+        options: &CudaOptions,
+    ) -> Result<Self> {
+        let memory = context.memory()?;
+        let used_before = (memory.total_bytes - memory.free_bytes).saturating_sub(weights.bytes().total());
+        let backend = CudaBackend::new(context, kv, &options.limits)?;
+        let parts = Parts::new(&config, weights.sizes(), &backend, options)?;
+        let pipeline = Pipeline::new(backend).with_buffering(options.limits.buffering);
+        let context = context.clone();
+        Ok(Self { config, weights, pipeline, parts, graphs: HashMap::new(), used_before, context })
+    }
+
+    /// The model's dimensions.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The KV memory and who is in it.
+    pub fn pipeline(&self) -> &Pipeline<CudaBackend> {
+        &self.pipeline
+    }
+
+    /// The same, to admit and release requests.
+    pub fn pipeline_mut(&mut self) -> &mut Pipeline<CudaBackend> {
+        &mut self.pipeline
+    }
+
+    /// Who makes the products of many tokens.
+    pub fn products(&self) -> String {
+        self.parts.products.description()
+    }
+
+    /// GPU memory by what for.
+    ///
+    /// # Errors
+    /// A refused call.
+    pub fn memory(&self) -> Result<GpuReport> {
+        let memory = self.context.memory()?;
+        let (activations, prompt) = self.parts.bytes();
+        Ok(GpuReport {
+            before: self.used_before,
+            weights: self.weights.bytes().total(),
+            activations,
+            prompt,
+            kv: self.pipeline.backend().allocated(),
+            in_use: memory.total_bytes - memory.free_bytes,
+        })
+    }
+
+    /// Passes a prompt through the model, layer by layer: only two layers' keys and values are held outside the KV memory at a time. A
+    /// layer's Index, write-back and warm start run under the next layer. `progress` hears of each layer that is done, as (done, total),
+    /// and may break off. Returns the logits of the last token.
+    ///
+    /// # Errors
+    /// [`Error::TokenOutOfVocabulary`], [`Error::Cancelled`] if `progress` broke off, and those of [`Pipeline::prefill`].
+    pub fn prefill(
+        &mut self,
+        request: RequestId,
+        tokens: &[u32],
+        mut progress: impl FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<Vec<f32>> {
+        check_ids(tokens.iter().copied(), self.config.vocab_size)?;
+        let (layers, sizes, parts) = (self.weights.layers.len(), *self.weights.sizes(), &self.parts);
+        let limit = parts.prompt_ids.len();
+        if tokens.len() > limit {
+            return Err(Error::PromptTooLong { tokens: tokens.len(), limit });
+        }
+        parts.prompt_ids.write(&parts.stream, 0, tokens)?;
+        parts.embed(&self.weights, &parts.prompt_ids, tokens.len(), &parts.prompt_residual)?;
+        for (index, layer) in self.weights.layers.iter().enumerate() {
+            let kv = parts.prompt_kv[index % 2].part(&sizes, tokens.len())?;
+            let mut prompt = self.pipeline.prefill(request, index, tokens.len(), &kv.keys, &kv.values)?;
+            let chunks = tokens.len().div_ceil(parts.chunk_tokens);
+            // Nothing reads the last layer's outputs but the last one.
+            let skipped = if index + 1 == layers { chunks - 1 } else { 0 };
+            prompt.skip(skipped * parts.chunk_tokens)?;
+            for chunk in 0..chunks {
+                let first = chunk * parts.chunk_tokens;
+                let count = parts.chunk_tokens.min(tokens.len() - first);
+                let hidden = sizes.hidden;
+                let residual = parts.prompt_residual.part(first * hidden..(first + count) * hidden)?;
+                let positions = Positions::From(first as u32);
+                parts.project(&sizes, layer, &residual, count, &parts.chunk, positions, first, &kv)?;
+                if chunk >= skipped {
+                    let words = 0..count * sizes.queries / WORD_ELEMENTS;
+                    let queries = parts.chunk.queries.part(words.clone())?;
+                    let mut attended = parts.chunk.attended.part(words)?;
+                    prompt.attend(count, &queries, &mut attended)?;
+                    parts.finish(&sizes, layer, &residual, count, &parts.chunk)?;
+                }
+            }
+            // The host is at most one layer ahead, so that progress is true and breaking off is quick.
+            parts.layer_done[index % 2].record(&parts.stream)?;
+            if index > 0 {
+                parts.layer_done[(index + 1) % 2].synchronize()?;
+                if progress(index, layers).is_break() {
+                    return Err(Error::Cancelled);
+                }
+            }
+        }
+        let last = RmsNorm {
+            residual: &parts.prompt_residual,
+            weight: &self.weights.final_norm,
+            first_token: tokens.len() as u32 - 1,
+            tokens: 1,
+            eps: parts.eps,
+            normed: &parts.step.normed,
+        };
+        // SAFETY: all of it is used on this stream alone.
+        unsafe { last.launch(&parts.kernels, &parts.stream) }?;
+        parts.head(&self.weights, 1)?;
+        let logits = parts.read_logits(&sizes, 1)?;
+        // The last layer's write-back is part of the prompt.
+        self.pipeline.backend_mut().finish_prompt()?;
+        if progress(layers, layers).is_break() { Err(Error::Cancelled) } else { Ok(logits) }
+    }
+
+    /// One decode step for a batch of distinct requests, as a graph. Returns their logits, `[batch, vocab_size]`.
+    ///
+    /// # Errors
+    /// [`Error::TokenOutOfVocabulary`] and those of [`Pipeline::decode_at_once`].
+    pub fn decode(&mut self, batch: &[DecodeToken]) -> Result<Vec<f32>> {
+        self.step(batch)?;
+        self.parts.read_logits(self.weights.sizes(), batch.len())
+    }
+
+    /// The same, of whose logits only the likeliest tokens come back; [`u32::MAX`] for a row without a finite logit.
+    ///
+    /// # Errors
+    /// As for [`decode`](Self::decode).
+    pub fn decode_greedy(&mut self, batch: &[DecodeToken]) -> Result<Vec<u32>> {
+        self.step(batch)?;
+        self.likeliest(batch.len())
+    }
+
+    /// The likeliest tokens of the last step's batch. Waits for it.
+    pub(super) fn likeliest(&self, batch: usize) -> Result<Vec<u32>> {
+        let mut ids = vec![0; batch];
+        self.parts.likeliest.read(&self.parts.stream, 0, &mut ids)?;
+        Ok(ids)
+    }
+
+    /// Just before the last step's graph.
+    pub(super) fn began(&self) -> &Event {
+        &self.parts.began
+    }
+
+    /// Enqueues a step.
+    fn step(&mut self, batch: &[DecodeToken]) -> Result<()> {
+        let (bucket, resident) = self.kind_of(batch);
+        if !self.graphs.contains_key(&(bucket, resident)) {
+            let graph = self.capture(bucket, resident, &|_| Ok(()))?;
+            self.graphs.insert((bucket, resident), graph);
+        }
+        let graph = &self.graphs[&(bucket, resident)];
+        let (parts, vocab_size) = (&self.parts, self.config.vocab_size);
+        run_step(&mut self.pipeline, parts, vocab_size, batch, bucket, graph)
+    }
+
+    /// The size of the batch that a step is captured for, and whether all its requests are resident.
+    pub(super) fn kind_of(&self, batch: &[DecodeToken]) -> (usize, bool) {
+        let backend = self.pipeline.backend();
+        let resident = backend.is_resident(batch.iter().map(|part| part.request));
+        (bucket_of(batch.len(), backend.capacity()), resident)
+    }
+
+    /// Enqueues a step as a graph of [its kind](Self::kind_of).
+    pub(super) fn step_as(&mut self, batch: &[DecodeToken], bucket: usize, graph: &Graph) -> Result<()> {
+        run_step(&mut self.pipeline, &self.parts, self.config.vocab_size, batch, bucket, graph)
+    }
+
+    /// The stream of all work.
+    pub(super) fn stream(&self) -> &Stream {
+        &self.parts.stream
+    }
+
+    /// A decode step of a batch of `bucket` as a graph. All kernels are loaded, and nothing is planned inside: products of few tokens are
+    /// our own, those of more were planned here.
+    pub(super) fn capture(&self, bucket: usize, resident: bool, behind: Behind<'_>) -> Result<Graph> {
+        let parts = &self.parts;
+        // What a first launch loads cannot be loaded during a capture.
+        self.launch_step(bucket, resident, true, &|_| Ok(()))?;
+        parts.stream.synchronize()?;
+        let mut failure = None;
+        let graph = Graph::capture(&parts.stream, |_| {
+            failure = self.launch_step(bucket, resident, false, behind).err();
+            Ok(())
+        });
+        match failure {
+            Some(failure) => Err(failure),
+            None => Ok(graph?),
+        }
+    }
+
+    /// Enqueues the launches of a step, each part followed by `behind`; `rehearsed`, without the stages, whose entries there are none of
+    /// yet.
+    fn launch_step(&self, batch: usize, resident: bool, rehearsed: bool, behind: Behind<'_>) -> Result<()> {
+        let (parts, backend, sizes) = (&self.parts, self.pipeline.backend(), *self.weights.sizes());
+        let entries = backend.entries_of(batch)?;
+        let kv = parts.step_kv.part(&sizes, batch)?;
+        let words = 0..batch * sizes.queries / WORD_ELEMENTS;
+        let (queries, attended) = (parts.step.queries.part(words.clone())?, parts.step.attended.part(words)?);
+        parts.embed(&self.weights, &parts.ids, batch, &parts.residual)?;
+        for (index, layer) in self.weights.layers.iter().enumerate() {
+            let positions = Positions::Entries(&entries);
+            parts.project(&sizes, layer, &parts.residual, batch, &parts.step, positions, 0, &kv)?;
+            behind(StepPart::Projections)?;
+            if !rehearsed {
+                let tensors =
+                    StepTensors { queries: &queries, keys: &kv.keys, values: &kv.values, out: &attended };
+                let behind = |stage| behind(StepPart::of(stage));
+                // SAFETY: the step begins before the graph is launched; the tensors are used on this stream alone.
+                unsafe { backend.launch_layer_with(index, batch, resident, &tensors, behind) }?;
+            }
+            parts.finish(&sizes, layer, &parts.residual, batch, &parts.step)?;
+            behind(StepPart::Mlp)?;
+        }
+        let norm = RmsNorm {
+            residual: &parts.residual,
+            weight: &self.weights.final_norm,
+            first_token: 0,
+            tokens: batch as u32,
+            eps: parts.eps,
+            normed: &parts.step.normed,
+        };
+        // SAFETY: all of it is used on this stream alone.
+        unsafe { norm.launch(&parts.kernels, &parts.stream) }?;
+        parts.head(&self.weights, batch)?;
+        let argmax = Argmax {
+            logits: &parts.logits,
+            batch: batch as u32,
+            vocab: sizes.vocab as u32,
+            stride: sizes.vocab as u32,
+            greatest: &parts.greatest,
+            arrivals: &parts.arrivals,
+            ids: &parts.likeliest,
+        };
+        // SAFETY: as above; the scratch is 0 between launches.
+        unsafe { argmax.launch(&parts.kernels, &parts.stream) }?;
+        Ok(behind(StepPart::Head)?)
+    }
+}
+
+/// Refuses ids that the model does not have.
+fn check_ids(mut ids: impl Iterator<Item = u32>, vocab_size: usize) -> Result<()> {
+    match ids.find(|id| *id as usize >= vocab_size) {
+        Some(id) => Err(Error::TokenOutOfVocabulary { id, vocab_size }),
+        None => Ok(()),
+    }
+}
+
+/// Enqueues a step as a graph that was captured for batches of `bucket`.
+fn run_step(
+    pipeline: &mut Pipeline<CudaBackend>,
+    parts: &Parts,
+    vocab_size: usize,
+    batch: &[DecodeToken],
+    bucket: usize,
+    graph: &Graph,
+) -> Result<()> {
+    let mut ids: Vec<u32> = batch.iter().map(|part| part.token).collect();
+    check_ids(ids.iter().copied(), vocab_size)?;
+    ids.resize(bucket, 0);
+    let requests: Vec<_> = batch.iter().map(|part| part.request).collect();
+    pipeline.decode_at_once(&requests, |backend, step| {
+        parts.ids.write(&parts.stream, 0, &ids)?;
+        backend.begin_step(step, bucket)?;
+        parts.began.record(&parts.stream)?;
+        // SAFETY: buffers and kernels are those that were captured; a step of the batch's size has begun.
+        Ok(unsafe { graph.launch(&parts.stream) }?)
+    })
+}
+
+/// The size of the batch that a step of `requests` is captured for: few sizes, of which none wastes more than a third.
+fn bucket_of(requests: usize, capacity: usize) -> usize {
+    let power = requests.next_power_of_two();
+    let bucket = if requests <= power * 3 / 4 { (power * 3 / 4).max(1) } else { power };
+    bucket.max(requests).min(capacity)
+}
+
+impl Parts {
+    fn new(
+        config: &ModelConfig,
+        sizes: &WeightSizes,
+        backend: &CudaBackend,
+        options: &CudaOptions,
+    ) -> Result<Self> {
+        let (stream, kernels) = (backend.stream().clone(), backend.kernels().clone());
+        let products = Products::new(stream.clone(), kernels.clone(), sizes, options.blas)?;
+        let rope = Rope::new(&config.rope, config.head_dim);
+        let (requests, max_tokens) = (backend.capacity(), backend.max_tokens());
+        let chunk_tokens = PREFILL_CHUNK.min(max_tokens);
+        let context = stream.context();
+        Ok(Self {
+            frequencies: DeviceBuffer::from_slice(&stream, rope.frequencies())?,
+            magnitude: rope.magnitude(),
+            eps: config.rms_norm_eps as f32,
+            query_heads: config.query_heads,
+            kv_heads: config.kv_heads,
+            ids: DeviceBuffer::zeroed(&stream, requests)?,
+            residual: DeviceBuffer::zeroed(&stream, requests * sizes.hidden)?,
+            logits: DeviceBuffer::zeroed(&stream, requests * sizes.vocab)?,
+            likeliest: DeviceBuffer::zeroed(&stream, requests)?,
+            greatest: DeviceBuffer::zeroed(&stream, requests)?,
+            arrivals: DeviceBuffer::zeroed(&stream, requests)?,
+            step: Activations::new(sizes, requests, true, &stream)?,
+            step_kv: KeysValues::new(sizes, requests, &stream)?,
+            prompt_ids: DeviceBuffer::zeroed(&stream, max_tokens)?,
+            prompt_residual: DeviceBuffer::uninit(context, max_tokens * sizes.hidden)?,
+            chunk: Activations::new(sizes, chunk_tokens, true, &stream)?,
+            chunk_tokens,
+            prompt_kv: [
+                KeysValues::new(sizes, max_tokens, &stream)?,
+                KeysValues::new(sizes, max_tokens, &stream)?,
+            ],
+            began: Event::new(context)?,
+            layer_done: [Event::untimed(context)?, Event::untimed(context)?],
+            products,
+            stream,
+            kernels,
+        })
+    }
+
+    /// Bytes of activations, logits and scratch, and of what the longest prompt needs.
+    fn bytes(&self) -> (u64, u64) {
+        let activations = self.step.bytes()
+            + self.step_kv.bytes()
+            + self.chunk.bytes()
+            + self.logits.bytes()
+            + self.residual.bytes()
+            + self.products.bytes();
+        let [even, odd] = &self.prompt_kv;
+        (activations, self.prompt_residual.bytes() + self.prompt_ids.bytes() + even.bytes() + odd.bytes())
+    }
+
+    fn embed(
+        &self,
+        weights: &DeviceWeights,
+        ids: &DeviceBuffer<u32>,
+        tokens: usize,
+        residual: &DeviceBuffer<f32>,
+    ) -> Result<()> {
+        let hidden = weights.sizes().hidden as u32;
+        let embed = Embed { ids, tokens: tokens as u32, embedding: &weights.embedding, hidden, residual };
+        // SAFETY: all of it is used on this stream alone.
+        Ok(unsafe { embed.launch(&self.kernels, &self.stream) }?)
+    }
+
+    /// Norm, projections, norms of heads and rotation: queries, and keys and values from token `first_token` on.
+    #[expect(clippy::too_many_arguments, reason = "a layer's operands; a struct of them would have one use")]
+    fn project(
+        &self,
+        sizes: &WeightSizes,
+        layer: &DeviceLayer,
+        residual: &DeviceBuffer<f32>,
+        tokens: usize,
+        to: &Activations,
+        positions: Positions<'_>,
+        first_token: usize,
+        kv: &KeysValues,
+    ) -> Result<()> {
+        self.norm(residual, &layer.attention_norm, tokens, &to.normed)?;
+        let qkv = Weights { words: &layer.qkv, shape: sizes.qkv() };
+        self.products.product(qkv, &to.normed, tokens, Out::Bf16(&to.projected))?;
+        let norms = layer.query_norm.as_ref().zip(layer.key_norm.as_ref());
+        let rotate = Rotate {
+            projected: &to.projected,
+            tokens: tokens as u32,
+            query_heads: self.query_heads as u32,
+            kv_heads: self.kv_heads as u32,
+            head_words: (sizes.head_dim / WORD_ELEMENTS) as u32,
+            positions,
+            frequencies: &self.frequencies,
+            factor: self.magnitude,
+            norms: norms.map(|(queries, keys)| HeadNorms { queries, keys, eps: self.eps }),
+            queries: &to.queries,
+            first_token: first_token as u32,
+            keys: &kv.keys,
+            values: &kv.values,
+        };
+        // SAFETY: all of it is used on this stream alone, but for keys and values, which the backend reads before they are written again.
+        Ok(unsafe { rotate.launch(&self.kernels, &self.stream) }?)
+    }
+
+    /// Adds the attention's output and then the MLP to the residual stream.
+    fn finish(
+        &self,
+        sizes: &WeightSizes,
+        layer: &DeviceLayer,
+        residual: &DeviceBuffer<f32>,
+        tokens: usize,
+        from: &Activations,
+    ) -> Result<()> {
+        let output = Weights { words: &layer.output, shape: sizes.output() };
+        self.products.product(output, &from.attended, tokens, Out::AddF32(residual))?;
+        self.norm(residual, &layer.mlp_norm, tokens, &from.normed)?;
+        let gate_up = Weights { words: &layer.gate_up, shape: sizes.gate_up() };
+        self.products.gated(gate_up, &from.normed, tokens, &from.gate_up, &from.activated)?;
+        let down = Weights { words: &layer.down, shape: sizes.down() };
+        self.products.product(down, &from.activated, tokens, Out::AddF32(residual))
+    }
+
+    fn norm(
+        &self,
+        residual: &DeviceBuffer<f32>,
+        weight: &DeviceBuffer<f32>,
+        tokens: usize,
+        normed: &DeviceBuffer<Word>,
+    ) -> Result<()> {
+        let norm = RmsNorm { residual, weight, first_token: 0, tokens: tokens as u32, eps: self.eps, normed };
+        // SAFETY: all of it is used on this stream alone.
+        Ok(unsafe { norm.launch(&self.kernels, &self.stream) }?)
+    }
+
+    /// The logits of `tokens` normed tokens of a step.
+    fn head(&self, weights: &DeviceWeights, tokens: usize) -> Result<()> {
+        let head = Weights { words: weights.head(), shape: weights.sizes().embedding() };
+        self.products.product(head, &self.step.normed, tokens, Out::F32(&self.logits))
+    }
+
+    fn read_logits(&self, sizes: &WeightSizes, tokens: usize) -> Result<Vec<f32>> {
+        let mut logits = vec![0.0; tokens * sizes.vocab];
+        self.logits.read(&self.stream, 0, &mut logits)?;
+        Ok(logits)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bucket_of;
+
+    #[test]
+    fn buckets_are_few_and_hold_their_requests() {
+        let buckets: std::collections::BTreeSet<_> =
+            (1..=64).map(|requests| bucket_of(requests, 64)).collect();
+        assert_eq!(buckets.into_iter().collect::<Vec<_>>(), [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]);
+        for requests in 1..=40 {
+            let bucket = bucket_of(requests, 40);
+            assert!(
+                (requests..=40).contains(&bucket) && bucket * 2 <= requests * 3 + 1,
+                "{requests}: {bucket}"
+            );
+        }
+    }
+}

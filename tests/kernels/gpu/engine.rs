@@ -1,0 +1,293 @@
+//! Whole models on the GPU: the bundled ones against what transformers computed in f32, needles, requests that come and go between
+//! graphs, and the memory that all of it takes.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use spinkv::algorithms::{Dense, ShadowKv};
+use spinkv::backend::cuda::CudaLimits;
+use spinkv::memory::{KvDtype, PageLayout};
+use spinkv::pipeline::{Budget, Method, RequestId, SteadyZone};
+use spinkv::{KvConfig, KvShape};
+use spinkv_engine::config::ModelConfig;
+use spinkv_engine::cuda::{BlasUse, CudaModel, CudaOptions, DeviceWeights, GpuReport};
+use spinkv_engine::model::DecodeToken;
+use spinkv_tests::checkpoints::{Bundled, dir, max_difference};
+
+use super::{Machine, Outcome, Test, ensure, test};
+
+/// How far logits may be from those of f32: activations and K and V are bf16.
+const TOLERANCE: f32 = 0.4;
+
+/// Where the reference's two best logits are further apart than this, the greedy token must be the reference's.
+const MARGIN: f32 = 1.0;
+
+pub fn tests() -> Vec<Test> {
+    vec![
+        test("engine::logits_are_those_of_transformers", |machine| logits(machine, BlasUse::IfPresent)),
+        test("engine::logits_without_cublaslt", |machine| logits(machine, BlasUse::Never)),
+        test("engine::needles_are_found", needles),
+        test("engine::soak_of_1000_steps", soak),
+        test("engine::memory_is_what_the_driver_says", memory),
+    ]
+}
+
+fn model(
+    machine: &Machine,
+    config: ModelConfig,
+    weights: DeviceWeights,
+    method: Arc<dyn Method>,
+    limits: CudaLimits,
+    blas: BlasUse,
+) -> Result<CudaModel, Box<dyn std::error::Error>> {
+    let shape = KvShape::new(config.layers, config.query_heads, config.kv_heads, config.head_dim)?;
+    let layout = PageLayout::new(8, config.head_dim, KvDtype::Bf16)?;
+    let kv = KvConfig::new(shape, layout, method)?;
+    Ok(CudaModel::new(&machine.context, config, weights, kv, &CudaOptions { limits, blas })?)
+}
+
+fn bundled(
+    machine: &Machine,
+    name: &str,
+    method: impl Method + 'static,
+    limits: CudaLimits,
+    blas: BlasUse,
+) -> Result<CudaModel, Box<dyn std::error::Error>> {
+    let config = ModelConfig::open(dir(name))?;
+    let weights = DeviceWeights::open(&machine.stream, dir(name), &config, |_, _| {})?;
+    model(machine, config, weights, Arc::new(method), limits, blas)
+}
+
+fn limits(requests: usize, max_tokens: usize) -> CudaLimits {
+    CudaLimits { requests, max_tokens, buffering: 5.0, gpu_pages: None, host_bytes: None }
+}
+
+fn go(_: usize, _: usize) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+/// The lowest id of the greatest logit.
+fn best(logits: &[f32]) -> u32 {
+    let greatest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    logits.iter().position(|logit| *logit == greatest).map_or(u32::MAX, |id| id as u32)
+}
+
+/// Prompts' last logits, those of every position passed through decode steps, and the greedy tokens along the reference's.
+fn logits(machine: &Machine, blas: BlasUse) -> Outcome {
+    for (name, long) in
+        [("needle-tiny", ["needle_4k_0", "needle_16k_0"]), ("tiny-llama31-random", ["long_0", "long_1"])]
+    {
+        let reference = Bundled::open(name);
+        let mut model = bundled(machine, name, Dense::default(), limits(2, 17_000), blas)?;
+        let (mut worst, mut decided) = (0.0_f32, 0);
+        for prompt in ["short_0", "short_1", "short_2"].into_iter().chain(long) {
+            let (ids, expected) = (reference.input_ids(prompt), reference.logits(prompt));
+            let vocab = model.config().vocab_size;
+            let at = |position: usize| {
+                let row = expected.positions.iter().position(|known| *known == position)?;
+                Some(&expected.values[row * vocab..][..vocab])
+            };
+            let request = model.pipeline_mut().admit(ids.len() + 16)?;
+            let mut found = model.prefill(request, &ids, go)?;
+            if let Some(expected) = at(ids.len() - 1) {
+                worst = worst.max(max_difference(&found, expected));
+            }
+            let margins = &reference.prompt(prompt).greedy_margins;
+            for (step, (token, margin)) in reference.greedy_ids(prompt).iter().zip(margins).enumerate() {
+                if *margin > MARGIN {
+                    decided += 1;
+                    let own = best(&found);
+                    ensure(
+                        own == *token,
+                        format!("{name} {prompt}, step {step}: {own}, the reference has {token}"),
+                    )?;
+                }
+                if step < 15 {
+                    found = model.decode(&[DecodeToken { request, token: *token }])?;
+                }
+            }
+            model.pipeline_mut().release(request);
+            if prompt.starts_with("short") {
+                let request = model.pipeline_mut().admit(ids.len())?;
+                model.prefill(request, &ids[..1], go)?;
+                for (position, token) in ids.iter().enumerate().skip(1) {
+                    let found = model.decode(&[DecodeToken { request, token: *token }])?;
+                    if let Some(expected) = at(position) {
+                        worst = worst.max(max_difference(&found, expected));
+                    }
+                }
+                model.pipeline_mut().release(request);
+            }
+        }
+        println!("{name}: logits within {worst:.3}, {decided} greedy tokens equal; {}", model.products());
+        ensure(worst <= TOLERANCE, format!("{name}: logits are off by {worst}"))?;
+        ensure(decided >= 16, format!("{name}: only {decided} steps were decided"))?;
+        ensure(model.pipeline().backend().is_empty(), "something is still held")?;
+    }
+    Ok(())
+}
+
+/// All 14 with dense attention; those of 4K with 1,024 tokens by ShadowKV, in one batch.
+fn needles(machine: &Machine) -> Outcome {
+    let reference = Bundled::open("needle-tiny");
+    let all: Vec<_> = reference.prompts.iter().filter(|prompt| !prompt.answer.is_empty()).collect();
+    ensure(all.len() == 14, format!("{} needles", all.len()))?;
+    let mut dense = bundled(machine, "needle-tiny", Dense::default(), limits(1, 32_768), BlasUse::IfPresent)?;
+    for prompt in &all {
+        let answers = generate(&mut dense, &reference, &[&prompt.name], 12)?;
+        ensure(
+            answers[0].contains(&prompt.answer),
+            format!("{}: {:?}, not {}", prompt.name, answers[0], prompt.answer),
+        )?;
+    }
+    drop(dense);
+    let sparse = ShadowKv { budget: Budget::Tokens(1024), steady: SteadyZone::default() };
+    let mut sparse = bundled(machine, "needle-tiny", sparse, limits(8, 4200), BlasUse::IfPresent)?;
+    let names: Vec<_> =
+        all.iter().map(|prompt| prompt.name.as_str()).filter(|name| name.contains("_4k_")).collect();
+    let answers = generate(&mut sparse, &reference, &names, 12)?;
+    for (name, answer) in names.iter().zip(&answers) {
+        let expected = &reference.prompt(name).answer;
+        ensure(answer.contains(expected), format!("shadowkv, {name}: {answer:?}, not {expected}"))?;
+    }
+    sparse.pipeline_mut().backend_mut().settle()?;
+    let counters = sparse.pipeline().counters();
+    println!("shadowkv, {} needles in a batch: {counters:?}", names.len());
+    ensure(counters.misses > 0 && counters.hits > counters.misses, format!("{counters:?}"))
+}
+
+/// The text of `tokens` greedy tokens after each of the named prompts, in one batch.
+fn generate(
+    model: &mut CudaModel,
+    reference: &Bundled,
+    names: &[&str],
+    tokens: usize,
+) -> Result<Vec<String>, Box<dyn std::error::Error>> {
+    let mut parts = Vec::new();
+    for name in names {
+        let ids = reference.input_ids(name);
+        let request = model.pipeline_mut().admit(ids.len() + tokens)?;
+        let token = best(&model.prefill(request, &ids, go)?);
+        parts.push((DecodeToken { request, token }, vec![token]));
+    }
+    for _ in 1..tokens {
+        let batch: Vec<_> = parts.iter().map(|(part, _)| *part).collect();
+        for ((part, ids), next) in parts.iter_mut().zip(model.decode_greedy(&batch)?) {
+            part.token = next;
+            ids.push(next);
+        }
+    }
+    let texts = parts.iter().map(|(part, ids)| {
+        model.pipeline_mut().release(part.request);
+        let mut stream = reference.tokenizer.stream();
+        let mut text = String::new();
+        for id in ids {
+            text.extend(stream.push(*id)?);
+        }
+        text.extend(stream.finish()?);
+        Ok(text)
+    });
+    texts.collect()
+}
+
+/// Requests come, are cancelled in their prompts, and go, with room for less than they want; cached pages are compared with the host's.
+fn soak(machine: &Machine) -> Outcome {
+    let sparse = ShadowKv { budget: Budget::Tokens(128), steady: SteadyZone { sinks: 4, window: 32 } };
+    let limits = CudaLimits { gpu_pages: Some(2400), ..limits(6, 2600) };
+    let mut model = bundled(machine, "needle-tiny", sparse, limits, BlasUse::IfPresent)?;
+    let free = machine.context.memory()?.free_bytes;
+    let mut rng = ChaCha8Rng::seed_from_u64(machine.seed);
+    let mut requests: Vec<(DecodeToken, usize)> = Vec::new();
+    let (mut came, mut cancelled, mut refused, mut audited) = (0, 0, 0, 0);
+    for step in 0..1000 {
+        if rng.random_bool(0.1) && requests.len() < 6 {
+            let ids: Vec<u32> = (0..rng.random_range(1..2000)).map(|_| rng.random_range(3..4096)).collect();
+            let max_tokens = ids.len() + rng.random_range(1..400);
+            match model.pipeline_mut().admit(max_tokens) {
+                Ok(request) => {
+                    let stops = rng.random_bool(0.2);
+                    let outcome = model.prefill(request, &ids, |done, _| {
+                        if stops && done == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                    });
+                    match outcome {
+                        Ok(logits) => {
+                            came += 1;
+                            requests.push((DecodeToken { request, token: best(&logits) }, max_tokens));
+                        }
+                        Err(spinkv_engine::Error::Cancelled) => {
+                            cancelled += 1;
+                            model.pipeline_mut().release(request);
+                        }
+                        Err(other) => return Err(other.into()),
+                    }
+                }
+                Err(spinkv::Error::OutOfGpuPages { .. } | spinkv::Error::OutOfHostMemory { .. }) => {
+                    refused += 1
+                }
+                Err(other) => return Err(other.into()),
+            }
+        }
+        let full = |request: RequestId, max_tokens: usize, model: &CudaModel| {
+            model.pipeline().tokens(request).is_ok_and(|tokens| tokens == max_tokens)
+        };
+        for index in (0..requests.len()).rev() {
+            let (part, max_tokens) = requests[index];
+            if full(part.request, max_tokens, &model) || rng.random_bool(0.005) {
+                model.pipeline_mut().release(part.request);
+                requests.remove(index);
+            }
+        }
+        let chosen: Vec<usize> = (0..requests.len()).filter(|_| rng.random_bool(0.85)).collect();
+        if !chosen.is_empty() {
+            let batch: Vec<_> = chosen.iter().map(|index| requests[*index].0).collect();
+            for (index, token) in chosen.iter().zip(model.decode_greedy(&batch)?) {
+                requests[*index].0.token = token;
+            }
+        }
+        if step % 20 == 0
+            && let Some((part, _)) = requests.choose(&mut rng)
+        {
+            audited += model.pipeline_mut().backend_mut().audit(part.request)?;
+        }
+    }
+    for (part, _) in requests {
+        model.pipeline_mut().release(part.request);
+    }
+    model.pipeline_mut().backend_mut().settle()?;
+    let counters = model.pipeline().counters();
+    println!("{came} came, {cancelled} cancelled, {refused} refused, {audited} pages audited, {counters:?}");
+    ensure(model.pipeline().backend().is_empty(), "something is still held")?;
+    // Graphs of the sizes that came, and the driver's own.
+    let lost = free.saturating_sub(machine.context.memory()?.free_bytes);
+    ensure(lost < 256 << 20, format!("{lost} bytes of GPU memory are lost"))?;
+    ensure(
+        came > 20 && cancelled > 3 && audited > 1000 && counters.misses > 1000,
+        "not the mix that was meant",
+    )
+}
+
+/// Four layers of Qwen3-14B.
+fn memory(machine: &Machine) -> Outcome {
+    let config = ModelConfig::preset("qwen3-14b")?.with_layers(4)?;
+    let before = machine.context.memory()?;
+    let weights = DeviceWeights::random(&machine.stream, &machine.kernels, &config, 1)?;
+    let sparse = ShadowKv { budget: Budget::Tokens(2048), steady: SteadyZone::default() };
+    let mut model = model(machine, config, weights, Arc::new(sparse), limits(4, 32_768), BlasUse::IfPresent)?;
+    let ids: Vec<u32> = (0..9000).map(|id| id * 7 % 150_000).collect();
+    let request = model.pipeline_mut().admit(9100)?;
+    let logits = model.prefill(request, &ids, go)?;
+    ensure(logits.iter().all(|logit| logit.is_finite()), "logits that are no numbers")?;
+    model.decode(&[DecodeToken { request, token: best(&logits) }])?;
+    let report = model.memory()?;
+    let GpuReport { in_use, .. } = report;
+    let total = report.total();
+    println!("{report:?}: {total} of {in_use}, {} before", before.total_bytes - before.free_bytes);
+    let off = total.abs_diff(in_use) as f64 / in_use as f64;
+    ensure(
+        off <= 0.02,
+        format!("the kinds add up to {total} bytes, the driver says {in_use}: off by {off:.3}"),
+    )
+}
