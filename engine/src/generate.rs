@@ -321,7 +321,8 @@ fn run(
     let mut prefill_time = None;
     let outcome = (|| {
         let mut progress = |done, total| listen(Event::Prefill { done, total });
-        let mut logits = runner.prefill(request, &prompt, &mut progress)?;
+        let logits = runner.prefill(request, &prompt, &mut progress)?;
+        let mut token = sampler.sample(&logits)?;
         let mut say = |piece: Option<String>| match piece {
             Some(piece) => {
                 text.push_str(&piece);
@@ -330,7 +331,6 @@ fn run(
             None => ControlFlow::Continue(()),
         };
         let finish = loop {
-            let token = sampler.sample(&logits)?;
             prefill_time.get_or_insert_with(|| start.elapsed());
             tokens.push(token);
             if !ignore_eos && runner.config().eos_token_ids.contains(&token) {
@@ -343,7 +343,7 @@ fn run(
             if tokens.len() == max_new {
                 break Finish::Length;
             }
-            logits = runner.decode(&[DecodeToken { request, token }])?;
+            token = runner.next_token(DecodeToken { request, token }, &mut sampler)?;
             if let (Some(recorder), Some(pipeline)) = (&mut recorder, runner.cpu_pipeline()) {
                 recorder.step(pipeline, request);
             }

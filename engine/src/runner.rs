@@ -9,6 +9,7 @@ use spinkv::pipeline::{Counters, Pipeline, RequestId, StageTimes};
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::model::{DecodeToken, Model, Wanted};
+use crate::sampling::Sampler;
 
 /// A model with KV memory for its requests.
 pub trait Runner {
@@ -47,6 +48,14 @@ pub trait Runner {
     /// # Errors
     /// What the model or its memory refuses.
     fn decode(&mut self, batch: &[DecodeToken]) -> Result<Vec<f32>>;
+
+    /// One decode step of one request, and its next token.
+    ///
+    /// # Errors
+    /// Those of [`decode`](Self::decode), and [`Error::NoFiniteLogit`](crate::Error::NoFiniteLogit).
+    fn next_token(&mut self, part: DecodeToken, sampler: &mut Sampler) -> Result<u32> {
+        sampler.sample(&self.decode(&[part])?)
+    }
 
     /// What happened to pages so far.
     ///

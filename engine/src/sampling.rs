@@ -136,6 +136,15 @@ impl Sampler {
         Ok(self.draw())
     }
 
+    /// How the next token is drawn, for a kernel that draws it as [`sample`](Self::sample) does: it takes the same random number.
+    #[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+    pub fn next_draw(&mut self) -> spinkv_kernels::abi::model::sample::SampleParams {
+        let SamplingParams { temperature, top_k, top_p, min_p, seed: _ } = self.params;
+        let top_k = top_k.map_or(0, |k| u32::try_from(k).unwrap_or(u32::MAX));
+        let draw = if temperature == 0.0 { 0 } else { self.rng.next_u64() >> 11 };
+        spinkv_kernels::abi::model::sample::SampleParams { temperature, top_k, top_p, min_p, draw, unused: 0 }
+    }
+
     /// Weighs in f64, so that a large vocabulary's tail adds up. The best one weighs 1, whatever the
     /// temperature.
     fn weigh(&mut self, best: f32) {

@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use spinkv::KvConfig;
 use spinkv::backend::cuda::driver::{Context, DeviceBuffer, Event, Graph, Result as DriverResult, Stream};
-use spinkv::backend::cuda::kernels::{Argmax, Embed, HeadNorms, Kernels, Positions, RmsNorm, Rotate};
+use spinkv::backend::cuda::kernels::{Argmax, Embed, HeadNorms, Kernels, Positions, RmsNorm, Rotate, Sample};
 use spinkv::backend::cuda::{CudaBackend, CudaBytes, CudaLimits, StepTensors};
 use spinkv::memory::Word;
 use spinkv::pipeline::{Pipeline, RequestId};
+use spinkv_kernels::abi::model::argmax::NONE;
+use spinkv_kernels::abi::model::sample::SampleParams;
 
 use super::activations::{Activations, KeysValues};
 use super::product::{BlasUse, Out, Products, Weights};
@@ -57,6 +59,8 @@ struct Parts {
     ids: DeviceBuffer<u32>,
     residual: DeviceBuffer<f32>,
     logits: DeviceBuffer<f32>,
+    /// `[requests]`: how tokens are drawn.
+    draws: DeviceBuffer<SampleParams>,
     /// `[requests]`: the likeliest tokens, and scratch.
     likeliest: DeviceBuffer<u32>,
     greatest: DeviceBuffer<u64>,
@@ -244,7 +248,15 @@ impl CudaModel {
     /// [`Error::TokenOutOfVocabulary`] and those of [`Pipeline::decode_at_once`].
     pub fn decode(&mut self, batch: &[DecodeToken]) -> Result<Vec<f32>> {
         self.step(batch)?;
-        self.parts.read_logits(self.weights.sizes(), batch.len())
+        self.logits(batch.len())
+    }
+
+    /// The logits of the last step's first `requests` requests, `[requests, vocab_size]`.
+    ///
+    /// # Errors
+    /// Beyond the largest batch, or a failed launch.
+    pub fn logits(&self, requests: usize) -> Result<Vec<f32>> {
+        self.parts.read_logits(self.weights.sizes(), requests)
     }
 
     /// The same, of whose logits only the likeliest tokens come back; [`u32::MAX`] for a row without a finite logit.
@@ -254,6 +266,36 @@ impl CudaModel {
     pub fn decode_greedy(&mut self, batch: &[DecodeToken]) -> Result<Vec<u32>> {
         self.step(batch)?;
         self.likeliest(batch.len())
+    }
+
+    /// The same, with each request's next token drawn on the GPU as [`Sampler`](crate::sampling::Sampler) draws it, from
+    /// [`next_draw`](crate::sampling::Sampler::next_draw).
+    ///
+    /// # Errors
+    /// As for [`decode`](Self::decode), and [`Error::NoFiniteLogit`].
+    ///
+    /// # Panics
+    /// If there are not as many draws as requests.
+    pub fn decode_sampled(&mut self, batch: &[DecodeToken], draws: &[SampleParams]) -> Result<Vec<u32>> {
+        assert_eq!(batch.len(), draws.len(), "a draw a request");
+        self.step(batch)?;
+        let (parts, vocab) = (&self.parts, self.weights.sizes().vocab);
+        // The likeliest tokens are there already.
+        if draws.iter().any(|draw| draw.temperature != 0.0) {
+            parts.draws.write(&parts.stream, 0, draws)?;
+            let sample = Sample {
+                logits: &parts.logits,
+                batch: batch.len() as u32,
+                vocab: vocab as u32,
+                stride: vocab as u32,
+                params: &parts.draws,
+                ids: &parts.likeliest,
+            };
+            // SAFETY: all of it is used on this stream alone.
+            unsafe { sample.launch(&parts.kernels, &parts.stream) }?;
+        }
+        let ids = self.likeliest(batch.len())?;
+        if ids.contains(&NONE) { Err(Error::NoFiniteLogit { len: vocab }) } else { Ok(ids) }
     }
 
     /// The likeliest tokens of the last step's batch. Waits for it.
@@ -423,6 +465,7 @@ impl Parts {
             ids: DeviceBuffer::zeroed(&stream, requests)?,
             residual: DeviceBuffer::zeroed(&stream, requests * sizes.hidden)?,
             logits: DeviceBuffer::zeroed(&stream, requests * sizes.vocab)?,
+            draws: DeviceBuffer::from_slice(&stream, &vec![SampleParams::default(); requests])?,
             likeliest: DeviceBuffer::zeroed(&stream, requests)?,
             greatest: DeviceBuffer::zeroed(&stream, requests)?,
             arrivals: DeviceBuffer::zeroed(&stream, requests)?,

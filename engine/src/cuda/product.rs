@@ -8,8 +8,9 @@ use spinkv::memory::Word;
 use super::WeightSizes;
 use crate::error::Result;
 
-/// Up to so many tokens our own kernels multiply: weights are then what a product's time is made of, and they stream past the tokens.
-const STREAMED_TOKENS: usize = 64;
+/// Up to so many tokens our own kernels multiply, which stream weights past the tokens and overlap: they are faster than cuBLASLt's there
+/// (benches/results/2026-11-27-h100-engine.md), and without it they multiply all.
+const STREAMED_TOKENS: usize = 16;
 
 /// bf16 elements of a word.
 const WORD_ELEMENTS: usize = 8;

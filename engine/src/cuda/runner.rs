@@ -8,6 +8,7 @@ use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::model::DecodeToken;
 use crate::runner::Runner;
+use crate::sampling::Sampler;
 
 impl Runner for CudaModel {
     fn config(&self) -> &ModelConfig {
@@ -37,6 +38,10 @@ impl Runner for CudaModel {
 
     fn decode(&mut self, batch: &[DecodeToken]) -> Result<Vec<f32>> {
         Self::decode(self, batch)
+    }
+
+    fn next_token(&mut self, part: DecodeToken, sampler: &mut Sampler) -> Result<u32> {
+        Ok(self.decode_sampled(&[part], &[sampler.next_draw()])?[0])
     }
 
     fn counters(&mut self) -> Result<Counters> {

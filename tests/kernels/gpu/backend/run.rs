@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use half::bf16;
 use libtest_mimic::Failed;
+use spinkv::backend::cpu::{score, top_k};
 use spinkv::backend::cuda::driver::{DeviceBuffer, DriverError};
 use spinkv::backend::cuda::{CudaBackend, CudaLimits};
 use spinkv::memory::{KvDtype, MemoryUsage, PageLayout, Word};
@@ -164,7 +165,7 @@ impl<'a> Run<'a> {
             let width = query_heads * head_dim;
             for (index, (request, token)) in batch.iter().zip(tokens).enumerate() {
                 let seen = (0..kv_heads)
-                    .map(|kv_head| self.seen(*request, index, kv_head, token))
+                    .map(|kv_head| self.seen(*request, layer, index, kv_head, token))
                     .collect::<Result<Vec<_>, Wrong>>()?;
                 let expected = self.sequences[request].attention(layer, token, &seen);
                 close(&found[index * width..][..width], &expected).map_err(|off| {
@@ -179,6 +180,7 @@ impl<'a> Run<'a> {
     fn seen(
         &self,
         request: RequestId,
+        layer: usize,
         index: usize,
         kv_head: usize,
         token: usize,
@@ -197,12 +199,57 @@ impl<'a> Run<'a> {
                 if ids.len() != limit {
                     return Err(Wrong::Output(format!("{ids:?} were selected, of {count} at most {limit}")));
                 }
+                self.check_selection(request, layer, kv_head, token, &ids)?;
                 let tokens = config.partition_tokens();
                 ids.iter().flat_map(|id| *id as usize * tokens..(*id as usize + 1) * tokens).collect()
             }
         };
         let steady = (0..zones.retrievable.start).chain(zones.retrievable.end..token + 1);
         Ok(steady.chain(selected).collect())
+    }
+
+    /// A selection against the CPU's Select from the same queries and summaries: the same ids, but for partitions whose scores differ by
+    /// less than rounding can tell.
+    fn check_selection(
+        &self,
+        request: RequestId,
+        layer: usize,
+        kv_head: usize,
+        token: usize,
+        ids: &[u32],
+    ) -> Result<(), Wrong> {
+        let (config, sequence) = (self.pipeline.config(), &self.sequences[&request]);
+        let KvShape { kv_heads, query_heads, head_dim, .. } = *config.shape();
+        let Select::TopK { merge, .. } = config.method().select() else { return Ok(()) };
+        let (group, partitions) = (query_heads / kv_heads, config.retrievable_partitions(token + 1));
+        let queries = sequence.queries(layer, token..token + 1);
+        // All keys of a chunk are alike, so the first one is the mean, exactly.
+        let summaries: Vec<f32> = partitions
+            .clone()
+            .flat_map(|id| {
+                let first = id as usize * config.partition_tokens();
+                sequence.keys(layer, first..first + 1)[kv_head * head_dim..][..head_dim].to_vec()
+            })
+            .collect();
+        let (mut scores, mut logits) = (vec![0.0; partitions.len()], vec![0.0; partitions.len()]);
+        let queries = &queries[kv_head * group * head_dim..][..group * head_dim];
+        score(queries, &summaries, head_dim, merge, &mut scores, &mut logits);
+        let mut expected = Vec::new();
+        top_k(&scores, ids.len(), &mut expected);
+        let of = |id: u32| scores[(id - partitions.start) as usize];
+        let least = expected.iter().map(|id| scores[*id as usize]).fold(f32::INFINITY, f32::min);
+        let expected: Vec<u32> = expected.iter().map(|id| id + partitions.start).collect();
+        let near = |id: &u32| (of(*id) - least).abs() <= 1e-4 * least;
+        let missed = expected.iter().filter(|id| !ids.contains(id) && !near(id));
+        let extra = ids.iter().filter(|id| !expected.contains(id) && !near(id));
+        match missed.chain(extra).next() {
+            None => Ok(()),
+            Some(id) => Err(Wrong::Output(format!(
+                "{request:?}, layer {layer}, KV head {kv_head}, token {token}: {ids:?} were selected, {expected:?} by the CPU; \
+                 partition {id} scores {}, the least {least}",
+                of(*id)
+            ))),
+        }
     }
 
     /// Those of a batch that hold as many tokens as they may.
