@@ -115,9 +115,19 @@ impl Bundled {
 }
 
 /// The folder of a bundled checkpoint: in `SPINKV_MODELS`, or in this repository.
+///
+/// # Panics
+/// If it is in neither; tests cannot go on without it.
 pub fn dir(name: &str) -> PathBuf {
     let models = std::env::var_os("SPINKV_MODELS").map(PathBuf::from);
-    models.unwrap_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../models"))).join(name)
+    let models = models.unwrap_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../models")));
+    let dir = models.join(name);
+    assert!(
+        dir.is_dir(),
+        "{} is not there: SPINKV_MODELS names the folder of the bundled models",
+        dir.display()
+    );
+    dir
 }
 
 /// The largest absolute difference of two equally long slices.

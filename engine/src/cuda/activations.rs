@@ -33,9 +33,9 @@ pub(super) struct KeysValues {
 }
 
 impl Activations {
-    /// Memory that holds whatever was there; `gate_up` only if products of the gate pass through it.
+    /// All zero, since a rehearsal reads them; `gate_up` only if products of the gate pass through it.
     pub fn new(sizes: &WeightSizes, tokens: usize, gate_up: bool, stream: &Stream) -> Result<Self> {
-        let words = |width: usize| DeviceBuffer::uninit(stream.context(), tokens * width / WORD_ELEMENTS);
+        let words = |width: usize| DeviceBuffer::zeroed(stream, tokens * width / WORD_ELEMENTS);
         Ok(Self {
             normed: words(sizes.hidden)?,
             projected: words(sizes.qkv()[0])?,
@@ -54,9 +54,9 @@ impl Activations {
 }
 
 impl KeysValues {
-    /// Memory for `tokens` tokens that holds whatever was there.
+    /// Those of `tokens` tokens, all zero.
     pub fn new(sizes: &WeightSizes, tokens: usize, stream: &Stream) -> Result<Self> {
-        let words = || DeviceBuffer::uninit(stream.context(), tokens * sizes.keys / WORD_ELEMENTS);
+        let words = || DeviceBuffer::zeroed(stream, tokens * sizes.keys / WORD_ELEMENTS);
         Ok(Self { keys: words()?, values: words()? })
     }
 
