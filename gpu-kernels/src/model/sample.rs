@@ -30,6 +30,10 @@ const _: () = assert!(Scratch::BYTES == SHARED_BYTES as usize, "as the host has 
 /// A block has a row, which it reads several times: where a sum along the order reaches a number is found by a radix descent over
 /// the logits' keys, 11, 11 and 10 bits.
 ///
+/// # What bounds it
+/// On an H100: its passes over the row, one behind the other, by one block with 56 registers: 88 us at 151,936 logits with temperature alone, 255 with top-p, 303 with
+/// top-k and top-p, whether one row or 64.
+///
 /// # Launch
 /// `batch` blocks of [`BLOCK`](crate::abi::model::sample::BLOCK) threads, with [`SHARED_BYTES`] of shared memory.
 ///
