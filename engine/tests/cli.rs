@@ -144,9 +144,40 @@ fn an_unknown_method_gets_a_suggestion() {
 }
 
 #[test]
-fn the_cuda_backend_is_refused_where_it_is_not_built() {
-    refused(&["--backend", "cuda"], &["\"cuda\"", "not built", "built: cpu"]);
+fn an_unknown_backend_is_refused() {
     refused(&["--backend", "tpu"], &["\"tpu\"", "known: cpu, cuda"]);
+    refused(
+        &["--random-weights", "qwen3-14b", "--prompt-tokens", "8"],
+        &["the cpu backend cannot make random weights"],
+    );
+}
+
+/// Where the cuda backend is built. What can be refused without a GPU is refused before one is looked for, and without one no model is read.
+#[test]
+fn the_cuda_backend_says_what_it_lacks() {
+    if cfg!(not(all(feature = "cuda", target_os = "linux"))) {
+        refused(&["--backend", "cuda"], &["\"cuda\"", "not built", "built: cpu"]);
+        return;
+    }
+    let random = |more: &[&'static str]| {
+        let arguments = ["--backend", "cuda", "--prompt-tokens", "100", "--random-weights"];
+        arguments.into_iter().chain(more.iter().copied()).collect::<Vec<_>>()
+    };
+    refused(&random(&["qwen3-14"]), &["\"qwen3-14\"", "did you mean \"qwen3-14b\"?"]);
+    refused(&random(&["qwen3-14b", "--layers", "0"]), &["0 layers", "1 to 40"]);
+    refused(&random(&["qwen3-14b", "--layers", "41"]), &["41 layers", "1 to 40"]);
+    refused(&["--backend", "cuda", "--random-weights", "qwen3-14b"], &["--prompt-tokens"]);
+    refused(&["--backend", "cuda", "--prompt-tokens", "8"], &["--random-weights"]);
+    let devices = Command::cargo_bin("spinkv").expect("the binary is built").arg("devices").output();
+    let said = String::from_utf8_lossy(&devices.expect("spinkv runs").stderr).into_owned();
+    if !said.contains("no CUDA driver") {
+        println!(
+            "SKIPPED: the rest of the_cuda_backend_says_what_it_lacks, since this machine has a CUDA driver"
+        );
+        return;
+    }
+    refused(&["--backend", "cuda", "--model", "no/such/folder", "-"], &["no CUDA driver", "libcuda.so.1"]);
+    refused(&random(&["qwen3-14b"]), &["no CUDA driver", "libcuda.so.1"]);
 }
 
 #[test]

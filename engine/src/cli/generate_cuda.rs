@@ -15,15 +15,15 @@ use super::report;
 
 /// Runs `spinkv generate --backend cuda`.
 pub(super) fn run(arguments: &GenerateArguments, options: &GenerateOptions) -> Result<()> {
-    // Without a GPU nothing is read.
-    let context = Device::open(0)?;
     match (&arguments.random_weights, arguments.prompt_tokens) {
-        (Some(name), Some(tokens)) => random(arguments, options, &context, name, tokens),
-        _ => checkpoint(arguments, options, &context),
+        (Some(name), Some(tokens)) => random(arguments, options, name, tokens),
+        _ => checkpoint(arguments, options),
     }
 }
 
-fn checkpoint(arguments: &GenerateArguments, options: &GenerateOptions, context: &Context) -> Result<()> {
+fn checkpoint(arguments: &GenerateArguments, options: &GenerateOptions) -> Result<()> {
+    // Without a GPU nothing is read.
+    let context = &Device::open(0)?;
     let directory = arguments.model.clone().unwrap_or_else(demo::model);
     let prompt = arguments.read_prompt(&directory)?;
     let (config, tokenizer) = (ModelConfig::open(&directory)?, Tokenizer::open(&directory)?);
@@ -47,13 +47,7 @@ fn checkpoint(arguments: &GenerateArguments, options: &GenerateOptions, context:
     )
 }
 
-fn random(
-    arguments: &GenerateArguments,
-    options: &GenerateOptions,
-    context: &Context,
-    name: &str,
-    tokens: usize,
-) -> Result<()> {
+fn random(arguments: &GenerateArguments, options: &GenerateOptions, name: &str, tokens: usize) -> Result<()> {
     let mut config = ModelConfig::preset(name)?;
     if let Some(layers) = arguments.layers {
         config = config.with_layers(layers)?;
@@ -61,6 +55,7 @@ fn random(
     let mut rng = ChaCha8Rng::seed_from_u64(arguments.seed);
     let ids = (0..tokens).map(|_| rng.next_u32() % config.vocab_size as u32).collect();
     let prepared = Prepared::from_tokens(&config, ids, options)?;
+    let context = &Device::open(0)?;
     let weights =
         DeviceWeights::random(&Stream::new(context)?, &Kernels::load(context)?, &config, arguments.seed)?;
     let prompt = Prompt { text: String::new(), question: None };
