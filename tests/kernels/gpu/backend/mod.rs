@@ -89,6 +89,12 @@ fn borders(machine: &Machine) -> Outcome {
         }
         run.audit(request)?;
     }
+    // Too short to fill a page.
+    let mut run = Run::new(machine, shape, 8, Arc::new(SPARSE), &limits(1, 5))?;
+    let request = run.start(sequence(shape, Style::Random, 5, machine.seed), 2)?;
+    for _ in 0..3 {
+        run.step(&[request])?;
+    }
     Ok(())
 }
 

@@ -34,7 +34,7 @@ pub use stages::StepTensors;
 /// Bytes of an element of a summary: bf16.
 const SUMMARY_BYTES: usize = 2;
 
-/// The stages on a GPU. See the [module](self).
+/// The stages on a GPU, with tables whose decisions are taken there.
 ///
 /// Every stage is enqueued and not waited for: what one wrote, the next one reads, on [`stream`](Self::stream). A prompt's Index,
 /// Offload, Select and Retrieve run on a stream of their own, under the next layer's compute: the keys and values that they were given
@@ -92,7 +92,8 @@ impl CudaBackend {
     ///
     /// # Errors
     /// [`Error::UnsupportedOnGpu`] for a shape, layout or method that the kernels do not have, those of [`RequestPlan::new`] for the
-    /// longest request, [`Error::EmptyRequest`] for no requests, and [`Error::Driver`], for instance out of GPU memory.
+    /// longest request, [`Error::EmptyRequest`] for no requests, [`Error::OutOfHostMemory`] for less than a slab of each layer, and
+    /// [`Error::Driver`], for instance out of GPU memory.
     pub fn new(context: &Context, config: KvConfig, limits: &CudaLimits) -> Result<Self> {
         if limits.requests == 0 {
             return Err(Error::EmptyRequest);

@@ -119,7 +119,7 @@ impl Sizes {
         let planned_pages = limits.gpu_pages.unwrap_or(limits.requests * plan.gpu_pages() + extra);
         let host_bytes = limits.host_bytes.unwrap_or_else(|| {
             let slab = (SLAB_PAGES as usize * layout.page_bytes()) as u64;
-            (limits.requests * plan.host_slabs()) as u64 * slab
+            (limits.requests * plan.host_slabs()).max(shape.layers) as u64 * slab
         });
         Ok(Self {
             requests: limits.requests,
