@@ -2,6 +2,7 @@
 //! No GPU is needed, and none is used if there is one.
 #![cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 
+mod backend;
 mod blas;
 mod host_memory;
 mod kernels;
@@ -130,6 +131,36 @@ fn a_buffer_holds_what_is_written_and_waits_before_it_is_freed() {
     assert_eq!(full, DriverError::OutOfGpuMemory { wanted: (1 << 20) + 1, free: 1000, total: 1 << 20 });
     let absurd = DeviceBuffer::<u64>::uninit(&context, usize::MAX).unwrap_err();
     assert!(matches!(absurd, DriverError::OutOfGpuMemory { wanted: u64::MAX, .. }), "{absurd}");
+}
+
+#[test]
+fn a_part_is_the_same_memory_which_stays_while_either_lives() {
+    let driver = driver();
+    let (_context, stream) = driver.open();
+    let whole = DeviceBuffer::from_slice(&stream, &(0..256).collect::<Vec<u32>>()).unwrap();
+    driver.log();
+    let part = whole.part(64..192).unwrap();
+    assert_eq!((part.len(), part.bytes(), part.address()), (128, 512, whole.address() + 256));
+    let empty = whole.part(64..64).unwrap();
+    assert_eq!((empty.len(), empty.address()), (0, 0));
+    assert_eq!(driver.log(), [""; 0], "nothing is allocated");
+    part.write(&stream, 1, &[7]).unwrap();
+    let mut found = [0; 3];
+    whole.read(&stream, 64, &mut found).unwrap();
+    assert_eq!(found, [64, 7, 66]);
+    let beyond = |what, start, len, limit| DriverError::OutOfRange { what, start, len, limit };
+    assert_eq!(part.write(&stream, 128, &[0]), Err(beyond("write", 128, 1, 128)), "the rest is not its");
+    assert_eq!(whole.part(64..257).unwrap_err(), beyond("part", 64, 193, 256));
+    assert_eq!(whole.part(320..321).unwrap_err(), beyond("part", 320, 1, 256));
+    assert!(matches!(whole.part(63..192).unwrap_err(), DriverError::Multiple { .. }), "252 bytes in");
+    assert_eq!(part.part(64..128).unwrap().address(), whole.address() + 512, "a part of a part");
+    driver.log();
+    drop((whole, empty));
+    assert_eq!(driver.log(), [""; 0], "the part still needs it");
+    assert_eq!(part.to_vec(&stream).unwrap()[..3], [64, 7, 66]);
+    driver.log();
+    drop(part);
+    assert_eq!(driver.log(), ["synchronize", "free"]);
 }
 
 #[test]

@@ -202,7 +202,8 @@ impl CudaBackend {
         Ok(ids)
     }
 
-    /// Looks at the last decode step's counts: [`counters`](Backend::counters) count it from then on. Waits for the step.
+    /// Looks at the last decode step's counts: [`counters`](Backend::counters) count it from then on. Waits for the step. Of batches that take
+    /// turns within a step, layer by layer, only the last one is counted right.
     ///
     /// # Errors
     /// [`Error::StepFault`] if a row's selection could not be made resident, which the tables rule out; a failed launch.

@@ -117,7 +117,15 @@ impl CudaBackend {
         Ok(launch(&Stages { backend: self, lists: &lists, layer: step.layer })?)
     }
 
+    /// Whether a step's requests keep all their pages steady, so that there is nothing to index, to select or to retrieve.
+    fn is_resident_step(&self, step: &Step<'_>) -> bool {
+        self.is_resident(step.entries.iter().map(|entry| entry.request))
+    }
+
     pub(super) fn index_step(&self, step: &Step<'_>) -> Result<()> {
+        if self.is_resident_step(step) {
+            return Ok(());
+        }
         self.launch(step, |stages| match stages.index() {
             // SAFETY: the step's entries are on the GPU, and its tables agree with them.
             Some(index) => unsafe { index.launch(&self.kernels, &self.stream) },
@@ -136,6 +144,9 @@ impl CudaBackend {
     }
 
     pub(super) fn select_step(&self, step: &Step<'_>, queries: &DeviceBuffer<Word>) -> Result<()> {
+        if self.is_resident_step(step) {
+            return Ok(());
+        }
         self.launch(step, |stages| {
             let Some((score, select)) = stages.select(queries) else { return Ok(()) };
             // SAFETY: as in index_step.
@@ -147,6 +158,9 @@ impl CudaBackend {
     }
 
     pub(super) fn retrieve_step(&self, step: &Step<'_>) -> Result<()> {
+        if self.is_resident_step(step) {
+            return Ok(());
+        }
         // SAFETY: as in index_step; the ids are those that Select wrote.
         self.launch(step, |stages| unsafe {
             stages.resolve().launch(&self.kernels, &self.stream)?;

@@ -1,0 +1,258 @@
+//! The cuda backend without a GPU: what it refuses, launches and writes into tables and entries. The stand-in's kernels touch nothing.
+
+use std::sync::Arc;
+
+use spinkv::algorithms::{Dense, ShadowKv, StreamingLlm};
+use spinkv::backend::cuda::driver::{Context, DeviceBuffer};
+use spinkv::backend::cuda::{CudaBackend, CudaLimits};
+use spinkv::memory::{KvDtype, PageLayout, Word};
+use spinkv::pipeline::{Budget, Method, Pipeline, RequestId, SteadyZone};
+use spinkv::{Error, KvConfig, KvShape};
+use spinkv_kernels::abi::Entry;
+
+use super::{Driver, driver};
+
+const STEADY: SteadyZone = SteadyZone { sinks: 4, window: 12 };
+const LAYERS: usize = 2;
+
+/// Selects 3 chunks of 8 tokens.
+fn shadowkv() -> Arc<dyn Method> {
+    Arc::new(ShadowKv { budget: Budget::Tokens(24), steady: STEADY })
+}
+
+fn config(page_tokens: usize, head_dim: usize, dtype: KvDtype, method: Arc<dyn Method>) -> KvConfig {
+    let shape = KvShape::new(LAYERS, 4, 2, head_dim).unwrap();
+    KvConfig::new(shape, PageLayout::new(page_tokens, head_dim, dtype).unwrap(), method).unwrap()
+}
+
+fn limits(requests: usize) -> CudaLimits {
+    CudaLimits { requests, max_tokens: 200, buffering: 2.0, gpu_pages: None, host_bytes: None }
+}
+
+/// A pipeline of pages of 8 tokens, and tensors for batches.
+struct Run {
+    pipeline: Pipeline<CudaBackend>,
+    context: Context,
+}
+
+impl Run {
+    fn new(driver: &Driver, method: Arc<dyn Method>, limits: &CudaLimits) -> Self {
+        let (context, _) = driver.open();
+        let backend = CudaBackend::new(&context, config(8, 64, KvDtype::Bf16, method), limits).unwrap();
+        driver.log();
+        Self { pipeline: Pipeline::new(backend).with_buffering(limits.buffering), context }
+    }
+
+    /// `[tokens, heads, 64]` bf16.
+    fn tensor(&self, tokens: usize, heads: usize) -> DeviceBuffer<Word> {
+        DeviceBuffer::uninit(&self.context, tokens * heads * 8).unwrap()
+    }
+
+    fn decode(&mut self, layer: usize, batch: &[RequestId]) -> Result<(), Error> {
+        let [queries, mut out] = [(); 2].map(|()| self.tensor(batch.len(), 4));
+        let [keys, values] = [(); 2].map(|()| self.tensor(batch.len(), 2));
+        self.pipeline.decode(layer, batch, &queries, &keys, &values, &mut out)
+    }
+
+    fn step(&mut self, batch: &[RequestId]) {
+        (0..LAYERS).for_each(|layer| self.decode(layer, batch).unwrap());
+    }
+
+    fn entries(&self, batch: usize) -> Vec<Entry> {
+        let backend = self.pipeline.backend();
+        backend.entries_of(batch).unwrap().to_vec(backend.stream()).unwrap()
+    }
+}
+
+/// The kernels that were launched, in order, and `copy` for a copy of whole entries.
+fn launches(log: &[String]) -> Vec<String> {
+    let entry = size_of::<Entry>();
+    let copied = |line: &str| line.strip_prefix("copy ").and_then(|bytes| bytes.parse::<usize>().ok());
+    log.iter()
+        .map(|line| line.strip_prefix("overlapping ").unwrap_or(line))
+        .filter_map(|line| match line.strip_prefix("launch ") {
+            Some(launch) => launch.split(' ').next().map(str::to_owned),
+            None => copied(line)
+                .filter(|bytes| bytes % entry == 0)
+                .map(|bytes| format!("entries {}", bytes / entry)),
+        })
+        .collect()
+}
+
+#[test]
+fn what_the_kernels_do_not_have_is_refused() {
+    let driver = driver();
+    let (context, _) = driver.open();
+    let refused = |config, limits: CudaLimits| CudaBackend::new(&context, config, &limits).unwrap_err();
+    let dense = || Arc::new(Dense { steady: STEADY });
+    for (config, part) in [
+        (config(8, 64, KvDtype::F32, dense()), "F32"),
+        (config(8, 96, KvDtype::Bf16, dense()), "heads of 96"),
+        (config(8, 24, KvDtype::Bf16, dense()), "heads of 24"),
+        (config(4, 64, KvDtype::Bf16, dense()), "pages of 4"),
+        (config(24, 64, KvDtype::Bf16, dense()), "pages of 24"),
+        (config(128, 64, KvDtype::Bf16, dense()), "pages of 128"),
+    ] {
+        let error = refused(config, limits(2));
+        assert!(matches!(&error, Error::UnsupportedOnGpu { what } if what.contains(part)), "{part}: {error}");
+    }
+    let good = || config(8, 64, KvDtype::Bf16, shadowkv());
+    assert_eq!(refused(good(), limits(0)), Error::EmptyRequest);
+    assert_eq!(refused(good(), CudaLimits { max_tokens: 0, ..limits(1) }), Error::EmptyRequest);
+    let long = refused(good(), CudaLimits { max_tokens: usize::MAX, ..limits(1) });
+    assert!(matches!(long, Error::ContextTooLong { max_tokens: usize::MAX, .. }), "{long}");
+    let negative = refused(good(), CudaLimits { buffering: -1.0, ..limits(1) });
+    assert_eq!(negative, Error::InvalidBuffering { value: -1.0 });
+    assert_eq!(driver.log(), [""; 0], "before anything is allocated");
+}
+
+#[test]
+fn a_decode_step_launches_its_stages_in_order_and_uploads_entries_once() {
+    let driver = driver();
+    let all = ["chunk_mean_step", "append", "score", "select", "resolve", "gather", "attend_64"];
+    let none = ["append", "resolve", "gather", "attend_64"];
+    let cases: [(Arc<dyn Method>, &[&str]); 3] = [
+        (shadowkv(), &all),
+        (Arc::new(StreamingLlm { steady: STEADY }), &none),
+        (Arc::new(Dense { steady: STEADY }), &["append", "attend_64"]),
+    ];
+    for (method, stages) in cases {
+        let mut run = Run::new(&driver, method, &limits(2));
+        let requests = [run.pipeline.admit(200).unwrap(), run.pipeline.admit(200).unwrap()];
+        driver.log();
+        let mut launched = |layer, batch: &[RequestId]| {
+            run.decode(layer, batch).unwrap();
+            launches(&driver.log())
+        };
+        let with = |entries: &[&'static str]| [entries, stages].concat();
+        assert_eq!(launched(0, &requests), with(&["entries 2"]));
+        assert_eq!(launched(1, &requests), with(&[]), "they are there");
+        assert_eq!(launched(0, &requests[..1]), with(&["entries 1"]));
+        assert_eq!(launched(0, &requests[1..]), with(&["entries 1"]));
+        assert_eq!(launched(1, &requests[..1]), with(&["entries 1"]), "the other's were there");
+        assert_eq!(launched(1, &requests[1..]), with(&["entries 1"]));
+    }
+}
+
+/// By the zones' definition: a page is steady as a sink, or while the window, rounded outwards to whole pages, reaches it.
+#[test]
+fn entries_follow_the_zones_token_by_token() {
+    let driver = driver();
+    let selectable = |tokens: usize| (1..25).filter(|page| 8 * (page + 1) + 12 <= tokens).count() as u32;
+    for (method, selects) in [(shadowkv(), true), (Arc::new(StreamingLlm { steady: STEADY }) as _, false)] {
+        let mut run = Run::new(&driver, method, &limits(1));
+        let request = run.pipeline.admit(200).unwrap();
+        for tokens in 1..=200 {
+            run.step(&[request]);
+            driver.log();
+            let entry = run.entries(1)[0];
+            let (now, before) = (selectable(tokens), selectable(tokens - 1));
+            assert_eq!((entry.tokens as usize, entry.clock as usize), (tokens, tokens % 64));
+            assert_eq!((entry.leaving_key, entry.leaving), (1 + before, now - before), "{tokens}");
+            let (partitions, limit, new) = if selects { (now, now.min(3), now - before) } else { (0, 0, 0) };
+            // StreamingLLM's partitions are tokens, of which it selects none.
+            let first = if selects { 1 } else { 8 };
+            assert_eq!(
+                (entry.first_partition, entry.partitions, entry.limit),
+                (first, partitions, limit),
+                "{tokens}"
+            );
+            assert_eq!((entry.new_partition, entry.new_partitions), (first * (1 + before), new), "{tokens}");
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_costs_nothing() {
+    let driver = driver();
+    let mut run = Run::new(&driver, shadowkv(), &limits(2));
+    let long = run.pipeline.admit(201).unwrap_err();
+    assert_eq!(long, Error::ContextTooLong { max_tokens: 201, limit: 200 });
+    assert!(run.pipeline.backend().is_empty());
+    let held = [run.pipeline.admit(200).unwrap(), run.pipeline.admit(200).unwrap()];
+    assert_eq!(run.pipeline.admit(8).unwrap_err(), Error::BatchTooLarge { requests: 3, limit: 2 });
+    held.into_iter().for_each(|request| run.pipeline.release(request));
+    assert!(run.pipeline.backend().is_empty());
+    run.pipeline.admit(200).unwrap();
+}
+
+/// Room for the steady and mandatory pages of two requests and seven buffering pages a row, of which each wants six.
+#[test]
+fn caches_shrink_for_others_and_grow_back() {
+    let driver = driver();
+    let rows = LAYERS * 2;
+    let limits = CudaLimits { gpu_pages: Some(2 * rows * (4 + 3) + rows * 7), ..limits(2) };
+    let mut run = Run::new(&driver, shadowkv(), &limits);
+    let buffering = |run: &Run, request| run.pipeline.admitted(request).unwrap().row.buffering_pages;
+    let first = run.pipeline.admit(200).unwrap();
+    assert_eq!(buffering(&run, first), 6);
+    let second = run.pipeline.admit(200).unwrap();
+    assert_eq!(
+        (buffering(&run, first), buffering(&run, second)),
+        (4, 3),
+        "the first of equals gets the last page"
+    );
+    for request in [first, second] {
+        assert_eq!(run.pipeline.backend_mut().audit(request), Ok(0), "tables agree, and nothing is cached");
+    }
+    run.pipeline.release(first);
+    assert_eq!(buffering(&run, second), 6);
+    assert_eq!(run.pipeline.backend_mut().audit(second), Ok(0));
+    run.pipeline.release(second);
+    assert!(run.pipeline.backend().is_empty());
+}
+
+#[test]
+fn a_prompt_is_attended_chunk_by_chunk_and_kept_with_its_last_query() {
+    let driver = driver();
+    for (method, stages) in [
+        (shadowkv(), &["chunk_mean", "store_prompt", "score", "select", "resolve", "gather"][..]),
+        (Arc::new(StreamingLlm { steady: STEADY }) as _, &["store_prompt"]),
+        (Arc::new(Dense { steady: STEADY }) as _, &["store_prompt"]),
+    ] {
+        let mut run = Run::new(&driver, method, &limits(1));
+        let request = run.pipeline.admit(120).unwrap();
+        let [keys, values] = [(); 2].map(|()| run.tensor(100, 2));
+        let (queries, mut out) = (run.tensor(50, 4), run.tensor(50, 4));
+        for layer in 0..LAYERS {
+            let mut prompt = run.pipeline.prefill(request, layer, 100, &keys, &values).unwrap();
+            driver.log();
+            prompt.attend(50, &queries, &mut out).unwrap();
+            let first = launches(&driver.log());
+            assert!(matches!(&first[..], [kernel] if kernel.starts_with("prefill_")), "{first:?}");
+            prompt.attend(50, &queries, &mut out).unwrap();
+            let last: Vec<_> =
+                launches(&driver.log()).into_iter().filter(|line| !line.starts_with("entries")).collect();
+            assert_eq!(last[1..], *stages, "layer {layer}");
+        }
+        assert_eq!(run.pipeline.tokens(request), Ok(100));
+        // The step behind it takes the prompt's places over.
+        run.step(&[request]);
+        let entry = run.entries(1)[0];
+        assert_eq!((entry.tokens, entry.clock), (101, 2));
+    }
+}
+
+#[test]
+fn a_step_at_once_advances_all_or_fails_all() {
+    let driver = driver();
+    let mut run = Run::new(&driver, shadowkv(), &limits(2));
+    let requests = [run.pipeline.admit(2).unwrap(), run.pipeline.admit(3).unwrap()];
+    let mut step = |batch: &[RequestId], fails: bool| {
+        run.pipeline.decode_at_once(batch, |backend, step| {
+            assert_eq!(step.layer, 0);
+            backend.begin_step(step, 2)?;
+            if fails { Err(Error::EmptyRequest) } else { Ok(()) }
+        })
+    };
+    assert_eq!(step(&[requests[0], requests[0]], false), Err(Error::DuplicateRequest(requests[0])));
+    assert_eq!(step(&requests, false), Ok(()));
+    assert_eq!(step(&requests, false), Ok(()));
+    let full = Error::ContextFull { request: requests[0], tokens: 1, held: 2, limit: 2 };
+    assert_eq!(step(&requests, false), Err(full), "of which nothing changed");
+    assert_eq!(step(&requests[1..], true), Err(Error::EmptyRequest));
+    assert_eq!(step(&requests[1..], false), Err(Error::RequestFailed(requests[1])));
+    assert_eq!(requests.map(|request| run.pipeline.tokens(request)), [Ok(2), Ok(2)]);
+    let three = run.pipeline.backend_mut().begin_step(&spinkv::backend::Step { layer: 0, entries: &[] }, 3);
+    assert_eq!(three, Err(Error::BatchTooLarge { requests: 3, limit: 2 }));
+}
