@@ -2,8 +2,10 @@
 
 mod activations;
 mod model;
+mod parts;
 mod product;
 mod profile;
+mod report;
 mod runner;
 mod sizes;
 mod staging;
@@ -11,8 +13,9 @@ mod staging;
 mod stand_in;
 pub mod weights;
 
-pub use model::{CudaModel, CudaOptions, GpuReport};
+pub use model::{CudaModel, CudaOptions};
 pub use product::BlasUse;
 pub use profile::{StepPart, StepProfile};
+pub use report::GpuReport;
 pub use sizes::{WeightBytes, WeightSizes};
 pub use weights::{DeviceLayer, DeviceWeights};

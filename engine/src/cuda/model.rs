@@ -1,28 +1,21 @@
 use std::collections::HashMap;
 use std::ops::ControlFlow;
-use std::sync::Arc;
 
 use spinkv::KvConfig;
-use spinkv::backend::cuda::driver::{Context, DeviceBuffer, Event, Graph, Result as DriverResult, Stream};
-use spinkv::backend::cuda::kernels::{Argmax, Embed, HeadNorms, Kernels, Positions, RmsNorm, Rotate, Sample};
-use spinkv::backend::cuda::{CudaBackend, CudaBytes, CudaLimits, StepTensors};
-use spinkv::memory::Word;
+use spinkv::backend::cuda::driver::{Context, Event, Graph, Result as DriverResult, Stream};
+use spinkv::backend::cuda::kernels::{Argmax, Positions, RmsNorm, Sample};
+use spinkv::backend::cuda::{CudaBackend, CudaLimits, StepTensors};
 use spinkv::pipeline::{Pipeline, RequestId};
 use spinkv_kernels::abi::model::argmax::NONE;
 use spinkv_kernels::abi::model::sample::SampleParams;
 
-use super::activations::{Activations, KeysValues};
-use super::product::{BlasUse, Out, Products, Weights};
+use super::parts::Parts;
+use super::product::BlasUse;
 use super::profile::StepPart;
-use super::{DeviceLayer, DeviceWeights, WeightSizes};
+use super::{DeviceWeights, GpuReport};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::model::DecodeToken;
-use crate::model::rope::Rope;
-
-/// Tokens of a prompt that pass through a layer at a time: enough for products at full speed, and few enough that the widest
-/// activations are held for these alone.
-const PREFILL_CHUNK: usize = 8192;
 
 /// bf16 elements of a word.
 const WORD_ELEMENTS: usize = 8;
@@ -41,66 +34,6 @@ pub struct CudaModel {
     /// Bytes of GPU memory that were in use before this.
     used_before: u64,
     context: Context,
-}
-
-/// What the forward pass is made with, beside weights and KV memory.
-#[derive(Debug)]
-struct Parts {
-    stream: Arc<Stream>,
-    kernels: Kernels,
-    products: Products,
-    /// `[head_dim / 2]`, and the factor of sines and cosines.
-    frequencies: DeviceBuffer<f32>,
-    magnitude: f32,
-    eps: f32,
-    query_heads: usize,
-    kv_heads: usize,
-    /// Of a decode step: token ids `[requests]`, residual `[requests, hidden]`, logits `[requests, vocab]`.
-    ids: DeviceBuffer<u32>,
-    residual: DeviceBuffer<f32>,
-    logits: DeviceBuffer<f32>,
-    /// `[requests]`: how tokens are drawn.
-    draws: DeviceBuffer<SampleParams>,
-    /// `[requests]`: the likeliest tokens, and scratch.
-    likeliest: DeviceBuffer<u32>,
-    greatest: DeviceBuffer<u64>,
-    arrivals: DeviceBuffer<u32>,
-    step: Activations,
-    step_kv: KeysValues,
-    /// Of a prompt: token ids, residual of all its tokens, activations of a chunk, and keys and values of two layers in turn.
-    prompt_ids: DeviceBuffer<u32>,
-    prompt_residual: DeviceBuffer<f32>,
-    chunk: Activations,
-    chunk_tokens: usize,
-    prompt_kv: [KeysValues; 2],
-    /// Before the last step's graph.
-    began: Event,
-    /// Behind the layers of a prompt of an even number, and of the others.
-    layer_done: [Event; 2],
-}
-
-/// GPU memory by what for, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GpuReport {
-    /// In use before the model was made: the driver's context, the kernels, other processes.
-    pub before: u64,
-    /// Weights.
-    pub weights: u64,
-    /// Activations of a decode step and of a chunk of a prompt, logits, scratch of products.
-    pub activations: u64,
-    /// Residual, and K and V of two layers, of the longest prompt.
-    pub prompt: u64,
-    /// The KV memory.
-    pub kv: CudaBytes,
-    /// In use now, as the driver says.
-    pub in_use: u64,
-}
-
-impl GpuReport {
-    /// All kinds together.
-    pub fn total(&self) -> u64 {
-        self.before + self.weights + self.activations + self.prompt + self.kv.total()
-    }
 }
 
 /// What is enqueued behind each part of a step.
@@ -441,154 +374,6 @@ fn bucket_of(requests: usize, capacity: usize) -> usize {
     let power = requests.next_power_of_two();
     let bucket = if requests <= power * 3 / 4 { (power * 3 / 4).max(1) } else { power };
     bucket.max(requests).min(capacity)
-}
-
-impl Parts {
-    fn new(
-        config: &ModelConfig,
-        sizes: &WeightSizes,
-        backend: &CudaBackend,
-        options: &CudaOptions,
-    ) -> Result<Self> {
-        let (stream, kernels) = (backend.stream().clone(), backend.kernels().clone());
-        let products = Products::new(stream.clone(), kernels.clone(), sizes, options.blas)?;
-        let rope = Rope::new(&config.rope, config.head_dim);
-        let (requests, max_tokens) = (backend.capacity(), backend.max_tokens());
-        let chunk_tokens = PREFILL_CHUNK.min(max_tokens);
-        let context = stream.context();
-        Ok(Self {
-            frequencies: DeviceBuffer::from_slice(&stream, rope.frequencies())?,
-            magnitude: rope.magnitude(),
-            eps: config.rms_norm_eps as f32,
-            query_heads: config.query_heads,
-            kv_heads: config.kv_heads,
-            ids: DeviceBuffer::zeroed(&stream, requests)?,
-            residual: DeviceBuffer::zeroed(&stream, requests * sizes.hidden)?,
-            logits: DeviceBuffer::zeroed(&stream, requests * sizes.vocab)?,
-            draws: DeviceBuffer::from_slice(&stream, &vec![SampleParams::default(); requests])?,
-            likeliest: DeviceBuffer::zeroed(&stream, requests)?,
-            greatest: DeviceBuffer::zeroed(&stream, requests)?,
-            arrivals: DeviceBuffer::zeroed(&stream, requests)?,
-            step: Activations::new(sizes, requests, true, &stream)?,
-            step_kv: KeysValues::new(sizes, requests, &stream)?,
-            prompt_ids: DeviceBuffer::zeroed(&stream, max_tokens)?,
-            prompt_residual: DeviceBuffer::uninit(context, max_tokens * sizes.hidden)?,
-            chunk: Activations::new(sizes, chunk_tokens, true, &stream)?,
-            chunk_tokens,
-            prompt_kv: [
-                KeysValues::new(sizes, max_tokens, &stream)?,
-                KeysValues::new(sizes, max_tokens, &stream)?,
-            ],
-            began: Event::new(context)?,
-            layer_done: [Event::untimed(context)?, Event::untimed(context)?],
-            products,
-            stream,
-            kernels,
-        })
-    }
-
-    /// Bytes of activations, logits and scratch, and of what the longest prompt needs.
-    fn bytes(&self) -> (u64, u64) {
-        let activations = self.step.bytes()
-            + self.step_kv.bytes()
-            + self.chunk.bytes()
-            + self.logits.bytes()
-            + self.residual.bytes()
-            + self.products.bytes();
-        let [even, odd] = &self.prompt_kv;
-        (activations, self.prompt_residual.bytes() + self.prompt_ids.bytes() + even.bytes() + odd.bytes())
-    }
-
-    fn embed(
-        &self,
-        weights: &DeviceWeights,
-        ids: &DeviceBuffer<u32>,
-        tokens: usize,
-        residual: &DeviceBuffer<f32>,
-    ) -> Result<()> {
-        let hidden = weights.sizes().hidden as u32;
-        let embed = Embed { ids, tokens: tokens as u32, embedding: &weights.embedding, hidden, residual };
-        // SAFETY: all of it is used on this stream alone.
-        Ok(unsafe { embed.launch(&self.kernels, &self.stream) }?)
-    }
-
-    /// Norm, projections, norms of heads and rotation: queries, and keys and values from token `first_token` on.
-    #[expect(clippy::too_many_arguments, reason = "a layer's operands; a struct of them would have one use")]
-    fn project(
-        &self,
-        sizes: &WeightSizes,
-        layer: &DeviceLayer,
-        residual: &DeviceBuffer<f32>,
-        tokens: usize,
-        to: &Activations,
-        positions: Positions<'_>,
-        first_token: usize,
-        kv: &KeysValues,
-    ) -> Result<()> {
-        self.norm(residual, &layer.attention_norm, tokens, &to.normed)?;
-        let qkv = Weights { words: &layer.qkv, shape: sizes.qkv() };
-        self.products.product(qkv, &to.normed, tokens, Out::Bf16(&to.projected))?;
-        let norms = layer.query_norm.as_ref().zip(layer.key_norm.as_ref());
-        let rotate = Rotate {
-            projected: &to.projected,
-            tokens: tokens as u32,
-            query_heads: self.query_heads as u32,
-            kv_heads: self.kv_heads as u32,
-            head_words: (sizes.head_dim / WORD_ELEMENTS) as u32,
-            positions,
-            frequencies: &self.frequencies,
-            factor: self.magnitude,
-            norms: norms.map(|(queries, keys)| HeadNorms { queries, keys, eps: self.eps }),
-            queries: &to.queries,
-            first_token: first_token as u32,
-            keys: &kv.keys,
-            values: &kv.values,
-        };
-        // SAFETY: all of it is used on this stream alone, but for keys and values, which the backend reads before they are written again.
-        Ok(unsafe { rotate.launch(&self.kernels, &self.stream) }?)
-    }
-
-    /// Adds the attention's output and then the MLP to the residual stream.
-    fn finish(
-        &self,
-        sizes: &WeightSizes,
-        layer: &DeviceLayer,
-        residual: &DeviceBuffer<f32>,
-        tokens: usize,
-        from: &Activations,
-    ) -> Result<()> {
-        let output = Weights { words: &layer.output, shape: sizes.output() };
-        self.products.product(output, &from.attended, tokens, Out::AddF32(residual))?;
-        self.norm(residual, &layer.mlp_norm, tokens, &from.normed)?;
-        let gate_up = Weights { words: &layer.gate_up, shape: sizes.gate_up() };
-        self.products.gated(gate_up, &from.normed, tokens, &from.gate_up, &from.activated)?;
-        let down = Weights { words: &layer.down, shape: sizes.down() };
-        self.products.product(down, &from.activated, tokens, Out::AddF32(residual))
-    }
-
-    fn norm(
-        &self,
-        residual: &DeviceBuffer<f32>,
-        weight: &DeviceBuffer<f32>,
-        tokens: usize,
-        normed: &DeviceBuffer<Word>,
-    ) -> Result<()> {
-        let norm = RmsNorm { residual, weight, first_token: 0, tokens: tokens as u32, eps: self.eps, normed };
-        // SAFETY: all of it is used on this stream alone.
-        Ok(unsafe { norm.launch(&self.kernels, &self.stream) }?)
-    }
-
-    /// The logits of `tokens` normed tokens of a step.
-    fn head(&self, weights: &DeviceWeights, tokens: usize) -> Result<()> {
-        let head = Weights { words: weights.head(), shape: weights.sizes().embedding() };
-        self.products.product(head, &self.step.normed, tokens, Out::F32(&self.logits))
-    }
-
-    fn read_logits(&self, sizes: &WeightSizes, tokens: usize) -> Result<Vec<f32>> {
-        let mut logits = vec![0.0; tokens * sizes.vocab];
-        self.logits.read(&self.stream, 0, &mut logits)?;
-        Ok(logits)
-    }
 }
 
 #[cfg(test)]
