@@ -239,12 +239,13 @@ impl CudaBackend {
         let mut compared = 0;
         for row in 0..rows {
             let wrong = |what: String| Err(Error::Inconsistent { request: id, row, what });
-            let mut held = 0;
+            let (mut slots, mut held) = (0, 0);
             for slot in row * stride..(row + 1) * stride {
                 let (key, page, state) = (tables.owners[slot], tables.physical[slot], tables.states[slot]);
                 if page == u32::MAX {
                     continue;
                 }
+                slots += 1;
                 if !owned.remove(&page) {
                     return wrong(format!("slot {} has page {page}, which is another's", slot % stride));
                 }
@@ -267,6 +268,10 @@ impl CudaBackend {
                     return wrong(format!("page key {key} has other bytes than on the host"));
                 }
                 compared += 1;
+            }
+            let planned = if request.resident { 0 } else { request.plan.row.slots() };
+            if slots != planned {
+                return wrong(format!("{slots} slots where {planned} are planned"));
             }
             if held != request.held[row] {
                 return wrong(format!("{held} pages in the cache, {} were counted", request.held[row]));
