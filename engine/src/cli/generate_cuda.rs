@@ -3,11 +3,11 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 use spinkv::backend::cuda::CudaLimits;
 use spinkv::backend::cuda::driver::{Context, Device, Stream};
 use spinkv::backend::cuda::kernels::Kernels;
-use spinkv_engine::Result;
 use spinkv_engine::config::ModelConfig;
 use spinkv_engine::cuda::{BlasUse, CudaModel, CudaOptions, DeviceWeights, GpuReport};
 use spinkv_engine::generate::{Event, GenerateOptions, Prepared, generate_with};
 use spinkv_engine::tokenizer::Tokenizer;
+use spinkv_engine::{Error, Result};
 
 use super::demo;
 use super::generate::{Console, GenerateArguments, Prompt};
@@ -15,6 +15,14 @@ use super::report;
 
 /// Runs `spinkv generate --backend cuda`.
 pub(super) fn run(arguments: &GenerateArguments, options: &GenerateOptions) -> Result<()> {
+    for (given, what) in [
+        (options.limits.gpu_bytes.is_some(), "limit its memory by --gpu-mib: --gpu-pages does"),
+        (options.record_trace, "record what steps select"),
+    ] {
+        if given {
+            return Err(Error::UnsupportedByBackend { backend: "cuda", what });
+        }
+    }
     match (&arguments.random_weights, arguments.prompt_tokens) {
         (Some(name), Some(tokens)) => random(arguments, options, name, tokens),
         _ => checkpoint(arguments, options),

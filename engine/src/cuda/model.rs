@@ -6,7 +6,6 @@ use spinkv::backend::cuda::driver::{Context, Event, Graph, Result as DriverResul
 use spinkv::backend::cuda::kernels::{Argmax, Positions, RmsNorm, Sample};
 use spinkv::backend::cuda::{CudaBackend, CudaLimits, StepTensors};
 use spinkv::pipeline::{Pipeline, RequestId};
-use spinkv_kernels::abi::model::argmax::NONE;
 use spinkv_kernels::abi::model::sample::SampleParams;
 
 use super::parts::Parts;
@@ -192,7 +191,7 @@ impl CudaModel {
         self.parts.read_logits(self.weights.sizes(), requests)
     }
 
-    /// The same, of whose logits only the likeliest tokens come back; [`u32::MAX`] for a row without a finite logit.
+    /// As [`decode`](Self::decode), of whose logits only the likeliest tokens come back; [`u32::MAX`] for a row without a finite logit.
     ///
     /// # Errors
     /// As for [`decode`](Self::decode).
@@ -201,11 +200,11 @@ impl CudaModel {
         self.likeliest(batch.len())
     }
 
-    /// The same, with each request's next token drawn on the GPU as [`Sampler`](crate::sampling::Sampler) draws it, from
+    /// As [`decode_greedy`](Self::decode_greedy), with each request's next token drawn on the GPU as [`Sampler`](crate::sampling::Sampler) draws it, from
     /// [`next_draw`](crate::sampling::Sampler::next_draw).
     ///
     /// # Errors
-    /// As for [`decode`](Self::decode), and [`Error::NoFiniteLogit`].
+    /// As for [`decode`](Self::decode).
     ///
     /// # Panics
     /// If there are not as many draws as requests.
@@ -227,8 +226,7 @@ impl CudaModel {
             // SAFETY: all of it is used on this stream alone.
             unsafe { sample.launch(&parts.kernels, &parts.stream) }?;
         }
-        let ids = self.likeliest(batch.len())?;
-        if ids.contains(&NONE) { Err(Error::NoFiniteLogit { len: vocab }) } else { Ok(ids) }
+        self.likeliest(batch.len())
     }
 
     /// The likeliest tokens of the last step's batch. Waits for it.
@@ -245,6 +243,9 @@ impl CudaModel {
 
     /// Enqueues a step.
     fn step(&mut self, batch: &[DecodeToken]) -> Result<()> {
+        if batch.is_empty() {
+            return Ok(());
+        }
         let (bucket, resident) = self.kind_of(batch);
         if !self.graphs.contains_key(&(bucket, resident)) {
             let graph = self.capture(bucket, resident, &|_| Ok(()))?;

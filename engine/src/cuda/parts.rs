@@ -82,11 +82,11 @@ impl Parts {
             likeliest: DeviceBuffer::zeroed(&stream, requests)?,
             greatest: DeviceBuffer::zeroed(&stream, requests)?,
             arrivals: DeviceBuffer::zeroed(&stream, requests)?,
-            step: Activations::new(sizes, requests, true, &stream)?,
+            step: Activations::new(sizes, requests, products.needs_scratch(requests), &stream)?,
             step_kv: KeysValues::new(sizes, requests, &stream)?,
             prompt_ids: DeviceBuffer::zeroed(&stream, max_tokens)?,
             prompt_residual: DeviceBuffer::uninit(context, max_tokens * sizes.hidden)?,
-            chunk: Activations::new(sizes, chunk_tokens, true, &stream)?,
+            chunk: Activations::new(sizes, chunk_tokens, products.needs_scratch(chunk_tokens), &stream)?,
             chunk_tokens,
             prompt_kv: [
                 KeysValues::new(sizes, max_tokens, &stream)?,

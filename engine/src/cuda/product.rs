@@ -101,6 +101,11 @@ impl Products {
         self.partials.bytes() + self.arrivals.bytes() + workspace
     }
 
+    /// Whether the gate's products of so many tokens, or fewer, pass through memory.
+    pub fn needs_scratch(&self, tokens: usize) -> bool {
+        self.blas.is_some() && tokens > STREAMED_TOKENS
+    }
+
     /// Async: `x`, `[tokens, k]`, times the transpose of the weights.
     pub fn product(
         &self,
@@ -138,7 +143,7 @@ impl Products {
         scratch: &DeviceBuffer<Word>,
         activated: &DeviceBuffer<Word>,
     ) -> Result<()> {
-        if self.blas.is_none() || tokens <= STREAMED_TOKENS {
+        if !self.needs_scratch(tokens) {
             return self.linear(weights, x, tokens, LinearOutput::GatedBf16(activated));
         }
         self.product(weights, x, tokens, Out::Bf16(scratch))?;

@@ -2,10 +2,11 @@ use std::ops::ControlFlow;
 
 use spinkv::memory::{MemoryUsage, RequestPlan};
 use spinkv::pipeline::{Counters, RequestId, StageTimes};
+use spinkv_kernels::abi::model::argmax::NONE;
 
 use super::CudaModel;
 use crate::config::ModelConfig;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::DecodeToken;
 use crate::runner::Runner;
 use crate::sampling::Sampler;
@@ -41,7 +42,10 @@ impl Runner for CudaModel {
     }
 
     fn next_token(&mut self, part: DecodeToken, sampler: &mut Sampler) -> Result<u32> {
-        Ok(self.decode_sampled(&[part], &[sampler.next_draw()])?[0])
+        match self.decode_sampled(&[part], &[sampler.next_draw()])?[0] {
+            NONE => Err(Error::NoFiniteLogit { len: Self::config(self).vocab_size }),
+            token => Ok(token),
+        }
     }
 
     fn counters(&mut self) -> Result<Counters> {

@@ -256,3 +256,37 @@ fn a_step_at_once_advances_all_or_fails_all() {
     let three = run.pipeline.backend_mut().begin_step(&spinkv::backend::Step { layer: 0, entries: &[] }, 3);
     assert_eq!(three, Err(Error::BatchTooLarge { requests: 3, limit: 2 }));
 }
+
+/// Requests too short to fill a page, or to have anything to select, keep all their pages steady, whatever the method.
+#[test]
+fn short_requests_run() {
+    let driver = driver();
+    let methods: [Arc<dyn Method>; 3] =
+        [shadowkv(), Arc::new(StreamingLlm { steady: STEADY }), Arc::new(Dense { steady: STEADY })];
+    for method in methods {
+        for max_tokens in [1, 5, 8, 20, 27] {
+            let mut run = Run::new(&driver, method.clone(), &CudaLimits { max_tokens, ..limits(1) });
+            let request = run.pipeline.admit(max_tokens).unwrap();
+            assert!(run.pipeline.backend().is_resident([request]), "{max_tokens}");
+            (0..max_tokens).for_each(|_| run.step(&[request]));
+            run.pipeline.release(request);
+            assert!(run.pipeline.backend().is_empty());
+        }
+    }
+}
+
+/// A fraction of the context is rounded down anew at each length: a request is not resident though its last step selects everything.
+#[test]
+fn fractions_keep_a_cache() {
+    let driver = driver();
+    let fraction = ShadowKv { budget: Budget::Fraction(0.9), steady: STEADY };
+    let mut run = Run::new(&driver, Arc::new(fraction), &limits(1));
+    let request = run.pipeline.admit(200).unwrap();
+    assert!(!run.pipeline.backend().is_resident([request]));
+    for tokens in 1..=200 {
+        run.step(&[request]);
+        let entry = run.entries(1)[0];
+        let limit = ((tokens * 9 / 10) / 8).max(1) as u32;
+        assert_eq!(entry.limit, limit.min(entry.partitions), "{tokens}");
+    }
+}

@@ -1,5 +1,7 @@
 //! What a backend has on the GPU, allocated once.
 
+use std::ops::Range;
+
 use spinkv_kernels::abi::attend::{blocks_of_group, partial_words};
 use spinkv_kernels::abi::{Entry, PageCopy, SEGMENT_KEYS, resolve::NO_FAULT, score};
 
@@ -217,9 +219,11 @@ impl<'a> RowCounts<'a> {
         (at(0), at(1), at(2))
     }
 
-    /// The first fault of the batch's first `rows` rows: layer, row and what it is.
-    pub fn fault(&self, layers: usize, rows: usize) -> Option<(usize, usize, u32)> {
-        let places = (0..layers).flat_map(|layer| (0..rows).map(move |row| (layer, row)));
-        places.map(|(layer, row)| (layer, row, self.of(layer, row).2)).find(|(.., fault)| *fault != NO_FAULT)
+    /// The first fault of these rows of the batch: layer, number among the rows and what it is.
+    pub fn fault(&self, layers: usize, rows: Range<usize>) -> Option<(usize, usize, u32)> {
+        let places = (0..layers).flat_map(|layer| rows.clone().map(move |row| (layer, row)));
+        places
+            .map(|(layer, row)| (layer, row - rows.start, self.of(layer, row).2))
+            .find(|(.., fault)| *fault != NO_FAULT)
     }
 }

@@ -57,7 +57,10 @@ impl CudaBackend {
                 }
             }
         }
-        self.shrink(due)?;
+        if let Err(error) = self.shrink(due) {
+            slabs.into_iter().for_each(|slab| self.arena.release(slab));
+            return Err(error);
+        }
         let steady = sizes.steady_pages(&self.config, &plan, resident);
         let slots = if resident { 0 } else { plan.row.slots() };
         let take = |free: &mut Vec<u32>, count: usize| free.split_off(free.len() - count);
@@ -138,10 +141,11 @@ impl CudaBackend {
         self.prompt.synchronize()?;
         let sizes = self.sizes;
         let (rows, stride) = (sizes.rows(), sizes.slot_stride);
-        let mut request = self.requests.remove(&id).expect("an admitted request");
+        let request = &self.requests[&id];
         let before = request.plan.row.slots();
-        let mut tables = self.read_slots(&request)?;
-        let mut segments = if slots < before { self.read_segments(&request)? } else { Vec::new() };
+        let mut tables = self.read_slots(request)?;
+        let mut segments = if slots < before { self.read_segments(request)? } else { Vec::new() };
+        let mut request = self.requests.remove(&id).expect("it was just there");
         let mut free = HashSet::new();
         for row in 0..rows {
             let range = row * stride..(row + 1) * stride;
@@ -168,7 +172,7 @@ impl CudaBackend {
                     let (segment, key) = (owners[slot] / SEGMENT_KEYS, owners[slot] % SEGMENT_KEYS);
                     let entry = (segment as usize * rows + row) * SEGMENT_KEYS as usize + key as usize;
                     segments[entry] = ABSENT_SLOT;
-                    request.held[row] -= 1;
+                    request.held[row] = request.held[row].saturating_sub(1);
                     self.counters.shrunk_pages += 1;
                 }
                 (physical[slot], owners[slot], states[slot]) = (u32::MAX, NO_KEY, SLOT_PINNED);

@@ -60,8 +60,10 @@ pub struct CudaBackend {
     free_pages: Vec<u32>,
     /// The step whose entries are on the GPU.
     uploaded: Vec<StepEntry>,
-    /// The decode step whose counts were not looked at yet, and the entries of its batch.
-    unsettled: Option<(Vec<StepEntry>, usize)>,
+    /// The decode step whose counts were not looked at yet.
+    unsettled: Option<Vec<StepEntry>>,
+    /// Requests of which a row's selection could not be made resident: layer, KV head and fault.
+    faulted: HashMap<RequestId, (usize, usize, u32)>,
     counters: Counters,
 }
 
@@ -103,7 +105,10 @@ impl CudaBackend {
         let tables = Tables::new(&sizes, &stream)?;
         let (lists, counts) = Lists::new(&sizes, &kernels, &stream)?;
         let memory = PinnedArena::with_capacity(context, sizes.host_bytes as usize)?;
-        let arena = HostArena::new(*config.layout(), config.shape().layers, Some(sizes.host_bytes), memory);
+        let mut arena =
+            HostArena::new(*config.layout(), config.shape().layers, Some(sizes.host_bytes), memory);
+        // Kernels are given pages of both tiers, though requests that never fill one have none on the host.
+        arena.reserve(1, &mut |_| {})?;
         let limits = MemoryLimits {
             gpu_pages: Some(sizes.planned_pages),
             gpu_bytes: None,
@@ -119,6 +124,7 @@ impl CudaBackend {
             uploaded: Vec::new(),
             keeps_prompts: true,
             unsettled: None,
+            faulted: HashMap::new(),
             counters: Counters::default(),
             config,
             sizes,
@@ -205,22 +211,25 @@ impl CudaBackend {
     /// Looks at the last decode step's counts: [`counters`](Backend::counters) count it from then on. Waits for the step. Of batches that take
     /// turns within a step, layer by layer, only the last one is counted right.
     ///
+    /// A request of which a row's selection could not be made resident, which the tables rule out, gets [`Error::StepFault`] from its next step.
+    ///
     /// # Errors
-    /// [`Error::StepFault`] if a row's selection could not be made resident, which the tables rule out; a failed launch.
+    /// A failed launch.
     pub fn settle(&mut self) -> Result<()> {
-        let Some((entries, _)) = self.unsettled.take() else { return Ok(()) };
+        let Some(entries) = self.unsettled.take() else { return Ok(()) };
         let mut numbers = vec![0; self.counts.len()];
         self.counts.read(&self.stream, 0, &mut numbers)?;
         let Sizes { layers, kv_heads, requests, .. } = self.sizes;
         let counts = RowCounts::new(&numbers, requests * kv_heads);
-        if let Some((layer, row, fault)) = counts.fault(layers, entries.len() * kv_heads) {
-            let request = entries[row / kv_heads].request;
-            return Err(Error::StepFault { request, layer, kv_head: row % kv_heads, fault });
-        }
         for (index, entry) in entries.iter().enumerate() {
-            // One that ended meanwhile has counted what it fetched all the same.
-            let Some(request) = self.requests.get_mut(&entry.request) else { continue };
-            if request.resident {
+            let Some(request) = self.requests.get_mut(&entry.request).filter(|request| !request.resident)
+            else {
+                continue;
+            };
+            if let Some((layer, kv_head, fault)) =
+                counts.fault(layers, index * kv_heads..(index + 1) * kv_heads)
+            {
+                self.faulted.insert(entry.request, (layer, kv_head, fault));
                 continue;
             }
             let adopted = self.config.retrievable_pages(entry.after()).len()
@@ -314,24 +323,37 @@ impl CudaBackend {
     /// batch calls this before, and [`settle`](Self::settle) after it.
     ///
     /// # Errors
-    /// [`Error::BatchTooLarge`], or a failed launch.
+    /// [`Error::BatchTooLarge`], [`Error::StepFault`] of an earlier step, or a failed launch.
     pub fn begin_step(&mut self, step: &Step<'_>, batch: usize) -> Result<()> {
         let limit = self.sizes.requests;
         if batch > limit || step.entries.len() > batch {
             return Err(Error::BatchTooLarge { requests: step.entries.len().max(batch), limit });
         }
+        self.prompt.join(&self.stream)?;
         if step.layer == 0 {
             self.settle()?;
         }
-        self.prompt.join(&self.stream)?;
+        self.check_faults(step)?;
         self.upload(step, batch)?;
         if step.layer == 0 {
-            self.unsettled = Some((step.entries.to_vec(), batch));
+            self.unsettled = Some(step.entries.to_vec());
             let page_tokens = self.sizes.page_tokens;
             let full = step.entries.iter().filter(|entry| entry.after().is_multiple_of(page_tokens)).count();
             self.counters.offloaded_pages += (full * self.sizes.rows()) as u64;
         }
         Ok(())
+    }
+
+    /// Refuses a step of a request of which an earlier one went wrong.
+    fn check_faults(&self, step: &Step<'_>) -> Result<()> {
+        let faulted =
+            |entry: &StepEntry| self.faulted.get(&entry.request).map(|fault| (entry.request, *fault));
+        match step.entries.iter().find_map(faulted) {
+            Some((request, (layer, kv_head, fault))) => {
+                Err(Error::StepFault { request, layer, kv_head, fault })
+            }
+            None => Ok(()),
+        }
     }
 
     /// Whether all requests of a step keep all their pages steady: then only Offload and Attention have something to do.
@@ -363,8 +385,8 @@ impl Backend for CudaBackend {
         let outcome = self.make_room(id, plan, resident, &due);
         if outcome.is_err() {
             self.admission.remove(id);
-            // Who gave buffering for it gets that back.
-            self.share_out()?;
+            // Who gave buffering for it gets that back; what is wrong with the request is what is said.
+            let _ = self.share_out();
         }
         outcome
     }
@@ -387,6 +409,9 @@ impl Backend for CudaBackend {
         // What the GPU still does with its pages must be over before they are another's, and before the host poisons slabs. Who
         // goes on finds out about a device that failed.
         let _ = self.stream.synchronize().and_then(|()| self.prompt.synchronize());
+        // Its last step counts, too.
+        let _ = self.settle();
+        self.faulted.remove(&id);
         self.release_request(id);
         let _ = self.share_out();
     }

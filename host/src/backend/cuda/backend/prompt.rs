@@ -37,7 +37,7 @@ pub(super) struct Prompt {
     last_query: [DeviceBuffer<Word>; 2],
     /// The stages of the layers of an even number are complete, and of the others.
     done: [Event; 2],
-    /// What the side stream waits for.
+    /// What one stream waits for of the other.
     ready: Event,
     /// Whether the side stream may have work that the main one has not waited for.
     under_way: bool,
@@ -101,7 +101,9 @@ impl Prompt {
     /// Lets `stream` wait for all that the prompts' stream has to do.
     pub fn join(&mut self, stream: &Stream) -> DriverResult<()> {
         if self.under_way {
-            self.done.iter().try_for_each(|done| stream.wait(done))?;
+            // All of it, a layer that was refused in its middle included.
+            self.ready.record(&self.side)?;
+            stream.wait(&self.ready)?;
             self.under_way = false;
         }
         Ok(())
@@ -135,12 +137,16 @@ impl CudaBackend {
         if step.layer > 0 && self.prompt.uploaded == Some(*entry) {
             return Ok(());
         }
-        self.settle()?;
         self.prompt.join(&self.stream)?;
+        self.settle()?;
+        self.check_faults(step)?;
         let request = self.requests.get_mut(&entry.request).expect("an admitted request");
         let tokens = entry.after();
         let stored = self.sizes.prompt_entry(&self.config, request, tokens);
-        request.clock.tick();
+        // Put back on the GPU in the middle of a prompt, it is the same step.
+        if step.layer == 0 {
+            request.clock.tick();
+        }
         let warm = self.sizes.warm_entry(&self.config, request, tokens);
         let resident = request.resident;
         let Prompt { stored: to_store, warm: to_warm, first_page, first_partition, .. } = &self.prompt;
@@ -153,6 +159,9 @@ impl CudaBackend {
         self.prompt.uploaded = Some(*entry);
         // The decode step's entries are not those of the requests' clocks any more.
         self.uploaded.clear();
+        if step.layer > 0 {
+            return Ok(());
+        }
         self.counters.offloaded_pages += (tokens / self.sizes.page_tokens * self.sizes.rows()) as u64;
         if !resident {
             let warmed = self.config.partition_map().max_pages(warm.limit as usize).unwrap_or(0);

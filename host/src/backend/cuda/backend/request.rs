@@ -6,7 +6,7 @@ use super::Sizes;
 use crate::KvConfig;
 use crate::memory::{RequestPlan, SlabId};
 use crate::paging::StepClock;
-use crate::pipeline::Select;
+use crate::pipeline::{Budget, Select};
 
 /// What the host knows of an admitted request. Its tables are on the GPU, in a place of their own.
 #[derive(Debug)]
@@ -26,15 +26,17 @@ pub(super) struct Request {
     pub held: Vec<u32>,
 }
 
-/// Whether every step of a request selects all that it can, so that its pages need no cache.
+/// Whether every step of a request, however long it is by then, selects all that it can, so that its pages need no cache.
 pub(super) fn is_resident(config: &KvConfig, plan: &RequestPlan) -> bool {
+    let selectable = config.retrievable_partitions(plan.max_tokens).len();
     match config.method().select() {
         Select::Everything => true,
-        Select::TopK { .. } => {
-            let selectable = config.retrievable_pages(plan.max_tokens).len();
-            plan.row.mandatory_pages == selectable
+        // A number of tokens allows the same at any length, and fewer can be selected before. A fraction of the context is rounded down
+        // anew at each.
+        Select::TopK { budget: Budget::Tokens(tokens), .. } => {
+            tokens / config.partition_tokens() >= selectable
         }
-        Select::Nothing | Select::Custom { .. } => false,
+        Select::TopK { .. } | Select::Nothing | Select::Custom { .. } => selectable == 0,
     }
 }
 

@@ -116,7 +116,9 @@ impl Sizes {
         let slab_stride = pages.div_ceil(SLAB_PAGES as usize);
         let extra = (sink_pages + ring_pages).saturating_sub(config.max_steady_pages());
         let extra = limits.requests * plan.rows * extra;
-        let planned_pages = limits.gpu_pages.unwrap_or(limits.requests * plan.gpu_pages() + extra);
+        // More than all can use is not taken.
+        let wanted = limits.requests * plan.gpu_pages() + extra;
+        let planned_pages = limits.gpu_pages.map_or(wanted, |pages| pages.min(wanted));
         let host_bytes = limits.host_bytes.unwrap_or_else(|| {
             let slab = (SLAB_PAGES as usize * layout.page_bytes()) as u64;
             (limits.requests * plan.host_slabs()).max(shape.layers) as u64 * slab

@@ -71,7 +71,7 @@ impl<T: Pod> DeviceBuffer<T> {
     /// # Errors
     /// [`DriverError::OutOfRange`]; [`DriverError::Multiple`] for a range that begins elsewhere than at a multiple of 256 bytes.
     pub fn part(&self, range: Range<usize>) -> Result<Self> {
-        let len = range.end.saturating_sub(range.start);
+        let len = range.end.checked_sub(range.start).unwrap_or(usize::MAX);
         check_range("part", range.start, len, self.len)?;
         let offset = (range.start * size_of::<T>()) as u64;
         check_multiple("part offset in bytes", offset, 256)?;

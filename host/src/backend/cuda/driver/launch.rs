@@ -3,10 +3,7 @@ use std::ffi::c_void;
 use bytemuck::Pod;
 
 use super::raw::{LaunchAttribute, LaunchConfig, call};
-use super::{DeviceBuffer, DriverError, Function, LaunchLimits, PinnedArena, Result, Stream};
-
-/// The least compute capability whose launches can overlap.
-const OVERLAP_CAPABILITY: (u32, u32) = (9, 0);
+use super::{DeviceBuffer, DriverError, Function, LaunchLimits, PinnedArena, PtxArch, Result, Stream};
 
 /// How many blocks and threads run a kernel, and what shared memory each block gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,7 +160,9 @@ pub unsafe fn launch(
     let (function, stream, extra) = (function.raw(), stream.raw(), std::ptr::null_mut());
     let ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]) = (shape.grid, shape.block);
     let shared_bytes = shape.shared_bytes;
-    if shape.overlaps && context.device().compute_capability >= OVERLAP_CAPABILITY {
+    // Kernels wait for what they overlap with only in PTX of sm_90 or newer, whatever the device could do.
+    let overlaps = context.device().ptx_arch().is_ok_and(|arch| arch != PtxArch::Sm80);
+    if shape.overlaps && overlaps {
         let mut overlaps = LaunchAttribute::OVERLAPS;
         let (grid, block) = (shape.grid, shape.block);
         let attributes = &raw mut overlaps;
