@@ -166,6 +166,10 @@ fn the_cuda_backend_says_what_it_lacks() {
     refused(&random(&["qwen3-14"]), &["\"qwen3-14\"", "did you mean \"qwen3-14b\"?"]);
     refused(&random(&["qwen3-14b", "--layers", "0"]), &["0 layers", "1 to 40"]);
     refused(&random(&["qwen3-14b", "--layers", "41"]), &["41 layers", "1 to 40"]);
+    refused(&random(&["qwen3-14b", "--kv-dtype", "f32"]), &["the GPU has no kernels for pages of F32"]);
+    refused(&random(&["qwen3-14b", "--page-tokens", "4"]), &["pages of 4 tokens: 8, 16, 32 or 64"]);
+    refused(&random(&["qwen3-14b", "--gpu-mib", "900"]), &["--gpu-mib", "--gpu-pages"]);
+    refused(&random(&["qwen3-14b", "--record-trace", "no/such/file"]), &["cannot record what steps select"]);
     refused(&["--backend", "cuda", "--random-weights", "qwen3-14b"], &["--prompt-tokens"]);
     refused(&["--backend", "cuda", "--prompt-tokens", "8"], &["--random-weights"]);
     let devices = Command::cargo_bin("spinkv").expect("the binary is built").arg("devices").output();

@@ -1,8 +1,9 @@
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
-use spinkv::backend::cuda::CudaLimits;
 use spinkv::backend::cuda::driver::{Context, Device, Stream};
 use spinkv::backend::cuda::kernels::Kernels;
+use spinkv::backend::cuda::{CudaBackend, CudaLimits};
+use spinkv::memory::RequestPlan;
 use spinkv_engine::config::ModelConfig;
 use spinkv_engine::cuda::{BlasUse, CudaModel, CudaOptions, DeviceWeights, GpuReport};
 use spinkv_engine::generate::{Event, GenerateOptions, Prepared, generate_with};
@@ -36,6 +37,7 @@ fn checkpoint(arguments: &GenerateArguments, options: &GenerateOptions) -> Resul
     let prompt = arguments.read_prompt(&directory)?;
     let (config, tokenizer) = (ModelConfig::open(&directory)?, Tokenizer::open(&directory)?);
     let prepared = Prepared::new(&config, &tokenizer, &prompt.text, options)?;
+    let limits = limits(options, &prepared)?;
     let console = Console::new(arguments);
     let stream = Stream::new(context)?;
     let weights = DeviceWeights::open(&stream, &directory, &config, |done, total| {
@@ -49,7 +51,7 @@ fn checkpoint(arguments: &GenerateArguments, options: &GenerateOptions) -> Resul
         options,
         prepared,
         Some(&tokenizer),
-        (context, config, weights),
+        (context, config, weights, limits),
         name,
         &prompt,
     )
@@ -63,13 +65,32 @@ fn random(arguments: &GenerateArguments, options: &GenerateOptions, name: &str, 
     let mut rng = ChaCha8Rng::seed_from_u64(arguments.seed);
     let ids = (0..tokens).map(|_| rng.next_u32() % config.vocab_size as u32).collect();
     let prepared = Prepared::from_tokens(&config, ids, options)?;
+    let limits = limits(options, &prepared)?;
     let context = &Device::open(0)?;
     let weights =
         DeviceWeights::random(&Stream::new(context)?, &Kernels::load(context)?, &config, arguments.seed)?;
     let prompt = Prompt { text: String::new(), question: None };
     let name = format!("{name}, {} layers, random weights", config.layers);
     let console = Console::new(arguments);
-    generate(console, arguments, options, prepared, None, (context, config, weights), name, &prompt)
+    generate(console, arguments, options, prepared, None, (context, config, weights, limits), name, &prompt)
+}
+
+/// How much the backend is made for, once it is clear that it can be made.
+fn limits(options: &GenerateOptions, prepared: &Prepared) -> Result<CudaLimits> {
+    let ((limits, buffering), max_tokens) = (prepared.memory(), prepared.max_context());
+    let plan = RequestPlan::new(prepared.kv(), max_tokens, buffering)?;
+    let needed = plan.limits(prepared.kv().layout()).host_bytes.unwrap_or(0);
+    // Without a limit the arena has room for what is needed, or for what is reserved if that is more.
+    let reserved = Some(options.reserve_host_bytes).filter(|bytes| *bytes > needed);
+    let limits = CudaLimits {
+        requests: 1,
+        max_tokens,
+        buffering,
+        gpu_pages: limits.gpu_pages,
+        host_bytes: limits.host_bytes.or(reserved),
+    };
+    CudaBackend::check(prepared.kv(), &limits)?;
+    Ok(limits)
 }
 
 #[expect(clippy::too_many_arguments, reason = "what both ways to weights have in common")]
@@ -79,18 +100,10 @@ fn generate(
     options: &GenerateOptions,
     prepared: Prepared,
     tokenizer: Option<&Tokenizer>,
-    (context, config, weights): (&Context, ModelConfig, DeviceWeights),
+    (context, config, weights, limits): (&Context, ModelConfig, DeviceWeights, CudaLimits),
     name: String,
     prompt: &Prompt,
 ) -> Result<()> {
-    let (limits, buffering) = prepared.memory();
-    let limits = CudaLimits {
-        requests: 1,
-        max_tokens: prepared.max_context(),
-        buffering,
-        gpu_pages: limits.gpu_pages,
-        host_bytes: limits.host_bytes,
-    };
     let blas = match arguments.cublaslt.as_str() {
         "require" => BlasUse::Required,
         "off" => BlasUse::Never,

@@ -48,7 +48,7 @@ pub struct CudaOptions {
 }
 
 impl CudaModel {
-    /// A model of these weights, with KV memory for `kv`. All GPU memory is taken now.
+    /// A model of these weights, with KV memory for `kv`. GPU memory is taken now, but for graphs and for a scratch of prompts.
     ///
     /// # Errors
     /// Those of [`CudaBackend::new`]; [`Error::Blas`] for [`BlasUse::Required`] without cuBLASLt; [`Error::Driver`], for instance out of

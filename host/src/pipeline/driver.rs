@@ -259,12 +259,12 @@ impl<B: Backend> Pipeline<B> {
         self.backend.usage()
     }
 
-    /// Time in the stages of decode steps.
+    /// Time in the stages of decode steps; over a backend that enqueues them, the time that enqueueing takes.
     pub fn decode_times(&self) -> &StageTimes {
         &self.decode_times
     }
 
-    /// Time in the stages of prompts.
+    /// Time in the stages of prompts; as for [`decode_times`](Self::decode_times).
     pub fn prefill_times(&self) -> &StageTimes {
         &self.prefill_times
     }

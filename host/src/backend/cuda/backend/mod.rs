@@ -89,6 +89,17 @@ impl CudaBytes {
 }
 
 impl CudaBackend {
+    /// Whether a backend of this kind can be made, as far as no GPU is needed to tell.
+    ///
+    /// # Errors
+    /// Those of [`new`](Self::new) but the driver's.
+    pub fn check(config: &KvConfig, limits: &CudaLimits) -> Result<()> {
+        if limits.requests == 0 {
+            return Err(Error::EmptyRequest);
+        }
+        Sizes::new(config, limits).map(|_| ())
+    }
+
     /// A backend without requests on the device of `context`. Everything on the GPU is allocated now, the host memory when requests
     /// need it.
     ///

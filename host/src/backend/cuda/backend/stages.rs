@@ -37,7 +37,7 @@ impl CudaBackend {
     /// of which [all requests are](Self::is_resident). Captured, it serves all steps of such batches.
     ///
     /// # Errors
-    /// Tensors of another size, or a launch that is refused.
+    /// Tensors that are too small, or a launch that is refused.
     ///
     /// # Safety
     /// When the launches run, a step of that batch has begun, and nothing else writes or reads the tensors.
