@@ -1,10 +1,8 @@
 use spinkv::backend::cuda::driver::{DeviceBuffer, Result, Stream};
 use spinkv::memory::Word;
+use spinkv_kernels::abi::WORD_ELEMENTS;
 
 use super::WeightSizes;
-
-/// bf16 elements of a word.
-const WORD_ELEMENTS: usize = 8;
 
 /// What passes through the layers, for up to so many tokens at a time.
 #[derive(Debug)]

@@ -6,6 +6,7 @@ use spinkv::backend::cuda::driver::{Context, Event, Graph, Result as DriverResul
 use spinkv::backend::cuda::kernels::{Argmax, Positions, RmsNorm, Sample};
 use spinkv::backend::cuda::{CudaBackend, CudaLimits, StepTensors};
 use spinkv::pipeline::{Pipeline, RequestId};
+use spinkv_kernels::abi::WORD_ELEMENTS;
 use spinkv_kernels::abi::model::sample::SampleParams;
 
 use super::parts::Parts;
@@ -15,9 +16,6 @@ use super::{DeviceWeights, GpuReport};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::model::DecodeToken;
-
-/// bf16 elements of a word.
-const WORD_ELEMENTS: usize = 8;
 
 /// A model on a GPU with its KV memory: prompts layer by layer, decode steps as one graph for each size of batch.
 ///

@@ -4,6 +4,7 @@ use spinkv::backend::cuda::CudaBackend;
 use spinkv::backend::cuda::driver::{DeviceBuffer, Event, Stream};
 use spinkv::backend::cuda::kernels::{Embed, HeadNorms, Kernels, Positions, RmsNorm, Rotate};
 use spinkv::memory::Word;
+use spinkv_kernels::abi::WORD_ELEMENTS;
 use spinkv_kernels::abi::model::sample::SampleParams;
 
 use super::activations::{Activations, KeysValues};
@@ -18,8 +19,6 @@ use crate::model::rope::Rope;
 /// activations are held for these alone.
 const PREFILL_CHUNK: usize = 8192;
 
-/// bf16 elements of a word.
-const WORD_ELEMENTS: usize = 8;
 /// What the forward pass is made with, beside weights and KV memory.
 #[derive(Debug)]
 pub(super) struct Parts {

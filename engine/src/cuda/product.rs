@@ -4,6 +4,7 @@ use spinkv::backend::cuda::blas::{BlasError, BlasLt, Product, ProductOut};
 use spinkv::backend::cuda::driver::{DeviceBuffer, Stream};
 use spinkv::backend::cuda::kernels::{Kernels, Linear, LinearOutput, Swiglu};
 use spinkv::memory::Word;
+use spinkv_kernels::abi::WORD_ELEMENTS;
 
 use super::WeightSizes;
 use crate::error::Result;
@@ -11,9 +12,6 @@ use crate::error::Result;
 /// Up to so many tokens our own kernels multiply, which stream weights past the tokens and overlap: they are faster than cuBLASLt's there
 /// (benches/results/2026-11-27-h100-engine.md), and without it they multiply all.
 const STREAMED_TOKENS: usize = 16;
-
-/// bf16 elements of a word.
-const WORD_ELEMENTS: usize = 8;
 
 /// Whether products of many tokens go through cuBLASLt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,8 +1,7 @@
+use spinkv_kernels::abi::WORD_ELEMENTS;
+
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
-
-/// bf16 elements of a word of 16 bytes, what kernels load at once.
-const WORD_ELEMENTS: usize = 8;
 
 /// What the driver hands memory out by: an allocation may take up to this much more than it holds.
 const GRANULE: u64 = 2 << 20;

@@ -5,6 +5,7 @@ use std::path::Path;
 use spinkv::backend::cuda::driver::{Context, DeviceBuffer, Stream};
 use spinkv::backend::cuda::kernels::{FillRandom, Kernels};
 use spinkv::memory::Word;
+use spinkv_kernels::abi::WORD_ELEMENTS;
 
 use super::sizes::{WeightBytes, WeightSizes};
 use super::staging::Staging;
@@ -192,8 +193,6 @@ impl DeviceWeights {
         }
     }
 }
-
-const WORD_ELEMENTS: usize = size_of::<Word>() / 2;
 
 /// Refuses what the GPU has no room for, before anything is taken.
 fn check_memory(context: &Context, sizes: &WeightSizes) -> Result<()> {

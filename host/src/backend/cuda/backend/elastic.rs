@@ -7,7 +7,7 @@ use spinkv_kernels::abi::{
 };
 
 use super::{CudaBackend, Request};
-use crate::memory::{HostPage, RequestPlan, Word};
+use crate::memory::{HostPage, RequestPlan, SlabId, Word};
 use crate::paging::StepClock;
 use crate::pipeline::RequestId;
 use crate::{Error, Result};
@@ -52,13 +52,13 @@ impl CudaBackend {
             match self.arena.take(layer, of_layer) {
                 Ok(taken) => slabs.extend(taken),
                 Err(error) => {
-                    slabs.into_iter().for_each(|slab| self.arena.release(slab));
+                    self.release_slabs(slabs);
                     return Err(error);
                 }
             }
         }
         if let Err(error) = self.shrink(due) {
-            slabs.into_iter().for_each(|slab| self.arena.release(slab));
+            self.release_slabs(slabs);
             return Err(error);
         }
         let steady = sizes.steady_pages(&self.config, &plan, resident);
@@ -66,7 +66,7 @@ impl CudaBackend {
         let take = |free: &mut Vec<u32>, count: usize| free.split_off(free.len() - count);
         let needed = rows * (steady + slots);
         if needed > self.free_pages.len() {
-            slabs.into_iter().for_each(|slab| self.arena.release(slab));
+            self.release_slabs(slabs);
             let (free, total) = (self.free_pages.len(), sizes.planned_pages);
             let (max_tokens, mandatory) = (plan.max_tokens, plan.row.mandatory_pages);
             return Err(Error::OutOfGpuPages { max_tokens, needed, rows, steady, mandatory, free, total });
@@ -92,6 +92,10 @@ impl CudaBackend {
         written
     }
 
+    fn release_slabs(&mut self, slabs: Vec<SlabId>) {
+        slabs.into_iter().for_each(|slab| self.arena.release(slab));
+    }
+
     /// Forgets a request and frees what it holds.
     pub(super) fn release_request(&mut self, id: RequestId) {
         self.admission.remove(id);
@@ -99,7 +103,7 @@ impl CudaBackend {
         self.free_places.push(request.place);
         self.free_segments.extend(request.segments);
         self.free_pages.extend(request.pages);
-        request.slabs.into_iter().for_each(|slab| self.arena.release(slab));
+        self.release_slabs(request.slabs);
     }
 
     /// Shares out what is free as buffering.

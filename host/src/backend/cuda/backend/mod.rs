@@ -94,9 +94,6 @@ impl CudaBackend {
     /// # Errors
     /// Those of [`new`](Self::new) but the driver's.
     pub fn check(config: &KvConfig, limits: &CudaLimits) -> Result<()> {
-        if limits.requests == 0 {
-            return Err(Error::EmptyRequest);
-        }
         Sizes::new(config, limits).map(|_| ())
     }
 
@@ -108,9 +105,6 @@ impl CudaBackend {
     /// longest request, [`Error::EmptyRequest`] for no requests, [`Error::OutOfHostMemory`] for less than a slab of each layer, and
     /// [`Error::Driver`], for instance out of GPU memory.
     pub fn new(context: &Context, config: KvConfig, limits: &CudaLimits) -> Result<Self> {
-        if limits.requests == 0 {
-            return Err(Error::EmptyRequest);
-        }
         let sizes = Sizes::new(&config, limits)?;
         let (kernels, stream) = (Kernels::load(context)?, Arc::new(Stream::new(context)?));
         let tables = Tables::new(&sizes, &stream)?;

@@ -74,8 +74,12 @@ pub(super) struct Sizes {
 
 impl Sizes {
     /// # Errors
-    /// [`Error::UnsupportedOnGpu`] for what the kernels do not have, and those of [`RequestPlan::new`].
+    /// [`Error::EmptyRequest`] for no requests, [`Error::UnsupportedOnGpu`] for what the kernels do not have, and those of
+    /// [`RequestPlan::new`].
     pub fn new(config: &KvConfig, limits: &CudaLimits) -> Result<Self> {
+        if limits.requests == 0 {
+            return Err(Error::EmptyRequest);
+        }
         let (shape, layout) = (config.shape(), config.layout());
         let refuse = |what: String| Err(Error::UnsupportedOnGpu { what });
         if layout.dtype() != KvDtype::Bf16 {
