@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use spinkv::algorithms::MethodOptions;
-use spinkv::pipeline::{Budget, SteadyZone};
+use spinkv::pipeline::Budget;
 use spinkv_engine::generate::{GenerateOptions, Prepared, generate};
 use spinkv_tests::checkpoints::Bundled;
 
@@ -11,7 +11,7 @@ use spinkv_tests::checkpoints::Bundled;
 fn answered(bundled: &Bundled, method: &str, group: &str) -> Vec<String> {
     let options = GenerateOptions {
         method: method.to_owned(),
-        method_options: MethodOptions { budget: Budget::Tokens(1024), steady: SteadyZone::default() },
+        method_options: MethodOptions { budget: Budget::Tokens(1024), ..MethodOptions::default() },
         max_tokens: 9,
         ignore_eos: true,
         ..GenerateOptions::default()

@@ -144,6 +144,15 @@ fn an_unknown_method_gets_a_suggestion() {
 }
 
 #[test]
+fn an_option_that_the_method_does_not_have_is_refused() {
+    refused(
+        &["--method-option", "chunk=8", "--method", "dense"],
+        &["\"dense\"", "\"chunk\"", "none of its own"],
+    );
+    refused(&["--method-option", "chunk"], &["\"chunk\"", "NAME=VALUE"]);
+}
+
+#[test]
 fn an_unknown_backend_is_refused() {
     refused(&["--backend", "tpu"], &["\"tpu\"", "known: cpu, cuda"]);
     refused(

@@ -53,6 +53,20 @@ pub enum Error {
     #[error("unknown method {name:?}; known: {}{}", known.join(", "), suggest(suggestion))]
     UnknownMethod { name: String, known: Vec<&'static str>, suggestion: Option<&'static str> },
 
+    #[error("method option {text:?}: expected NAME=VALUE")]
+    MethodOptionSyntax { text: String },
+
+    #[error("method {method:?} has no option {option:?}; {}{}", known_options(known), suggest(suggestion))]
+    UnknownMethodOption {
+        method: String,
+        option: String,
+        known: Vec<&'static str>,
+        suggestion: Option<&'static str>,
+    },
+
+    #[error("method {method:?}, option {option}={value}: {reason}")]
+    InvalidMethodOption { method: String, option: &'static str, value: String, reason: String },
+
     #[error("backend {backend:?} is not built into this binary; built: {}", built.join(", "))]
     BackendNotBuilt { backend: String, built: Vec<&'static str> },
 
@@ -174,4 +188,12 @@ pub fn nearest_name(name: &str, known: &[&'static str]) -> Option<&'static str> 
 
 fn suggest(suggestion: &Option<&'static str>) -> String {
     suggestion.map(|name| format!("; did you mean {name:?}?")).unwrap_or_default()
+}
+
+fn known_options(known: &[&'static str]) -> String {
+    if known.is_empty() {
+        "it has none of its own".to_owned()
+    } else {
+        format!("it has {}", known.join(", "))
+    }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use spinkv::algorithms::MethodOptions;
+use spinkv::algorithms::{MethodOptions, OwnOptions};
 use spinkv::backend::BackendKind;
 use spinkv::memory::{KvDtype, MemoryLimits};
 use spinkv::pipeline::{Budget, SteadyZone};
@@ -72,6 +72,10 @@ pub(crate) struct GenerateArguments {
     /// Newest tokens that are always read, at least 1
     #[arg(long, default_value_t = 64, value_name = "TOKENS", help_heading = "Attention")]
     window: usize,
+
+    /// An option that only this method has, as NAME=VALUE; may be given more than once
+    #[arg(long, value_name = "NAME=VALUE", help_heading = "Attention")]
+    method_option: Vec<String>,
 
     /// Tokens of a KV page; divides the method's partition (8 for shadowkv)
     #[arg(long, default_value_t = 8, value_name = "TOKENS", help_heading = "Memory")]
@@ -297,9 +301,11 @@ impl GenerateArguments {
     fn options(&self) -> Result<GenerateOptions> {
         let budget: Budget = self.budget.parse()?;
         let steady = SteadyZone { sinks: self.sinks, window: self.window };
+        let mut own = OwnOptions::default();
+        self.method_option.iter().try_for_each(|option| own.add(option))?;
         Ok(GenerateOptions {
             method: self.method.clone(),
-            method_options: MethodOptions { budget, steady },
+            method_options: MethodOptions { budget, steady, own },
             page_tokens: self.page_tokens,
             kv_dtype: if self.kv_dtype == "f32" { KvDtype::F32 } else { KvDtype::Bf16 },
             limits: MemoryLimits {

@@ -1,33 +1,19 @@
 //! The methods that come with the crate, one file each: its Index and its Select, nothing else.
 
 mod dense;
+mod options;
 mod shadowkv;
 mod streaming_llm;
 
 use std::sync::Arc;
 
 pub use dense::Dense;
+pub use options::{MethodOptions, OwnOptions, OwnOptionsReader};
 pub use shadowkv::ShadowKv;
 pub use streaming_llm::StreamingLlm;
 
-use crate::pipeline::{Budget, Method, SteadyZone};
+use crate::pipeline::Method;
 use crate::{Error, Result, nearest_name};
-
-/// What a user may choose about a method; each method takes what it needs.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct MethodOptions {
-    /// How much a step may select.
-    pub budget: Budget,
-    /// What it always reads.
-    pub steady: SteadyZone,
-}
-
-impl Default for MethodOptions {
-    /// 1024 tokens beside the default steady zone.
-    fn default() -> Self {
-        Self { budget: Budget::Tokens(1024), steady: SteadyZone::default() }
-    }
-}
 
 /// The names of the methods.
 pub const NAMES: [&str; 3] = ["dense", "streaming-llm", "shadowkv"];
@@ -36,9 +22,11 @@ pub const NAMES: [&str; 3] = ["dense", "streaming-llm", "shadowkv"];
 ///
 /// # Errors
 /// [`Error::UnknownMethod`], with the nearest name if one is near; [`Error::InvalidBudget`] for a budget that no
-/// method could run with. [`KvConfig::new`](crate::KvConfig::new) checks the rest.
+/// method could run with; [`Error::UnknownMethodOption`] and [`Error::InvalidMethodOption`] for options of its own.
+/// [`KvConfig::new`](crate::KvConfig::new) checks the rest.
 pub fn by_name(name: &str, options: &MethodOptions) -> Result<Arc<dyn Method>> {
-    let MethodOptions { budget, steady } = *options;
+    let MethodOptions { budget, steady, ref own } = *options;
+    let own = own.read(name);
     let method: Arc<dyn Method> = match name {
         "dense" => Arc::new(Dense { steady }),
         "streaming-llm" => Arc::new(StreamingLlm { steady }),
@@ -48,6 +36,7 @@ pub fn by_name(name: &str, options: &MethodOptions) -> Result<Arc<dyn Method>> {
             return Err(Error::UnknownMethod { name: name.to_owned(), known: NAMES.to_vec(), suggestion });
         }
     };
+    own.finish()?;
     budget.check_range()?;
     Ok(method)
 }
