@@ -2,6 +2,7 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use spinkv::KvConfig;
+use spinkv::backend::Step;
 use spinkv::backend::cuda::driver::{Context, Event, Graph, Result as DriverResult, Stream};
 use spinkv::backend::cuda::kernels::{Argmax, Positions, RmsNorm, Sample};
 use spinkv::backend::cuda::{CudaBackend, CudaLimits, StepTensors};
@@ -359,9 +360,9 @@ fn run_step(
     check_ids(ids.iter().copied(), vocab_size)?;
     ids.resize(bucket, 0);
     let requests: Vec<_> = batch.iter().map(|part| part.request).collect();
-    pipeline.decode_at_once(&requests, |backend, step| {
+    let begin = |backend: &mut CudaBackend, step: &Step<'_>| Ok(backend.begin_step(step, bucket)?);
+    pipeline.decode_at_once(&requests, begin, |_| {
         parts.ids.write(&parts.stream, 0, &ids)?;
-        backend.begin_step(step, bucket)?;
         parts.began.record(&parts.stream)?;
         // SAFETY: buffers and kernels are those that were captured; a step of the batch's size has begun.
         Ok(unsafe { graph.launch(&parts.stream) }?)

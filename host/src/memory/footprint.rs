@@ -17,6 +17,8 @@ pub struct GpuBytes {
     pub slot_arrays: u64,
     /// Where the steady zone's pages are.
     pub steady_lists: u64,
+    /// Page tables of the host's pages, by a backend that keeps them on the GPU.
+    pub host_tables: u64,
     /// What Select reads; not a table, and counted beside them.
     pub summaries: u64,
     /// Pages of the steady zone.
@@ -30,7 +32,7 @@ pub struct GpuBytes {
 impl GpuBytes {
     /// All tables.
     pub fn tables(&self) -> u64 {
-        self.directories + self.segments + self.slot_arrays + self.steady_lists
+        self.directories + self.segments + self.slot_arrays + self.steady_lists + self.host_tables
     }
 
     /// All pages.
@@ -81,6 +83,7 @@ impl Add for MemoryUsage {
             segments: a.segments + b.segments,
             slot_arrays: a.slot_arrays + b.slot_arrays,
             steady_lists: a.steady_lists + b.steady_lists,
+            host_tables: a.host_tables + b.host_tables,
             summaries: a.summaries + b.summaries,
             steady_pages: a.steady_pages + b.steady_pages,
             cache_pages: a.cache_pages + b.cache_pages,
@@ -140,6 +143,7 @@ pub fn footprint(config: &KvConfig, plan: &RequestPlan, tokens: usize, element_b
             directories: config.segments(plan.max_tokens) as u64 * size_of::<SegmentId>() as u64,
             segments: segments * rows * (SEGMENT_KEYS * size_of::<u16>()) as u64,
             slot_arrays: rows * slot_array_bytes(slots),
+            host_tables: 0,
             steady_lists: rows * (steady * SteadyPages::ENTRY_BYTES + SteadyPages::RANGE_BYTES),
             summaries: segments * rows * summary,
             steady_pages: rows * steady * page_bytes,

@@ -146,7 +146,7 @@ impl<B: Backend> Pipeline<B> {
     }
 
     /// One layer of a decode step for a batch of distinct requests, one new token each: `queries` and `out`
-    /// are `[batch, query_heads, head_dim]`, `keys` and `values` `[batch, kv_heads, head_dim]`.
+    /// are `[batch, query_heads, head_dim]`, `keys` and `values` `[batch, kv_heads, head_dim]`. An empty batch is no step.
     ///
     /// # Errors
     /// [`Error::UnknownRequest`], [`Error::DuplicateRequest`], [`Error::RequestFailed`], [`Error::ContextFull`],
@@ -167,6 +167,9 @@ impl<B: Backend> Pipeline<B> {
         self.check_length("values", values, batch.len() * self.config().shape().kv_heads)?;
         self.check_length("outputs", out, batch.len() * self.config().shape().query_heads)?;
 
+        if entries.is_empty() {
+            return Ok(());
+        }
         let step = Step { layer, entries: &entries };
         self.backend.prepare(&step)?;
         let stages = (|| {
@@ -180,20 +183,23 @@ impl<B: Backend> Pipeline<B> {
         self.finish_layer(Tokens::DECODED, &entries, stages)
     }
 
-    /// A decode step through all layers at once, for a backend and a model that run it as one, a graph for instance: `run` is called
-    /// once, after all checks, with the step at layer 0; it prepares the backend itself and computes all layers.
+    /// A decode step through all layers at once, for a backend and a model that run it as one, a graph for instance: `begin` and `run` are
+    /// called once, after all checks, with the step at layer 0. `begin` prepares the backend and may still refuse the step; `run` computes all
+    /// layers.
     ///
     /// # Errors
     /// [`Error::UnknownRequest`], [`Error::DuplicateRequest`], [`Error::RequestFailed`], [`Error::ContextFull`] and
-    /// [`Error::LayerOrder`] for a request in the middle of a step, before anything changed; those of `run`, which fail the batch's
-    /// requests: they can only be released.
+    /// [`Error::LayerOrder`] for a request in the middle of a step, and those of `begin`, before anything changed; those of `run`, which fail the
+    /// batch's requests: they can only be released.
     pub fn decode_at_once<E: From<Error>>(
         &mut self,
         batch: &[RequestId],
-        run: impl FnOnce(&mut B, &Step<'_>) -> std::result::Result<(), E>,
+        begin: impl FnOnce(&mut B, &Step<'_>) -> std::result::Result<(), E>,
+        run: impl FnOnce(&mut B) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
         let entries = self.decode_entries(0, batch)?;
-        let outcome = run(&mut self.backend, &Step { layer: 0, entries: &entries });
+        begin(&mut self.backend, &Step { layer: 0, entries: &entries })?;
+        let outcome = run(&mut self.backend);
         for entry in &entries {
             let state = self.requests.get_mut(&entry.request).expect("checked above");
             match outcome {

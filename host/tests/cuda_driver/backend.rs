@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use spinkv::algorithms::{Dense, ShadowKv, StreamingLlm};
-use spinkv::backend::cuda::driver::{Context, DeviceBuffer};
+use spinkv::backend::Step;
+use spinkv::backend::cuda::driver::{Context, DeviceBuffer, DriverError};
 use spinkv::backend::cuda::{CudaBackend, CudaLimits};
 use spinkv::memory::{KvDtype, PageLayout, Word};
 use spinkv::pipeline::{Budget, Method, Pipeline, RequestId, SteadyZone};
@@ -103,7 +104,45 @@ fn what_the_kernels_do_not_have_is_refused() {
     assert!(matches!(long, Error::ContextTooLong { max_tokens: usize::MAX, .. }), "{long}");
     let negative = refused(good(), CudaLimits { buffering: -1.0, ..limits(1) });
     assert_eq!(negative, Error::InvalidBuffering { value: -1.0 });
+    let many = refused(good(), limits(4097));
+    assert!(matches!(&many, Error::UnsupportedOnGpu { what } if what.contains("8192 rows")), "{many}");
     assert_eq!(driver.log(), [""; 0], "before anything is allocated");
+}
+
+/// A block of `resolve` keeps its row's lists in shared memory. Requests without a cache have none.
+#[test]
+fn selections_that_no_block_can_hold_are_refused() {
+    let driver = driver();
+    let (context, _) = driver.open();
+    let new = |budget| {
+        let method = Arc::new(ShadowKv { budget, steady: STEADY });
+        let limits = CudaLimits { max_tokens: 131_072, gpu_pages: Some(64), ..limits(1) };
+        CudaBackend::new(&context, config(8, 64, KvDtype::Bf16, method), &limits).map(|_| ())
+    };
+    let wide = new(Budget::Fraction(0.9)).unwrap_err();
+    let Error::Driver(DriverError::SharedMemory { function, wanted, limit }) = wide else { panic!("{wide}") };
+    assert!(function == "resolve" && wanted > 4 * 4 * 14_000 && limit == 226 << 10, "{wanted} of {limit}");
+    // These come as far as the tables, which the stand-in has no memory for; with the latter all pages stay.
+    for budget in [Budget::Fraction(0.1), Budget::Tokens(131_072)] {
+        let next = new(budget).unwrap_err();
+        assert!(matches!(next, Error::Driver(DriverError::OutOfGpuMemory { .. })), "{next}");
+    }
+}
+
+/// With as many of the longest requests as the backend was made for, what is counted is what is allocated.
+#[test]
+fn usage_adds_up_to_what_is_allocated() {
+    let driver = driver();
+    let mut run = Run::new(&driver, shadowkv(), &limits(2));
+    for _ in 0..2 {
+        run.pipeline.admit(200).unwrap();
+    }
+    let (usage, allocated) = (run.pipeline.usage(), run.pipeline.backend().allocated());
+    assert_eq!(usage.gpu.pages(), allocated.pages);
+    assert_eq!(usage.gpu.tables(), allocated.tables);
+    assert_eq!(usage.gpu.summaries, allocated.summaries);
+    // 25 pages are 2 slabs a row, each of 16 pages of 2 KiB.
+    assert_eq!(usage.host.pages, 2 * (LAYERS as u64 * 2) * 2 * 16 * 2048);
 }
 
 #[test]
@@ -238,13 +277,16 @@ fn a_step_at_once_advances_all_or_fails_all() {
     let driver = driver();
     let mut run = Run::new(&driver, shadowkv(), &limits(2));
     let requests = [run.pipeline.admit(2).unwrap(), run.pipeline.admit(3).unwrap()];
-    let mut step = |batch: &[RequestId], fails: bool| {
-        run.pipeline.decode_at_once(batch, |backend, step| {
+    let mut step_of = |batch: &[RequestId], bucket: usize, fails: bool| {
+        let begin = |backend: &mut CudaBackend, step: &Step<'_>| {
             assert_eq!(step.layer, 0);
-            backend.begin_step(step, 2)?;
-            if fails { Err(Error::EmptyRequest) } else { Ok(()) }
-        })
+            backend.begin_step(step, bucket)
+        };
+        run.pipeline.decode_at_once(batch, begin, |_| if fails { Err(Error::EmptyRequest) } else { Ok(()) })
     };
+    let refused = Err(Error::BatchTooLarge { requests: 3, limit: 2 });
+    assert_eq!(step_of(&requests, 3, true), refused, "before it began, so that nothing changed");
+    let mut step = |batch: &[RequestId], fails: bool| step_of(batch, 2, fails);
     assert_eq!(step(&[requests[0], requests[0]], false), Err(Error::DuplicateRequest(requests[0])));
     assert_eq!(step(&requests, false), Ok(()));
     assert_eq!(step(&requests, false), Ok(()));
@@ -253,7 +295,7 @@ fn a_step_at_once_advances_all_or_fails_all() {
     assert_eq!(step(&requests[1..], true), Err(Error::EmptyRequest));
     assert_eq!(step(&requests[1..], false), Err(Error::RequestFailed(requests[1])));
     assert_eq!(requests.map(|request| run.pipeline.tokens(request)), [Ok(2), Ok(2)]);
-    let three = run.pipeline.backend_mut().begin_step(&spinkv::backend::Step { layer: 0, entries: &[] }, 3);
+    let three = run.pipeline.backend_mut().begin_step(&Step { layer: 0, entries: &[] }, 3);
     assert_eq!(three, Err(Error::BatchTooLarge { requests: 3, limit: 2 }));
 }
 

@@ -111,10 +111,12 @@ fn soak(machine: &Machine) -> Outcome {
             let prompt = rng.random_range(0..500);
             let max_tokens = prompt + rng.random_range(1..300);
             let own = sequence(shape, Style::Random, max_tokens, rng.random());
-            if rng.random_bool(0.1) {
+            if rng.random_bool(0.3) {
                 cancelled += usize::from(run.cancel_in_prompt(own, prompt.max(1))?);
             } else {
-                match run.start(own, prompt) {
+                // Others go on between the prompt's layers.
+                let others: Vec<_> = requests.iter().filter(|_| rng.random_bool(0.4)).copied().collect();
+                match run.start_beside(own, prompt, &others) {
                     Ok(request) => requests.push(request),
                     Err(run::Wrong::Refused(Error::OutOfGpuPages { .. } | Error::OutOfHostMemory { .. })) => {
                         refused += 1;

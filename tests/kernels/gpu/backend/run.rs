@@ -88,10 +88,25 @@ impl<'a> Run<'a> {
 
     /// A request whose prompt passes through all layers, in chunks of queries.
     pub fn start(&mut self, sequence: Sequence, prompt: usize) -> Result<RequestId, Wrong> {
+        self.start_beside(sequence, prompt, &[])
+    }
+
+    /// The same with a step of `others` behind each layer of the prompt.
+    pub fn start_beside(
+        &mut self,
+        sequence: Sequence,
+        prompt: usize,
+        others: &[RequestId],
+    ) -> Result<RequestId, Wrong> {
         let request = self.pipeline.admit(sequence.tokens)?;
         if prompt > 0 {
             for layer in 0..sequence.shape.layers {
                 self.prompt_layer(request, &sequence, layer, prompt, prompt)?;
+                let ended = self.finished(others);
+                let batch: Vec<_> = others.iter().filter(|other| !ended.contains(other)).copied().collect();
+                if !batch.is_empty() {
+                    self.step(&batch)?;
+                }
             }
         }
         self.sequences.insert(request, sequence);

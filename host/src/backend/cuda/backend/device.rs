@@ -219,9 +219,9 @@ impl<'a> RowCounts<'a> {
         (at(0), at(1), at(2))
     }
 
-    /// The first fault of these rows of the batch: layer, number among the rows and what it is.
-    pub fn fault(&self, layers: usize, rows: Range<usize>) -> Option<(usize, usize, u32)> {
-        let places = (0..layers).flat_map(|layer| rows.clone().map(move |row| (layer, row)));
+    /// The first fault of these rows of the batch in these layers: layer, number among the rows and what it is.
+    pub fn fault(&self, layers: Range<usize>, rows: Range<usize>) -> Option<(usize, usize, u32)> {
+        let places = layers.flat_map(|layer| rows.clone().map(move |row| (layer, row)));
         places
             .map(|(layer, row)| (layer, row - rows.start, self.of(layer, row).2))
             .find(|(.., fault)| *fault != NO_FAULT)

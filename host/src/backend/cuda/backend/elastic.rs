@@ -57,19 +57,21 @@ impl CudaBackend {
                 }
             }
         }
-        if let Err(error) = self.shrink(due) {
-            self.release_slabs(slabs);
-            return Err(error);
-        }
         let steady = sizes.steady_pages(&self.config, &plan, resident);
         let slots = if resident { 0 } else { plan.row.slots() };
         let take = |free: &mut Vec<u32>, count: usize| free.split_off(free.len() - count);
         let needed = rows * (steady + slots);
-        if needed > self.free_pages.len() {
+        // Nobody gives pages for a request that they would not be enough for.
+        let free = self.free_pages.len() + self.surplus(due);
+        if needed > free {
             self.release_slabs(slabs);
-            let (free, total) = (self.free_pages.len(), sizes.planned_pages);
-            let (max_tokens, mandatory) = (plan.max_tokens, plan.row.mandatory_pages);
+            let (total, mandatory) = (sizes.planned_pages, plan.row.mandatory_pages);
+            let max_tokens = plan.max_tokens;
             return Err(Error::OutOfGpuPages { max_tokens, needed, rows, steady, mandatory, free, total });
+        }
+        if let Err(error) = self.shrink(due) {
+            self.release_slabs(slabs);
+            return Err(error);
         }
         let segments = if resident { 0 } else { self.config.segments(plan.max_tokens) };
         let steady = take(&mut self.free_pages, rows * steady);
@@ -124,6 +126,15 @@ impl CudaBackend {
             }
         }
         Ok(())
+    }
+
+    /// Pages that [`shrink`](Self::shrink) would free.
+    fn surplus(&self, due: &BTreeMap<RequestId, usize>) -> usize {
+        let of = |(id, buffering): (&RequestId, &usize)| {
+            let request = self.requests.get(id).filter(|request| !request.resident)?;
+            Some(request.plan.row.buffering_pages.saturating_sub(*buffering))
+        };
+        self.sizes.rows() * due.iter().filter_map(of).sum::<usize>()
     }
 
     /// Shrinks caches to the buffering that they are due. Every request's mandatory pages stay.
@@ -212,6 +223,18 @@ impl CudaBackend {
         Ok(self.tables.states.write(&self.stream, first / 4, &states)?)
     }
 
+    /// `[rows, pages of the steady zone]`.
+    fn read_steady(&self, request: &Request) -> Result<Vec<u32>> {
+        let (rows, stride) = (self.sizes.rows(), self.sizes.steady_stride);
+        let pages = self.sizes.steady_pages(&self.config, &request.plan, request.resident);
+        // As written: a resident request's ring, which is never used, has a place as well.
+        let list = pages + usize::from(request.resident);
+        let mut steady = vec![0; rows * list];
+        self.tables.steady.read(&self.stream, request.place * rows * stride, &mut steady)?;
+        let kept = steady.chunks_exact(list).flat_map(|row| &row[..pages]);
+        Ok(kept.copied().collect())
+    }
+
     /// `[segments of the request, rows, 512]`.
     fn read_segments(&self, request: &Request) -> Result<Vec<u16>> {
         let count = self.sizes.rows() * SEGMENT_KEYS as usize;
@@ -230,8 +253,8 @@ impl CudaBackend {
         Ok(())
     }
 
-    /// Compares each page in a request's caches with its host page, and looks whether slots, segments and the pages that the request
-    /// holds agree. Waits for all that is under way. Returns the pages that were compared.
+    /// Compares each page in a request's caches with its host page, and looks whether slots, segments, steady lists and the pages that the
+    /// request holds agree. Waits for all that is under way. Returns the pages that were compared.
     ///
     /// # Errors
     /// [`Error::UnknownRequest`]; [`Error::Inconsistent`], which names the first place; a refused copy.
@@ -241,6 +264,7 @@ impl CudaBackend {
         let request = self.requests.get(&id).ok_or(Error::UnknownRequest(id))?;
         let (rows, stride, words) = (self.sizes.rows(), self.sizes.slot_stride, self.sizes.page_words);
         let (tables, segments) = (self.read_slots(request)?, self.read_segments(request)?);
+        let steady = self.read_steady(request)?;
         let mut owned: HashSet<u32> = request.pages.iter().copied().collect();
         let (mut on_gpu, mut on_host) = (vec![0 as Word; words], vec![0 as Word; words]);
         let of_row = self.config.host_slabs(request.plan.max_tokens);
@@ -284,6 +308,20 @@ impl CudaBackend {
             if held != request.held[row] {
                 return wrong(format!("{held} pages in the cache, {} were counted", request.held[row]));
             }
+            // Each slot in use was found above where its segment says; more entries would be of slots that are not.
+            let of_row = segments.chunks_exact(SEGMENT_KEYS as usize).skip(row).step_by(rows);
+            let named = of_row.flatten().filter(|slot| **slot != ABSENT_SLOT).count();
+            if named != held as usize {
+                return wrong(format!("segments name {named} slots, {held} hold pages"));
+            }
+            let mut list = steady[row * steady.len() / rows..(row + 1) * steady.len() / rows].iter();
+            if let Some(page) = list.find(|page| !owned.remove(*page)) {
+                return wrong(format!("the steady zone has page {page}, which is another's"));
+            }
+        }
+        if !owned.is_empty() {
+            let what = format!("{} of its pages are nowhere", owned.len());
+            return Err(Error::Inconsistent { request: id, row: 0, what });
         }
         Ok(compared)
     }

@@ -16,11 +16,9 @@ use std::sync::Arc;
 use spinkv_kernels::abi::{ABSENT_SLOT, Entry, NO_KEY, SEGMENT_KEYS, SLOT_PINNED};
 
 use super::driver::{Context, DeviceBuffer, PinnedArena, Stream};
-use super::kernels::Kernels;
+use super::kernels::{Kernels, Resolve};
 use crate::backend::{Backend, PromptChunk, Step, StepEntry, StepKind};
-use crate::memory::{
-    Admission, HostArena, HostProgress, MemoryLimits, MemoryUsage, RequestPlan, Word, footprint,
-};
+use crate::memory::{Admission, HostArena, HostProgress, MemoryLimits, MemoryUsage, RequestPlan, Word};
 use crate::pipeline::{Counters, RequestId};
 use crate::{Error, KvConfig, Result};
 use device::{Lists, RowCounts, Tables};
@@ -30,9 +28,6 @@ use sizes::Sizes;
 
 pub use sizes::CudaLimits;
 pub use stages::StepTensors;
-
-/// Bytes of an element of a summary: bf16.
-const SUMMARY_BYTES: usize = 2;
 
 /// The stages on a GPU, with tables whose decisions are taken there.
 ///
@@ -103,10 +98,17 @@ impl CudaBackend {
     /// # Errors
     /// [`Error::UnsupportedOnGpu`] for a shape, layout or method that the kernels do not have, those of [`RequestPlan::new`] for the
     /// longest request, [`Error::EmptyRequest`] for no requests, [`Error::OutOfHostMemory`] for less than a slab of each layer, and
-    /// [`Error::Driver`], for instance out of GPU memory.
+    /// [`Error::Driver`], for instance for selections of more pages than a block has shared memory for, or out of GPU memory.
     pub fn new(context: &Context, config: KvConfig, limits: &CudaLimits) -> Result<Self> {
         let sizes = Sizes::new(&config, limits)?;
         let (kernels, stream) = (Kernels::load(context)?, Arc::new(Stream::new(context)?));
+        // No shorter request has longer lists, and one that is resident has none.
+        let longest = RequestPlan::new(&config, limits.max_tokens, limits.buffering)?;
+        if !is_resident(&config, &longest) {
+            let [slots, segments, list] =
+                [sizes.slot_stride, sizes.segments, sizes.list_capacity].map(|size| size as u32);
+            Resolve::check_capacity(&kernels, slots, segments, list)?;
+        }
         let tables = Tables::new(&sizes, &stream)?;
         let (lists, counts) = Lists::new(&sizes, &kernels, &stream)?;
         let memory = PinnedArena::with_capacity(context, sizes.host_bytes as usize)?;
@@ -120,7 +122,7 @@ impl CudaBackend {
             host_bytes: Some(sizes.host_bytes),
         };
         Ok(Self {
-            prompt: Prompt::new(&sizes, &stream)?,
+            prompt: Prompt::new(&sizes, &kernels, &stream)?,
             admission: Admission::new(limits),
             requests: HashMap::new(),
             free_places: (0..sizes.requests).rev().collect(),
@@ -213,7 +215,7 @@ impl CudaBackend {
         Ok(ids)
     }
 
-    /// Looks at the last decode step's counts: [`counters`](Backend::counters) count it from then on. Waits for the step. Of batches that take
+    /// Looks at the counts of the last decode step and prompt: [`counters`](Backend::counters) count them from then on. Waits for both. Of batches that take
     /// turns within a step, layer by layer, only the last one is counted right.
     ///
     /// A request of which a row's selection could not be made resident, which the tables rule out, gets [`Error::StepFault`] from its next step.
@@ -221,6 +223,12 @@ impl CudaBackend {
     /// # Errors
     /// A failed launch.
     pub fn settle(&mut self) -> Result<()> {
+        self.settle_prompt()?;
+        self.settle_step()
+    }
+
+    /// [`settle`](Self::settle) of the decode step alone.
+    fn settle_step(&mut self) -> Result<()> {
         let Some(entries) = self.unsettled.take() else { return Ok(()) };
         let mut numbers = vec![0; self.counts.len()];
         self.counts.read(&self.stream, 0, &mut numbers)?;
@@ -232,7 +240,7 @@ impl CudaBackend {
                 continue;
             };
             if let Some((layer, kv_head, fault)) =
-                counts.fault(layers, index * kv_heads..(index + 1) * kv_heads)
+                counts.fault(0..layers, index * kv_heads..(index + 1) * kv_heads)
             {
                 self.faulted.insert(entry.request, (layer, kv_head, fault));
                 continue;
@@ -334,9 +342,12 @@ impl CudaBackend {
         if batch > limit || step.entries.len() > batch {
             return Err(Error::BatchTooLarge { requests: step.entries.len().max(batch), limit });
         }
-        self.prompt.join(&self.stream)?;
+        // A prompt of others goes on beside the step.
+        if self.awaits_prompt(step.entries) {
+            self.settle_prompt()?;
+        }
         if step.layer == 0 {
-            self.settle()?;
+            self.settle_step()?;
         }
         self.check_faults(step)?;
         self.upload(step, batch)?;
@@ -473,9 +484,6 @@ impl Backend for CudaBackend {
     }
 
     fn usage(&self) -> MemoryUsage {
-        let whole = |request: &Request| {
-            footprint(&self.config, &request.plan, request.plan.max_tokens, SUMMARY_BYTES)
-        };
-        self.requests.values().map(whole).sum()
+        self.requests.values().map(|request| self.sizes.usage(&self.config, request)).sum()
     }
 }

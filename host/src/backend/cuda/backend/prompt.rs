@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry::{Occupied, Vacant};
+use std::ops::Range;
 
 use spinkv_kernels::abi::{Entry, prefill};
 
 use super::super::driver::{DeviceBuffer, Event, Result as DriverResult, Stream};
-use super::super::kernels::{IndexPrompts, Prefill, StorePrompt};
+use super::super::kernels::{IndexPrompts, Kernels, Prefill, StorePrompt};
+use super::device::{Lists, RowCounts};
 use super::stages::Stages;
 use super::{CudaBackend, Sizes};
 use crate::Result;
@@ -23,9 +25,15 @@ const MAX_CHUNKS: usize = 512;
 #[derive(Debug)]
 pub(super) struct Prompt {
     side: Stream,
-    /// What is stored, and the step in which the last query warms the cache: `[1]` each.
+    /// What is stored: `[1]`.
     stored: DeviceBuffer<Entry>,
-    warm: DeviceBuffer<Entry>,
+    /// Those of the step in which the last query warms the cache, a batch of one. Prompts have lists of their own, so that decode steps of
+    /// others may run between a prompt's layers.
+    lists: Lists,
+    /// What `lists.counts` are parts of.
+    counts: DeviceBuffer<u32>,
+    /// The prompt whose counts were not looked at yet, and the layers that it has passed through since.
+    unsettled: Option<(StepEntry, Range<usize>)>,
     /// Where the prompt begins in its tensors: 0, `[1]`.
     first_token: DeviceBuffer<u32>,
     /// `[0, pages]` and `[0, partitions]`.
@@ -70,14 +78,16 @@ impl Chunk {
 }
 
 impl Prompt {
-    pub fn new(sizes: &Sizes, stream: &Stream) -> DriverResult<Self> {
+    pub fn new(sizes: &Sizes, kernels: &Kernels, stream: &Stream) -> DriverResult<Self> {
         let context = stream.context();
-        let entry = || DeviceBuffer::from_slice(stream, &[Entry::default()]);
+        let (lists, counts) = Lists::new(&Sizes { requests: 1, ..*sizes }, kernels, stream)?;
         let query = || DeviceBuffer::zeroed(stream, sizes.query_words());
         Ok(Self {
             side: Stream::new(context)?,
-            stored: entry()?,
-            warm: entry()?,
+            stored: DeviceBuffer::from_slice(stream, &[Entry::default()])?,
+            lists,
+            counts,
+            unsettled: None,
             first_token: DeviceBuffer::zeroed(stream, 1)?,
             first_page: DeviceBuffer::zeroed(stream, 2)?,
             first_partition: DeviceBuffer::zeroed(stream, 2)?,
@@ -95,7 +105,7 @@ impl Prompt {
 
     /// Bytes on the GPU, small tables not counted.
     pub fn bytes(&self) -> u64 {
-        self.lse.bytes() + self.last_query.iter().map(DeviceBuffer::bytes).sum::<u64>()
+        self.lse.bytes() + self.lists.bytes() + self.last_query.iter().map(DeviceBuffer::bytes).sum::<u64>()
     }
 
     /// Lets `stream` wait for all that the prompts' stream has to do.
@@ -131,14 +141,44 @@ impl CudaBackend {
         Ok(self.stream.synchronize()?)
     }
 
+    /// Whether a prompt's stages were launched for one of these requests and not waited for.
+    pub(super) fn awaits_prompt(&self, entries: &[StepEntry]) -> bool {
+        let of = |(prompt, _): &(StepEntry, Range<usize>)| {
+            entries.iter().any(|entry| entry.request == prompt.request)
+        };
+        self.prompt.unsettled.as_ref().is_some_and(of)
+    }
+
+    /// Looks at the counts of the layers that a prompt has passed through since the last time. Waits for them.
+    pub(super) fn settle_prompt(&mut self) -> Result<()> {
+        let Some((entry, layers)) = self.prompt.unsettled.take() else { return Ok(()) };
+        self.prompt.join(&self.stream)?;
+        let mut numbers = vec![0; self.prompt.counts.len()];
+        self.prompt.counts.read(&self.stream, 0, &mut numbers)?;
+        let kv_heads = self.sizes.kv_heads;
+        let counts = RowCounts::new(&numbers, kv_heads);
+        let Some(request) = self.requests.get_mut(&entry.request) else { return Ok(()) };
+        if let Some((layer, kv_head, fault)) = counts.fault(layers.clone(), 0..kv_heads) {
+            self.faulted.insert(entry.request, (layer, kv_head, fault));
+            return Ok(());
+        }
+        for row in layers.start * kv_heads..layers.end * kv_heads {
+            let (_, fetched, _) = counts.of(row / kv_heads, row % kv_heads);
+            request.held[row] += fetched;
+            self.counters.warm_pages += u64::from(fetched);
+        }
+        Ok(())
+    }
+
     /// The entries of a prompt go to the GPU, unless they are there.
     pub(super) fn prepare_prompt(&mut self, step: &Step<'_>) -> Result<()> {
         let [entry] = step.entries else { unreachable!("a prompt is alone in its step") };
         if step.layer > 0 && self.prompt.uploaded == Some(*entry) {
             return Ok(());
         }
+        // Another prompt's, whose numbers this one writes over.
+        self.settle_prompt()?;
         self.prompt.join(&self.stream)?;
-        self.settle()?;
         self.check_faults(step)?;
         let request = self.requests.get_mut(&entry.request).expect("an admitted request");
         let tokens = entry.after();
@@ -148,27 +188,16 @@ impl CudaBackend {
             request.clock.tick();
         }
         let warm = self.sizes.warm_entry(&self.config, request, tokens);
-        let resident = request.resident;
-        let Prompt { stored: to_store, warm: to_warm, first_page, first_partition, .. } = &self.prompt;
+        let Prompt { stored: to_store, lists, first_page, first_partition, .. } = &self.prompt;
         to_store.write(&self.stream, 0, &[stored])?;
-        to_warm.write(&self.stream, 0, &[warm])?;
+        lists.entries.write(&self.stream, 0, &[warm])?;
         let pages = self.config.layout().pages(tokens) as u32;
         first_page.write(&self.stream, 0, &[0, pages])?;
         first_partition.write(&self.stream, 0, &[0, stored.new_partitions])?;
         (self.prompt.pages, self.prompt.partitions) = (pages, stored.new_partitions);
         self.prompt.uploaded = Some(*entry);
-        // The decode step's entries are not those of the requests' clocks any more.
-        self.uploaded.clear();
-        if step.layer > 0 {
-            return Ok(());
-        }
-        self.counters.offloaded_pages += (tokens / self.sizes.page_tokens * self.sizes.rows()) as u64;
-        if !resident {
-            let warmed = self.config.partition_map().max_pages(warm.limit as usize).unwrap_or(0);
-            let warmed = warmed.min(self.config.retrievable_pages(tokens).len());
-            let request = self.requests.get_mut(&entry.request).expect("an admitted request");
-            request.held.fill(warmed as u32);
-            self.counters.warm_pages += (warmed * self.sizes.rows()) as u64;
+        if step.layer == 0 {
+            self.counters.offloaded_pages += (tokens / self.sizes.page_tokens * self.sizes.rows()) as u64;
         }
         Ok(())
     }
@@ -222,8 +251,8 @@ impl CudaBackend {
     pub(super) fn index_prompt(&mut self, step: &Step<'_>, keys: &DeviceBuffer<Word>) -> Result<()> {
         self.prompt.under_way = true;
         self.prompt.follow(&self.stream)?;
-        let (lists, prompt) = (self.lists.part(&self.sizes, 1)?, &self.prompt);
-        let stages = Stages { backend: self, lists: &lists, layer: step.layer };
+        let prompt = &self.prompt;
+        let stages = Stages { backend: self, lists: &prompt.lists, layer: step.layer };
         let Some(table) = stages.summary_table(&prompt.stored) else { return Ok(()) };
         let launch = IndexPrompts {
             table,
@@ -242,8 +271,8 @@ impl CudaBackend {
         keys: &DeviceBuffer<Word>,
         values: &DeviceBuffer<Word>,
     ) -> Result<()> {
-        let (lists, prompt) = (self.lists.part(&self.sizes, 1)?, &self.prompt);
-        let stages = Stages { backend: self, lists: &lists, layer: step.layer };
+        let prompt = &self.prompt;
+        let stages = Stages { backend: self, lists: &prompt.lists, layer: step.layer };
         let launch = StorePrompt {
             pages: stages.offload_pages(&prompt.stored),
             keys,
@@ -269,8 +298,7 @@ impl CudaBackend {
         let last = &prompt.last_query[step.layer % 2];
         last.copy_from(&self.stream, 0, queries, queries.len() - words, words)?;
         prompt.follow(&self.stream)?;
-        let lists = self.warm_lists()?;
-        let stages = Stages { backend: self, lists: &lists, layer: step.layer };
+        let stages = Stages { backend: self, lists: &prompt.lists, layer: step.layer };
         let Some((score, select)) = stages.select(last) else { return Ok(()) };
         // SAFETY: the entry is the prompt's; its summaries are written by the launches before.
         unsafe {
@@ -281,21 +309,17 @@ impl CudaBackend {
     }
 
     pub(super) fn retrieve_prompt(&mut self, step: &Step<'_>) -> Result<()> {
-        let (lists, prompt) = (self.warm_lists()?, &self.prompt);
+        let (layer, prompt) = (step.layer, &self.prompt);
         if self.sizes.summaries.is_some() {
-            let stages = Stages { backend: self, lists: &lists, layer: step.layer };
+            let stages = Stages { backend: self, lists: &prompt.lists, layer };
             // SAFETY: the entry is the prompt's, whose pages are on the host by the launches before.
             unsafe {
                 stages.resolve().launch(&self.kernels, &prompt.side)?;
                 stages.gather().launch(&self.kernels, &prompt.side)?;
             }
         }
-        Ok(prompt.done[step.layer % 2].record(&prompt.side)?)
-    }
-
-    /// The lists of a batch of one, with the entry that warms the cache.
-    fn warm_lists(&self) -> Result<super::Lists> {
-        let lists = self.lists.part(&self.sizes, 1)?;
-        Ok(super::Lists { entries: self.prompt.warm.part(0..1)?, ..lists })
+        let first = prompt.unsettled.as_ref().map_or(layer, |(_, layers)| layers.start);
+        self.prompt.unsettled = Some((step.entries[0], first..layer + 1));
+        Ok(self.prompt.done[layer % 2].record(&self.prompt.side)?)
     }
 }

@@ -1,10 +1,10 @@
 //! What a request has, and its part in a step.
 
-use spinkv_kernels::abi::Entry;
+use spinkv_kernels::abi::{Entry, SEGMENT_KEYS, SLAB_PAGES};
 
 use super::Sizes;
 use crate::KvConfig;
-use crate::memory::{RequestPlan, SlabId};
+use crate::memory::{GpuBytes, HostBytes, MemoryUsage, RequestPlan, SlabId, Word};
 use crate::paging::StepClock;
 use crate::pipeline::{Budget, Select};
 
@@ -124,6 +124,32 @@ impl Sizes {
     pub fn warm_entry(&self, config: &KvConfig, request: &Request, tokens: usize) -> Entry {
         let entry = self.held(config, request, tokens);
         if request.resident { entry } else { self.selecting(entry, entry.new_partition) }
+    }
+
+    /// What a request takes of the tables, pages and slabs: its place in the tables is as large as that of the longest request, its pages and
+    /// slabs are its own.
+    pub fn usage(&self, config: &KvConfig, request: &Request) -> MemoryUsage {
+        let (rows, page_bytes) = (self.rows() as u64, config.layout().page_bytes() as u64);
+        let number = size_of::<u32>() as u64;
+        let steady = rows * self.steady_pages(config, &request.plan, request.resident) as u64;
+        let gpu = GpuBytes {
+            directories: self.segments as u64 * number,
+            segments: request.segments.len() as u64
+                * rows
+                * u64::from(SEGMENT_KEYS)
+                * size_of::<u16>() as u64,
+            // Owner and physical page in four bytes each, state in one.
+            slot_arrays: rows * self.slot_stride as u64 * 9,
+            steady_lists: rows * self.steady_stride as u64 * number,
+            // Slab and valid bits.
+            host_tables: rows * self.slab_stride as u64 * 2 * number,
+            summaries: (request.segments.len() * self.summary_words() * size_of::<Word>()) as u64,
+            steady_pages: steady * page_bytes,
+            cache_pages: (request.pages.len() as u64 - steady) * page_bytes,
+            in_flight_pages: 0,
+        };
+        let slabs = request.slabs.len() as u64 * u64::from(SLAB_PAGES);
+        MemoryUsage { gpu, host: HostBytes { pages: slabs * page_bytes, ..HostBytes::default() } }
     }
 
     /// With the partitions up to `end` to choose from.

@@ -1,5 +1,5 @@
 use spinkv_kernels::abi::attend::blocks_of_group;
-use spinkv_kernels::abi::{MAX_SLOTS, SEGMENT_KEYS, SLAB_PAGES, WORD_ELEMENTS};
+use spinkv_kernels::abi::{MAX_SLOTS, SEGMENT_KEYS, SLAB_PAGES, WORD_ELEMENTS, gather};
 
 use super::super::kernels::{IndexOperator, Kernels, PartitionPages};
 use crate::memory::{KvDtype, RequestPlan};
@@ -93,6 +93,15 @@ impl Sizes {
         }
         if ![8, 16, 32, 64].contains(&layout.page_tokens()) {
             return refuse(format!("pages of {} tokens: 8, 16, 32 or 64", layout.page_tokens()));
+        }
+        let rows = limits.requests.saturating_mul(shape.kv_heads);
+        if rows > gather::MAX_LISTS as usize {
+            return refuse(format!(
+                "{} requests of {} KV heads at a time: at most {} rows",
+                limits.requests,
+                shape.kv_heads,
+                gather::MAX_LISTS
+            ));
         }
         let method = config.method();
         let summaries = match (method.index(), method.select()) {

@@ -49,7 +49,7 @@ use library::{
 };
 use owned::Owned;
 
-/// The environment variable that can name cuBLASLt's file. It is then tried first.
+/// The environment variable that can name cuBLASLt's file. No other is tried then: who names one would not want another in silence.
 pub const PATH_VARIABLE: &str = "SPINKV_CUBLASLT";
 
 /// The files that the system's loader is asked for, in this order.
@@ -166,7 +166,7 @@ impl BlasLt {
     /// no GPU memory for the workspace.
     pub fn load(context: &Context) -> Result<Self> {
         let named = std::env::var_os(PATH_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from);
-        let candidates: Vec<_> = named.into_iter().chain(LIBRARIES.map(PathBuf::from)).collect();
+        let candidates = named.map_or_else(|| LIBRARIES.map(PathBuf::from).to_vec(), |named| vec![named]);
         Self::load_from(context, &candidates, WORKSPACE_BYTES)
     }
 

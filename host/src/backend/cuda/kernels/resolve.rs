@@ -1,8 +1,8 @@
 use spinkv_kernels::abi::{ENTRY_WORDS, Entry, MAX_SLOTS, PageCopy, resolve};
 
 use super::super::driver::{
-    Argument, DeviceBuffer, LaunchShape, Result, Stream, check_length, check_multiple, check_operand,
-    launch_with,
+    Argument, DeviceBuffer, DriverError, LaunchShape, Result, Stream, check_length, check_multiple,
+    check_operand, launch_with,
 };
 use super::Kernels;
 
@@ -74,6 +74,19 @@ pub struct Resolve<'a> {
 }
 
 impl Resolve<'_> {
+    /// Whether rows of up to `slots` slots, directories of up to `segments` segments and lists of up to `list` pages fit a block of this
+    /// device.
+    ///
+    /// # Errors
+    /// [`SharedMemory`](DriverError::SharedMemory).
+    pub fn check_capacity(kernels: &Kernels, slots: u32, segments: u32, list: u32) -> Result<()> {
+        let (wanted, limit) = (resolve::shared_bytes(slots, segments, list), kernels.resolve.shared_limit());
+        if wanted > limit {
+            return Err(DriverError::SharedMemory { function: "resolve".to_owned(), wanted, limit });
+        }
+        Ok(())
+    }
+
     /// Async: tables and lists are those after the step when `stream` has come this far.
     ///
     /// # Errors
