@@ -33,7 +33,7 @@ fn admission_beyond_the_gpu_pages_is_refused_and_costs_nobody_anything() {
         rows: 4,
         // 8 tokens of sinks; a tail of 12 to 19.
         steady: 1 + 3,
-        mandatory: 3,
+        mandatory: 4 * 3,
         free: least - 1,
         total,
     };

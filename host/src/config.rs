@@ -4,7 +4,7 @@ use std::sync::Arc;
 use crate::memory::{PageLayout, SLAB_PAGES};
 use crate::paging::SEGMENT_KEYS;
 use crate::partition::PartitionMap;
-use crate::pipeline::{Index, Method, Select, SteadyZone, Zones};
+use crate::pipeline::{Index, Method, Place, Reach, Select, SteadyZone, Zones};
 use crate::{Error, KvShape, Result};
 
 /// A model's attention shape, a page layout and a method that fit together, and the sizes that follow from
@@ -19,6 +19,19 @@ pub struct KvConfig {
     zone_unit: usize,
     summary_width: usize,
     map: PartitionMap,
+    /// `[layers, kv_heads]`.
+    reaches: Vec<Reach>,
+}
+
+/// Rows of a request, by how far they reach.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RowsByReach {
+    /// [`Reach::Selected`].
+    pub selected: usize,
+    /// [`Reach::Everything`].
+    pub everything: usize,
+    /// [`Reach::Steady`].
+    pub steady: usize,
 }
 
 impl KvConfig {
@@ -29,7 +42,7 @@ impl KvConfig {
     /// [`Error::SteadyZoneTooLarge`], [`Error::InvalidBudget`], [`Error::BudgetBelowSteady`] and
     /// [`Error::PageSizeDoesNotDivide`] as the method's numbers deserve; [`Error::UnsupportedPartition`] for
     /// clusters, which no backend stores yet; [`Error::InvalidMethod`] if a method's Index does not make what its
-    /// Select reads.
+    /// Select reads, or if it does not fit the shape.
     pub fn new(shape: KvShape, layout: PageLayout, method: Arc<dyn Method>) -> Result<Self> {
         let head_dim = layout.head_dim();
         if head_dim != shape.head_dim {
@@ -37,6 +50,7 @@ impl KvConfig {
                 format!("pages for head_dim {head_dim} under a shape of head_dim {}", shape.head_dim);
             return Err(Error::InvalidLayout { reason });
         }
+        method.check(&shape)?;
         let (steady, kind) = (method.steady(), method.partition());
         steady.check()?;
         let map = PartitionMap::new(kind, layout.page_tokens(), method.name())?;
@@ -59,7 +73,10 @@ impl KvConfig {
             return Err(Error::InvalidMethod { method: method.name().to_owned(), reason });
         }
         let zone_unit = kind.zone_unit(layout.page_tokens());
-        Ok(Self { shape, layout, method, steady, partition_tokens, zone_unit, summary_width, map })
+        let places = (0..shape.layers)
+            .flat_map(|layer| (0..shape.kv_heads).map(move |kv_head| Place { layer, kv_head }));
+        let reaches = places.map(|place| method.reach(place)).collect();
+        Ok(Self { shape, layout, method, steady, partition_tokens, zone_unit, summary_width, map, reaches })
     }
 
     /// The attention shape.
@@ -85,6 +102,30 @@ impl KvConfig {
     /// Elements of a summary; 0 without an Index.
     pub fn summary_width(&self) -> usize {
         self.summary_width
+    }
+
+    /// How far a row reaches.
+    ///
+    /// # Panics
+    /// For a place that the shape does not have.
+    pub fn reach(&self, place: Place) -> Reach {
+        assert!(place.kv_head < self.shape.kv_heads, "{place:?} of {:?}", self.shape);
+        self.reaches[place.layer * self.shape.kv_heads + place.kv_head]
+    }
+
+    /// How far the rows of a request reach, `[layers, kv_heads]`.
+    pub fn reaches(&self) -> &[Reach] {
+        &self.reaches
+    }
+
+    /// A request's rows, by how far they reach.
+    pub fn rows_by_reach(&self) -> RowsByReach {
+        let count = |reach| self.reaches.iter().filter(|of_row| **of_row == reach).count();
+        RowsByReach {
+            selected: count(Reach::Selected),
+            everything: count(Reach::Everything),
+            steady: count(Reach::Steady),
+        }
     }
 
     /// From partitions to pages.

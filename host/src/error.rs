@@ -67,6 +67,9 @@ pub enum Error {
     #[error("method {method:?}, option {option}={value}: {reason}")]
     InvalidMethodOption { method: String, option: &'static str, value: String, reason: String },
 
+    #[error("heads {text:?}: expected LAYER:KV_HEAD, with * for all layers")]
+    InvalidHeadRule { text: String },
+
     #[error("backend {backend:?} is not built into this binary; built: {}", built.join(", "))]
     BackendNotBuilt { backend: String, built: Vec<&'static str> },
 
@@ -75,7 +78,7 @@ pub enum Error {
 
     #[error(
         "out of GPU pages: a request of {max_tokens} tokens needs at least {needed} pages \
-         ({rows} rows x (steady {steady} + mandatory {mandatory})), {free} of {total} are free"
+         ({rows} rows x {steady} steady, {mandatory} mandatory in all), {free} of {total} are free"
     )]
     OutOfGpuPages {
         max_tokens: usize,

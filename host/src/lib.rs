@@ -60,6 +60,6 @@ pub mod partition;
 pub mod pipeline;
 mod shape;
 
-pub use config::KvConfig;
+pub use config::{KvConfig, RowsByReach};
 pub use error::{Error, Result, nearest_name};
 pub use shape::KvShape;

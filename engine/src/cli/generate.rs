@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use spinkv::algorithms::{MethodOptions, OwnOptions};
+use spinkv::algorithms::{MethodOptions, OwnOptions, RowRules};
 use spinkv::backend::BackendKind;
 use spinkv::memory::{KvDtype, MemoryLimits};
 use spinkv::pipeline::{Budget, SteadyZone};
@@ -76,6 +76,14 @@ pub(crate) struct GenerateArguments {
     /// An option that only this method has, as NAME=VALUE; may be given more than once
     #[arg(long, value_name = "NAME=VALUE", help_heading = "Attention")]
     method_option: Vec<String>,
+
+    /// The first layers that read everything, whatever the budget
+    #[arg(long, default_value_t = 0, value_name = "LAYERS", help_heading = "Attention")]
+    dense_layers: usize,
+
+    /// Heads that read sinks and window alone, as LAYER:KV_HEAD; * is all layers (DuoAttention's streaming heads)
+    #[arg(long, value_name = "HEADS", value_delimiter = ',', help_heading = "Attention")]
+    steady_heads: Vec<String>,
 
     /// Tokens of a KV page; divides the method's partition (8 for shadowkv)
     #[arg(long, default_value_t = 8, value_name = "TOKENS", help_heading = "Memory")]
@@ -303,9 +311,12 @@ impl GenerateArguments {
         let steady = SteadyZone { sinks: self.sinks, window: self.window };
         let mut own = OwnOptions::default();
         self.method_option.iter().try_for_each(|option| own.add(option))?;
+        let steady_heads = self.steady_heads.iter().map(|rule| rule.parse());
+        let steady_heads = steady_heads.collect::<spinkv::Result<_>>()?;
+        let rules = RowRules { dense_layers: self.dense_layers, steady_heads };
         Ok(GenerateOptions {
             method: self.method.clone(),
-            method_options: MethodOptions { budget, steady, own },
+            method_options: MethodOptions { budget, steady, own, rules },
             page_tokens: self.page_tokens,
             kv_dtype: if self.kv_dtype == "f32" { KvDtype::F32 } else { KvDtype::Bf16 },
             limits: MemoryLimits {

@@ -2,6 +2,7 @@
 
 mod dense;
 mod options;
+mod per_row;
 mod shadowkv;
 mod streaming_llm;
 
@@ -9,6 +10,7 @@ use std::sync::Arc;
 
 pub use dense::Dense;
 pub use options::{MethodOptions, OwnOptions, OwnOptionsReader};
+pub use per_row::{HeadRule, PerRow, RowRules};
 pub use shadowkv::ShadowKv;
 pub use streaming_llm::StreamingLlm;
 
@@ -25,7 +27,7 @@ pub const NAMES: [&str; 3] = ["dense", "streaming-llm", "shadowkv"];
 /// method could run with; [`Error::UnknownMethodOption`] and [`Error::InvalidMethodOption`] for options of its own.
 /// [`KvConfig::new`](crate::KvConfig::new) checks the rest.
 pub fn by_name(name: &str, options: &MethodOptions) -> Result<Arc<dyn Method>> {
-    let MethodOptions { budget, steady, ref own } = *options;
+    let MethodOptions { budget, steady, ref own, ref rules } = *options;
     let own = own.read(name);
     let method: Arc<dyn Method> = match name {
         "dense" => Arc::new(Dense { steady }),
@@ -38,7 +40,10 @@ pub fn by_name(name: &str, options: &MethodOptions) -> Result<Arc<dyn Method>> {
     };
     own.finish()?;
     budget.check_range()?;
-    Ok(method)
+    if rules.is_empty() {
+        return Ok(method);
+    }
+    Ok(Arc::new(PerRow::new(method, rules.clone())))
 }
 
 #[cfg(test)]

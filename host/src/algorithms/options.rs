@@ -1,6 +1,7 @@
 use std::fmt::Display;
 use std::str::FromStr;
 
+use super::RowRules;
 use crate::pipeline::{Budget, SteadyZone};
 use crate::{Error, Result, nearest_name};
 
@@ -13,12 +14,19 @@ pub struct MethodOptions {
     pub steady: SteadyZone,
     /// What only some methods know.
     pub own: OwnOptions,
+    /// Rows that do otherwise than the method says.
+    pub rules: RowRules,
 }
 
 impl Default for MethodOptions {
     /// 1024 tokens beside the default steady zone, and nothing else chosen.
     fn default() -> Self {
-        Self { budget: Budget::Tokens(1024), steady: SteadyZone::default(), own: OwnOptions::default() }
+        Self {
+            budget: Budget::Tokens(1024),
+            steady: SteadyZone::default(),
+            own: OwnOptions::default(),
+            rules: RowRules::default(),
+        }
     }
 }
 

@@ -77,7 +77,7 @@ impl Admission {
     /// The buffering pages of a row that each request is due.
     pub fn buffering(&self, config: &KvConfig) -> BTreeMap<RequestId, usize> {
         let shares: Vec<_> = self.requests.values().map(|charge| charge.share).collect();
-        let rows = config.shape().rows();
+        let rows = config.rows_by_reach().selected.max(1);
         let of_pages = self.limits.gpu_pages.map(|limit| limit - self.least_pages());
         let page_bytes = config.layout().page_bytes() as u64;
         let of_bytes =
@@ -144,7 +144,7 @@ impl Charge {
     fn new(config: &KvConfig, plan: &RequestPlan) -> Self {
         let usage = footprint(config, plan, plan.max_tokens, SUMMARY_ELEMENT_BYTES);
         let page_bytes = config.layout().page_bytes() as u64;
-        let buffering = (plan.rows * plan.row.buffering_pages) as u64 * page_bytes;
+        let buffering = plan.buffering_pages() as u64 * page_bytes;
         Self {
             share: Share { mandatory: plan.row.mandatory_pages, wanted: plan.row.buffering_pages },
             least_pages: plan.least_gpu_pages(),

@@ -5,6 +5,7 @@ use super::RequestPlan;
 use super::arena::slab_bytes;
 use crate::KvConfig;
 use crate::paging::{HostTable, SEGMENT_KEYS, SegmentId, SteadyPages, StepClock};
+use crate::pipeline::Reach;
 
 /// Bytes on the GPU, by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -116,7 +117,7 @@ pub const SUMMARY_ELEMENT_BYTES: usize = size_of::<f32>();
 
 /// What one request takes at a length of `tokens` tokens, by formula, with summaries of `element_bytes` an element.
 ///
-/// With `R` rows, `K` = [page keys that can be selected](KvConfig::retrievable_pages) at this length and `K_max`
+/// Where all rows [select](Reach::Selected); others have more slots, or none ([`RequestPlan::slots`]). With `R` rows, `K` = [page keys that can be selected](KvConfig::retrievable_pages) at this length and `K_max`
 /// at the longest, `S = ceil(K / 512)` segments, `C` slots and `Z` steady pages a row, `P` partitions a segment
 /// and `W` elements a summary, and `H = ceil(full pages / 16)` slabs a row:
 ///
@@ -134,7 +135,11 @@ pub const SUMMARY_ELEMENT_BYTES: usize = size_of::<f32>();
 pub fn footprint(config: &KvConfig, plan: &RequestPlan, tokens: usize, element_bytes: usize) -> MemoryUsage {
     let (rows, page_bytes) = (plan.rows as u64, config.layout().page_bytes() as u64);
     let segments = config.segments(tokens) as u64;
-    let slots = plan.row.slots() as u64;
+    let slots_of = |reach| plan.slots(reach) as u64;
+    let rows_of = plan.by_reach;
+    let slot_arrays = rows_of.selected as u64 * slot_array_bytes(slots_of(Reach::Selected))
+        + rows_of.everything as u64 * slot_array_bytes(slots_of(Reach::Everything))
+        + rows_of.steady as u64 * slot_array_bytes(slots_of(Reach::Steady));
     let steady = plan.row.steady_pages as u64;
     let slabs = config.host_slabs(tokens) as u64;
     let summary = (config.segment_partitions() * config.summary_width() * element_bytes) as u64;
@@ -142,12 +147,12 @@ pub fn footprint(config: &KvConfig, plan: &RequestPlan, tokens: usize, element_b
         gpu: GpuBytes {
             directories: config.segments(plan.max_tokens) as u64 * size_of::<SegmentId>() as u64,
             segments: segments * rows * (SEGMENT_KEYS * size_of::<u16>()) as u64,
-            slot_arrays: rows * slot_array_bytes(slots),
+            slot_arrays,
             host_tables: 0,
             steady_lists: rows * (steady * SteadyPages::ENTRY_BYTES + SteadyPages::RANGE_BYTES),
             summaries: segments * rows * summary,
             steady_pages: rows * steady * page_bytes,
-            cache_pages: rows * slots * page_bytes,
+            cache_pages: plan.cache_pages() as u64 * page_bytes,
             in_flight_pages: 0,
         },
         host: HostBytes {

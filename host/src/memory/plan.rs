@@ -1,8 +1,8 @@
 use super::arena::slab_bytes;
 use super::{Admission, MemoryLimits, PageLayout};
 use crate::paging::MAX_SLOTS;
-use crate::pipeline::{MAX_TOKENS, RequestId, Select};
-use crate::{Error, KvConfig, Result};
+use crate::pipeline::{MAX_TOKENS, Reach, RequestId, Select};
+use crate::{Error, KvConfig, Result, RowsByReach};
 
 /// What each row of a request holds, at its longest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,11 +22,6 @@ impl RowPlan {
     pub fn slots(&self) -> usize {
         self.mandatory_pages + self.buffering_pages
     }
-
-    /// GPU pages of the row.
-    pub fn gpu_pages(&self) -> usize {
-        self.steady_pages + self.slots()
-    }
 }
 
 /// What a request may hold on each tier; decided at admission, so that no step can run out.
@@ -34,10 +29,15 @@ impl RowPlan {
 pub struct RequestPlan {
     /// The longest context, prompt and generated tokens together.
     pub max_tokens: usize,
-    /// Rows of the request.
+    /// Rows of the request; all hold the same number of tokens.
     pub rows: usize,
-    /// The plan of each row; all rows hold the same number of tokens.
+    /// The plan of each row that [selects](Reach::Selected).
     pub row: RowPlan,
+    /// How many rows do.
+    pub by_reach: RowsByReach,
+    /// GPU pages that can be selected at all: what a row that reads [everything](Reach::Everything) has slots for, all of them mandatory. One that
+    /// reads its [steady zone](Reach::Steady) alone has none.
+    pub selectable_pages: usize,
 }
 
 impl RequestPlan {
@@ -71,14 +71,11 @@ impl RequestPlan {
                     .map_or(selectable_pages, |pages| pages.min(selectable_pages))
             }
         };
-        if mandatory_pages > MAX_SLOTS {
+        let by_reach = config.rows_by_reach();
+        let mandatory = if by_reach.everything > 0 { selectable_pages } else { mandatory_pages };
+        if mandatory > MAX_SLOTS {
             let page_tokens = layout.page_tokens();
-            return Err(Error::TooManySlots {
-                max_tokens,
-                mandatory: mandatory_pages,
-                page_tokens,
-                limit: MAX_SLOTS,
-            });
+            return Err(Error::TooManySlots { max_tokens, mandatory, page_tokens, limit: MAX_SLOTS });
         }
         let buffering_pages = (mandatory_pages as f64 * buffering) as usize;
         let most = selectable_pages.min(MAX_SLOTS) - mandatory_pages;
@@ -88,7 +85,31 @@ impl RequestPlan {
             buffering_pages: buffering_pages.min(most),
             host_slabs: config.host_slabs(max_tokens),
         };
-        Ok(Self { max_tokens, rows: config.shape().rows(), row })
+        Ok(Self { max_tokens, rows: config.shape().rows(), row, by_reach, selectable_pages })
+    }
+
+    /// Slots of a row's cache.
+    pub fn slots(&self, reach: Reach) -> usize {
+        match reach {
+            Reach::Selected => self.row.slots(),
+            Reach::Everything => self.selectable_pages,
+            Reach::Steady => 0,
+        }
+    }
+
+    /// GPU pages of a row.
+    pub fn row_pages(&self, reach: Reach) -> usize {
+        self.row.steady_pages + self.slots(reach)
+    }
+
+    /// Pages of all rows' caches.
+    pub fn cache_pages(&self) -> usize {
+        self.by_reach.selected * self.row.slots() + self.by_reach.everything * self.selectable_pages
+    }
+
+    /// Buffering pages of all rows.
+    pub fn buffering_pages(&self) -> usize {
+        self.by_reach.selected * self.row.buffering_pages
     }
 
     /// Checks that the steady and mandatory pages fit into `free` of a pool's `total` pages.
@@ -96,8 +117,9 @@ impl RequestPlan {
     /// # Errors
     /// [`Error::OutOfGpuPages`].
     pub fn check_gpu_pages(&self, free: usize, total: usize) -> Result<()> {
-        let RowPlan { steady_pages: steady, mandatory_pages: mandatory, .. } = self.row;
         let needed = self.least_gpu_pages();
+        let steady = self.row.steady_pages;
+        let mandatory = needed - self.rows * steady;
         if needed > free {
             let (max_tokens, rows) = (self.max_tokens, self.rows);
             return Err(Error::OutOfGpuPages { max_tokens, needed, rows, steady, mandatory, free, total });
@@ -115,7 +137,7 @@ impl RequestPlan {
 
     /// GPU pages of the request without buffering.
     pub fn least_gpu_pages(&self) -> usize {
-        self.rows * (self.row.steady_pages + self.row.mandatory_pages)
+        self.gpu_pages() - self.buffering_pages()
     }
 
     /// GPU bytes of its prompt's K and V, of two layers: one runs while the other's are written back.
@@ -127,7 +149,7 @@ impl RequestPlan {
 
     /// GPU pages of the request.
     pub fn gpu_pages(&self) -> usize {
-        self.rows * self.row.gpu_pages()
+        self.rows * self.row.steady_pages + self.cache_pages()
     }
 
     /// Host slabs of the request.

@@ -2,6 +2,7 @@ use std::fmt;
 
 use super::{Budget, SteadyZone};
 use crate::partition::PartitionKind;
+use crate::{KvShape, Result};
 
 /// A sparse-attention method: its Index and its Select. Offload, Retrieve and Attention are shared by all.
 ///
@@ -49,6 +50,31 @@ pub trait Method: fmt::Debug + Send + Sync {
     fn steady(&self) -> SteadyZone {
         SteadyZone::default()
     }
+
+    /// How far the queries of a row reach, where not all rows do as [`select`](Self::select) says; the same at all times.
+    fn reach(&self, _place: Place) -> Reach {
+        Reach::Selected
+    }
+
+    /// Refuses models that it does not fit.
+    ///
+    /// # Errors
+    /// [`Error::InvalidMethod`](crate::Error::InvalidMethod), by default none.
+    fn check(&self, _shape: &KvShape) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// How far the queries of a row reach.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Reach {
+    /// What the method selects.
+    #[default]
+    Selected,
+    /// All partitions, whatever the budget: a layer or a head that must be dense.
+    Everything,
+    /// The steady zone alone: a head that needs no more.
+    Steady,
 }
 
 /// How a partition's keys become its summary.

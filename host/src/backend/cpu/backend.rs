@@ -10,7 +10,7 @@ use crate::memory::{
     PageCensus, PagePool, PlainMemory, RequestPlan, RowId, SummaryPool, Transfers, Word,
 };
 use crate::paging::{Directory, SegmentPool, StepClock};
-use crate::pipeline::{Counters, Place, RequestId};
+use crate::pipeline::{Counters, Place, Reach, RequestId};
 use crate::{KvConfig, KvShape, Result};
 
 /// The reference backend. See the [module](super).
@@ -41,6 +41,16 @@ impl Request {
     fn shared(&self, id: RequestId, row: usize) -> Shared<'_> {
         let id = RowId { request: id, row: row as u32 };
         Shared { id, directory: &self.directory, clock: self.clock }
+    }
+
+    /// The rows that select, which are those whose caches have buffering; `reaches` are those of all rows.
+    fn selecting_mut(
+        &mut self,
+        id: RequestId,
+        reaches: &[Reach],
+    ) -> impl Iterator<Item = (Shared<'_>, &mut Row)> {
+        let selects = |(row, reach): (_, &Reach)| (*reach == Reach::Selected).then_some(row);
+        self.rows_mut(id).zip(reaches).filter_map(selects)
     }
 
     /// Each row, with what it shares with the others.
@@ -225,7 +235,7 @@ impl CpuBackend {
             if buffering < request.plan.row.buffering_pages {
                 request.plan.row.buffering_pages = buffering;
                 let slots = request.plan.row.slots();
-                for (shared, row) in request.rows_mut(id) {
+                for (shared, row) in request.selecting_mut(id, self.config.reaches()) {
                     row.resize(&mut self.tiers, &shared, slots, &mut Vec::new());
                 }
             }
@@ -238,16 +248,17 @@ impl CpuBackend {
         self.shrink();
         for (id, buffering) in self.admission.buffering(&self.config) {
             let request = self.requests.get_mut(&id).expect("an admitted request");
-            let free = self.tiers.pool.free_pages() / request.plan.rows;
+            let rows = request.plan.by_reach.selected;
+            let free = self.tiers.pool.free_pages() / rows.max(1);
             let more = free.min(buffering - request.plan.row.buffering_pages);
             if more == 0 {
                 continue;
             }
             // A cache that cannot grow works on as it is.
-            let Ok(mut pages) = self.tiers.pool.take(request.plan.rows * more) else { return };
+            let Ok(mut pages) = self.tiers.pool.take(rows * more) else { return };
             request.plan.row.buffering_pages += more;
             let slots = request.plan.row.slots();
-            for (shared, row) in request.rows_mut(id) {
+            for (shared, row) in request.selecting_mut(id, self.config.reaches()) {
                 row.resize(&mut self.tiers, &shared, slots, &mut pages);
             }
         }
@@ -258,7 +269,8 @@ impl CpuBackend {
         let mut surplus = 0;
         for (id, buffering) in self.admission.buffering(&self.config) {
             if let Some(Request { plan, .. }) = self.requests.get(&id) {
-                surplus += plan.rows * plan.row.buffering_pages.saturating_sub(buffering);
+                let more = plan.row.buffering_pages.saturating_sub(buffering);
+                surplus += plan.by_reach.selected * more;
             }
         }
         if self.tiers.pool.free_pages() + surplus < pages {
@@ -369,8 +381,10 @@ impl Backend for CpuBackend {
         // Nothing can fail from here on.
         self.shrink();
         let mut pages = self.tiers.pool.take(plan.gpu_pages()).expect("pages that were reserved");
-        let row = |_| Row::new(&self.config, &plan, pages.split_off(pages.len() - plan.row.gpu_pages()));
-        let rows = (0..plan.rows).map(row).collect();
+        let row = |reach: &Reach| {
+            Row::new(&self.config, &plan, pages.split_off(pages.len() - plan.row_pages(*reach)))
+        };
+        let rows = self.config.reaches().iter().map(row).collect();
         let state = Request { plan, clock: StepClock::default(), directory, summaries: Vec::new(), rows };
         self.requests.insert(request, state);
         self.share_out();

@@ -12,7 +12,7 @@ use crate::paging::{
     StepClock,
 };
 use crate::partition::SelectedPage;
-use crate::pipeline::{Budget, Candidates, Counters, Index, Partition, Place, Select};
+use crate::pipeline::{Budget, Candidates, Counters, Index, Partition, Place, Reach, Select};
 use crate::{Error, KvConfig, Result};
 
 /// The most pages of one transfer: a prompt's pages go to the host in pieces, each published by itself.
@@ -271,7 +271,12 @@ impl Row {
         let (first, count) = (ids.start, ids.len());
         let limit = |budget: Budget| budget.partitions(entry.after(), tokens).min(count);
         self.selected.clear();
-        match config.method().select() {
+        let select = match config.reach(place) {
+            Reach::Selected => config.method().select(),
+            Reach::Everything => Select::Everything,
+            Reach::Steady => Select::Nothing,
+        };
+        match select {
             Select::Nothing => {}
             Select::Everything => self.selected.extend(ids),
             Select::TopK { budget, .. } if limit(budget) == count => {

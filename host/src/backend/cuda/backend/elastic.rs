@@ -65,7 +65,7 @@ impl CudaBackend {
         let free = self.free_pages.len() + self.surplus(due);
         if needed > free {
             self.release_slabs(slabs);
-            let (total, mandatory) = (sizes.planned_pages, plan.row.mandatory_pages);
+            let (total, mandatory) = (sizes.planned_pages, rows * plan.row.mandatory_pages);
             let max_tokens = plan.max_tokens;
             return Err(Error::OutOfGpuPages { max_tokens, needed, rows, steady, mandatory, free, total });
         }

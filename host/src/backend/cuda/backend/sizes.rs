@@ -3,7 +3,7 @@ use spinkv_kernels::abi::{MAX_SLOTS, SEGMENT_KEYS, SLAB_PAGES, WORD_ELEMENTS, ga
 
 use super::super::kernels::{IndexOperator, Kernels, PartitionPages};
 use crate::memory::{KvDtype, RequestPlan};
-use crate::pipeline::{Budget, GroupMerge, Index, Select};
+use crate::pipeline::{Budget, GroupMerge, Index, Reach, Select};
 use crate::{Error, KvConfig, Result};
 
 /// For how much a [`CudaBackend`](super::CudaBackend) is made. Its tables, lists and GPU pages are allocated once, so that captured
@@ -104,6 +104,9 @@ impl Sizes {
             ));
         }
         let method = config.method();
+        if config.reaches().iter().any(|reach| *reach != Reach::Selected) {
+            return refuse("rows that read everything or their steady zone alone".to_owned());
+        }
         let summaries = match (method.index(), method.select()) {
             (Index::MeanKey, Select::TopK { merge, budget }) => {
                 Some(Summaries { operator: IndexOperator::Mean, merge, budget })
