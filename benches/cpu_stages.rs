@@ -209,7 +209,8 @@ fn attention(c: &mut Criterion) {
 fn layer_step(c: &mut Criterion) {
     let shape = KvShape::new(1, 2 * GROUP, 2, HEAD_DIM).unwrap();
     let layout = PageLayout::new(CHUNK, HEAD_DIM, KvDtype::Bf16).unwrap();
-    let method = Arc::new(ShadowKv { budget: Budget::Tokens(2048), steady: SteadyZone::default() });
+    let method =
+        Arc::new(ShadowKv { budget: Budget::Tokens(2048), steady: SteadyZone::default(), outliers: 0 });
     let config = KvConfig::new(shape, layout, method).unwrap();
     let mut pipeline = Pipeline::new(CpuBackend::new(config, MemoryLimits::default()));
     let context = 16_384;

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use spinkv::KvShape;
-use spinkv::algorithms::{Dense, ShadowKv, StreamingLlm};
+use spinkv::algorithms::{Dense, Quest, ShadowKv, StreamingLlm, TokenTopK};
 use spinkv::partition::PartitionKind;
 use spinkv::pipeline::{Budget, Candidates, Index, Method, Pick, Select, SteadyZone};
 use spinkv_tests::{Sequence, Setup, Style};
@@ -64,7 +64,9 @@ fn with_a_budget_for_all_of_it_each_token_is_seen_exactly_once() {
         let sequence = census_sequence(65 + 300);
         let mut setups = vec![Setup::new(sequence.shape, page_tokens, Dense { steady })];
         for budget in [Budget::Tokens(512), Budget::Fraction(1.0)] {
-            setups.push(Setup::new(sequence.shape, page_tokens, ShadowKv { budget, steady }));
+            setups.push(Setup::new(sequence.shape, page_tokens, ShadowKv { budget, steady, outliers: 2 }));
+            setups.push(Setup::new(sequence.shape, page_tokens, Quest::new(budget, steady)));
+            setups.push(Setup::new(sequence.shape, page_tokens, TokenTopK { budget, steady }));
         }
         for setup in setups {
             for prompt in [0, 1, 7, 8, 9, 63, 64, 65] {
@@ -198,7 +200,7 @@ fn what_streaming_llm_and_shadowkv_see_is_the_steady_zone_and_the_selection() {
         let budget = Budget::Tokens(24);
         for (unit, setup) in [
             (page_tokens, Setup::new(sequence.shape, page_tokens, StreamingLlm { steady })),
-            (8, Setup::new(sequence.shape, page_tokens, ShadowKv { budget, steady })),
+            (8, Setup::new(sequence.shape, page_tokens, ShadowKv { budget, steady, outliers: 0 })),
         ] {
             let context = format!("{:?}, pages of {page_tokens}", setup.method);
             let mut run = setup.start();

@@ -3,7 +3,8 @@
 use spinkv::memory::{KvDtype, PageLayout};
 use spinkv::partition::PartitionKind;
 use spinkv::pipeline::{
-    Budget, Candidates, GroupMerge, Index, Method, Partition, Pick, Select, SteadyZone, Summarize,
+    Always, Budget, Candidates, GroupMerge, Index, Method, Partition, PartitionScore, Pick, Select,
+    SteadyZone, Summarize,
 };
 use spinkv::{Error, KvConfig, KvShape};
 use spinkv_tests::{Sequence, Setup, Style, close, dense_reference};
@@ -199,7 +200,10 @@ fn a_planted_key_is_found_far_outside_the_window() {
 
 /// A declarative method whose Index does not make what its Select reads.
 #[derive(Debug)]
-struct Mismatched;
+struct Mismatched {
+    index: Index<'static>,
+    score: PartitionScore,
+}
 
 impl Method for Mismatched {
     fn name(&self) -> &str {
@@ -209,10 +213,32 @@ impl Method for Mismatched {
         PartitionKind::Chunk { tokens: 8 }
     }
     fn index(&self) -> Index<'_> {
-        Index::Nothing
+        self.index
     }
     fn select(&self) -> Select<'_> {
-        Select::TopK { merge: GroupMerge::Max, budget: Budget::Tokens(512) }
+        Select::TopK { score: self.score, merge: GroupMerge::Max, budget: Budget::Tokens(512) }
+    }
+}
+
+/// Has outliers, and no best ones beside which they would be read.
+#[derive(Debug)]
+struct AlwaysAlone;
+
+impl Method for AlwaysAlone {
+    fn name(&self) -> &str {
+        "always-alone"
+    }
+    fn partition(&self) -> PartitionKind {
+        PartitionKind::Chunk { tokens: 8 }
+    }
+    fn index(&self) -> Index<'_> {
+        Index::MeanKey
+    }
+    fn select(&self) -> Select<'_> {
+        Select::Nothing
+    }
+    fn always(&self) -> Always {
+        Always::Outliers { partitions: 1 }
     }
 }
 
@@ -234,6 +260,24 @@ fn a_method_whose_numbers_cannot_work_is_refused_before_it_runs() {
     assert!(matches!(error, Error::InvalidBudget { .. }), "{error}");
     let steady = SteadyZone { sinks: 2, window: 0 };
     assert_eq!(refused(4, std::sync::Arc::new(Bounds { steady, ..method })), Error::WindowZero);
-    let error = refused(8, std::sync::Arc::new(Mismatched));
-    assert!(matches!(error, Error::InvalidMethod { .. }), "{error}");
+    let (dot_product, bound) = (PartitionScore::DotProduct, PartitionScore::Bound);
+    for (index, score, found, expected) in [
+        (Index::Nothing, dot_product, 0, 16),
+        (Index::KeyBounds, dot_product, 32, 16),
+        (Index::Nothing, bound, 0, 32),
+        (Index::MeanKey, bound, 16, 32),
+    ] {
+        let error = refused(8, std::sync::Arc::new(Mismatched { index, score }));
+        assert!(matches!(error, Error::InvalidMethod { .. }), "{error}");
+        let text = error.to_string();
+        assert!(
+            text.contains(&format!("of {expected} elements")) && text.ends_with(&format!("makes {found}")),
+            "{text}"
+        );
+    }
+    let error = refused(8, std::sync::Arc::new(AlwaysAlone));
+    assert!(
+        matches!(error, Error::InvalidMethod { .. }) && error.to_string().contains("Outliers"),
+        "{error}"
+    );
 }

@@ -1,32 +1,43 @@
 //! The pipeline's outputs against attention by its definition.
 
+use std::sync::Arc;
+
 use spinkv::KvShape;
-use spinkv::algorithms::{Dense, ShadowKv, StreamingLlm};
+use spinkv::algorithms::{Dense, Quest, ShadowKv, StreamingLlm, TokenTopK};
+use spinkv::partition::PartitionMap;
 use spinkv::pipeline::{Budget, Method, SteadyZone};
 use spinkv_tests::{Sequence, Setup, Style, close, dense_reference};
 
 const TOLERANCE: f64 = 1e-5;
 
-/// Around the borders of pages, of chunks, of the window (64) and of sinks, window and chunk together (80).
-const LENGTHS: [usize; 14] = [0, 1, 7, 8, 9, 63, 64, 65, 71, 72, 73, 79, 80, 81];
+/// Around the borders of pages, of chunks (8 and 16), of the window (64) and of sinks, window and chunk together (80 and 96).
+const LENGTHS: [usize; 20] = [0, 1, 7, 8, 9, 15, 16, 17, 63, 64, 65, 71, 72, 73, 79, 80, 81, 95, 96, 97];
 
-/// One setup for each way to select everything.
-fn full_setups(shape: KvShape) -> Vec<(String, Setup)> {
+/// The methods that select by a budget. Another one joins these tests with a line.
+fn selecting(budget: Budget) -> Vec<Arc<dyn Method>> {
     let steady = SteadyZone::default();
+    vec![
+        Arc::new(ShadowKv { budget, steady, outliers: 0 }),
+        Arc::new(ShadowKv { budget, steady, outliers: 2 }),
+        Arc::new(Quest::new(budget, steady)),
+        Arc::new(TokenTopK { budget, steady }),
+    ]
+}
+
+/// One setup for each way to select everything, with each page size that suits.
+fn full_setups(shape: KvShape) -> Vec<(String, Setup)> {
+    let mut methods: Vec<Arc<dyn Method>> = vec![Arc::new(Dense::default())];
+    methods.extend([Budget::Tokens(4096), Budget::Fraction(1.0)].into_iter().flat_map(selecting));
     let mut setups = Vec::new();
-    for page_tokens in [1, 2, 4, 8, 16] {
-        setups.push(("dense".to_owned(), Setup::new(shape, page_tokens, Dense { steady })));
-        if page_tokens <= 8 {
-            for budget in [Budget::Tokens(4096), Budget::Fraction(1.0)] {
-                let setup = Setup::new(shape, page_tokens, ShadowKv { budget, steady });
-                setups.push((format!("shadowkv {budget}"), setup));
-            }
+    for (method, page_tokens) in
+        methods.iter().flat_map(|method| [1, 2, 4, 8, 16].map(|page_tokens| (method, page_tokens)))
+    {
+        if PartitionMap::new(method.partition(), page_tokens, method.name()).is_ok() {
+            let setup = Setup { method: method.clone(), ..Setup::new(shape, page_tokens, Dense::default()) };
+            setups.push((format!("{method:?}, pages of {page_tokens}"), setup));
         }
     }
     setups
-        .into_iter()
-        .map(|(name, setup)| (format!("{name}, pages of {}", setup.page_tokens), setup))
-        .collect()
 }
 
 /// The exact outputs of all tokens of a sequence, by layer.
@@ -153,110 +164,11 @@ fn streaming_llm_reads_sinks_and_window_and_nothing_else() {
     }
 }
 
-/// ShadowKV's scores of the chunks `chunks` of one KV head: mean keys, softmax for each query head, maximum over
-/// the group.
-fn chunk_scores(sequence: &Sequence, token: usize, kv_head: usize, chunks: &[usize]) -> Vec<f64> {
-    let KvShape { query_heads, kv_heads, head_dim, .. } = sequence.shape;
-    let (queries, keys) = (sequence.queries(0, token..token + 1), &sequence.keys[0]);
-    let group = query_heads / kv_heads;
-    let mut scores = vec![0f64; chunks.len()];
-    for head in kv_head * group..(kv_head + 1) * group {
-        let mut logits = Vec::new();
-        for chunk in chunks {
-            let mut logit = 0.0;
-            for element in 0..head_dim {
-                let mut mean = 0.0;
-                for token in chunk * 8..chunk * 8 + 8 {
-                    mean += f64::from(keys[(token * kv_heads + kv_head) * head_dim + element]) / 8.0;
-                }
-                logit += mean * f64::from(queries[head * head_dim + element]);
-            }
-            logits.push(logit / (head_dim as f64).sqrt());
-        }
-        let highest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let total: f64 = logits.iter().map(|logit| (logit - highest).exp()).sum();
-        for (score, logit) in scores.iter_mut().zip(&logits) {
-            *score = score.max((logit - highest).exp() / total);
-        }
-    }
-    scores
-}
-
-#[test]
-fn shadowkv_reads_the_chunks_whose_landmarks_score_best() {
-    let steady = SteadyZone { sinks: 3, window: 12 };
-    let (mut rows, mut same) = (0, 0);
-    let cases = [
-        (Budget::Tokens(17), 2, 1, Style::Random),
-        (Budget::Tokens(47), 5, 2, Style::Random),
-        (Budget::Tokens(64), 8, 4, Style::Peaked),
-        (Budget::Fraction(0.2), 5, 5, Style::Uniform),
-        (Budget::Fraction(0.01), 1, 4, Style::Random),
-    ];
-    for (budget, expected_at_200, group, style) in cases {
-        for page_tokens in [1, 4, 8] {
-            let shape = KvShape::new(1, 2 * group, 2, 16).unwrap();
-            for prompt in [1, 100, 180] {
-                let sequence = Sequence::new(shape, style, prompt + 60, prompt as u64);
-                let mut run = Setup::new(shape, page_tokens, ShadowKv { budget, steady }).start();
-                let id = run.start(&sequence, prompt);
-                for token in prompt..sequence.tokens {
-                    let context = format!("{budget}, group {group}, {style:?}, {page_tokens}, token {token}");
-                    let outputs = run.step(&[id]).unwrap();
-                    let always = steady_tokens(token + 1, steady, 8);
-                    let chunks: Vec<usize> =
-                        (0..(token + 1) / 8).filter(|chunk| !always.contains(&(chunk * 8))).collect();
-                    let limit = match budget {
-                        Budget::Tokens(tokens) => tokens / 8,
-                        Budget::Fraction(fraction) => ((fraction * (token + 1) as f64) as usize / 8).max(1),
-                    };
-                    if token + 1 == 200 {
-                        assert_eq!(limit, expected_at_200);
-                    }
-                    let mut seen = Vec::new();
-                    for (kv_head, selected) in run.selected(id).into_iter().enumerate() {
-                        let scores = chunk_scores(&sequence, token, kv_head, &chunks);
-                        assert_eq!(selected.len(), limit.min(chunks.len()), "{context}");
-                        assert!(selected.is_sorted_by(|a, b| a < b), "{context}: {selected:?}");
-                        let taken = |chunk: &usize| selected.contains(&(*chunk as u32));
-                        assert_eq!(chunks.iter().filter(|chunk| taken(chunk)).count(), selected.len());
-                        let mut best: Vec<usize> = (0..chunks.len()).collect();
-                        best.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
-                        let mut best: Vec<_> =
-                            best[..selected.len()].iter().map(|i| chunks[*i] as u32).collect();
-                        best.sort();
-                        (rows, same) = (rows + 1, same + usize::from(best == selected));
-                        // Where f32 and f64 do not agree, the scores are as good as equal.
-                        let (mut worst, mut refused) = (f64::INFINITY, 0f64);
-                        for (chunk, score) in chunks.iter().zip(&scores) {
-                            let side = if taken(chunk) { &mut worst } else { &mut refused };
-                            *side = if taken(chunk) { side.min(*score) } else { side.max(*score) };
-                        }
-                        assert!(
-                            worst >= refused * (1.0 - 1e-4) - 1e-36,
-                            "{context}: {worst:e} < {refused:e}"
-                        );
-                        let mut tokens = always.clone();
-                        tokens.extend(
-                            selected.iter().flat_map(|chunk| *chunk as usize * 8..*chunk as usize * 8 + 8),
-                        );
-                        seen.push(tokens);
-                    }
-                    let expected = sequence.attention(0, token, &seen);
-                    close(&outputs[0][0], &expected, TOLERANCE)
-                        .unwrap_or_else(|off| panic!("{context}: {off}"));
-                }
-            }
-        }
-    }
-    assert!(same * 100 >= rows * 98, "of {rows} selections only {same} are the exact top k");
-}
-
 #[test]
 fn names_give_the_methods_that_these_tests_check() {
     let steady = SteadyZone::default();
-    let budget = Budget::Tokens(1024);
-    let methods: [&dyn Method; 3] =
-        [&Dense { steady }, &StreamingLlm { steady }, &ShadowKv { budget, steady }];
-    assert_eq!(methods.map(Method::name), spinkv::algorithms::NAMES, "a method without a reference here");
+    let mut names = vec![Dense { steady }.name().to_owned(), StreamingLlm { steady }.name().to_owned()];
+    names.extend(selecting(Budget::Tokens(1024)).iter().map(|method| method.name().to_owned()));
+    names.dedup();
+    assert_eq!(names, spinkv::algorithms::NAMES, "a method without a reference here");
 }

@@ -29,7 +29,7 @@ const STEPS: usize = 24;
 pub fn run(bench: &mut Bench) -> Result<(), Box<dyn Error>> {
     println!("\nengine: {LAYERS} layers of Qwen3-14B, random weights, pages of 8");
     let steady = SteadyZone::default();
-    let sparse = |tokens| Arc::new(ShadowKv { budget: Budget::Tokens(tokens), steady });
+    let sparse = |tokens| Arc::new(ShadowKv { budget: Budget::Tokens(tokens), steady, outliers: 0 });
     prompts(bench, sparse(2048), BlasUse::IfPresent)?;
     prompts(bench, sparse(2048), BlasUse::Never)?;
     // Of 2,000 tokens every step selects all that a budget of 2,048 allows: both are the same graph.

@@ -23,7 +23,7 @@ fn tables_at_128k_are_far_below_both_flat_layouts() {
         assert_eq!((f1, f2), (Some("F1"), Some("F2")));
         assert!(below_f1.unwrap() >= 6.5 && below_f2.unwrap() >= 78.0, "{model}: {below_f1:?}, {below_f2:?}");
         let tables = &report["gpu_tables"];
-        let kinds = ["directories", "segments", "slot_arrays", "steady_lists"];
+        let kinds = ["directories", "segments", "slot_arrays", "steady_lists", "marks"];
         let sum: u64 = kinds.iter().map(|kind| tables[kind]["bytes"].as_u64().unwrap()).sum();
         assert_eq!(tables["total"], sum);
         // Summaries are no table, and not hidden: 256 bytes for each 4 KiB page.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use crate::memory::{PageLayout, SLAB_PAGES};
 use crate::paging::SEGMENT_KEYS;
 use crate::partition::PartitionMap;
-use crate::pipeline::{Index, Method, Place, Reach, Select, SteadyZone, Zones};
+use crate::pipeline::{Method, Place, Reach, Select, SteadyZone, Zones};
 use crate::{Error, KvShape, Result};
 
 /// A model's attention shape, a page layout and a method that fit together, and the sizes that follow from
@@ -61,16 +61,24 @@ impl KvConfig {
         if let Some(budget) = method.select().budget() {
             budget.check(&steady)?;
         }
-        let summary_width = match method.index() {
-            Index::Nothing => 0,
-            Index::MeanKey => head_dim,
-            Index::Custom(operator) => operator.width(head_dim),
-        };
-        if matches!(method.select(), Select::TopK { .. }) && summary_width != head_dim {
-            let reason = format!(
-                "top-k reads summaries of head_dim {head_dim}, its Index makes {summary_width} elements"
-            );
-            return Err(Error::InvalidMethod { method: method.name().to_owned(), reason });
+        let summary_width = method.index().width(head_dim);
+        let invalid = |reason: String| Err(Error::InvalidMethod { method: method.name().to_owned(), reason });
+        match method.select() {
+            Select::TopK { score, .. } => {
+                let read = score.summary_width(head_dim);
+                if summary_width != read {
+                    return invalid(format!(
+                        "its Select ({score:?}) reads summaries of {read} elements, its Index makes {summary_width}"
+                    ));
+                }
+            }
+            _ if method.always().partitions() > 0 => {
+                return invalid(format!(
+                    "{:?} are read beside the best ones: of top-k alone",
+                    method.always()
+                ));
+            }
+            _ => {}
         }
         let zone_unit = kind.zone_unit(layout.page_tokens());
         let places = (0..shape.layers)
@@ -131,6 +139,29 @@ impl KvConfig {
     /// From partitions to pages.
     pub fn partition_map(&self) -> &PartitionMap {
         &self.map
+    }
+
+    /// The most partitions that a step of a request of up to `max_tokens` tokens selects: the budget's and those that are
+    /// [always](Method::always) read, as far as there are as many.
+    pub fn max_selected(&self, max_tokens: usize) -> usize {
+        let selectable = self.retrievable_partitions(max_tokens).len();
+        match self.method.select() {
+            Select::Nothing => 0,
+            Select::Everything => selectable,
+            Select::TopK { budget, .. } | Select::Custom { budget, .. } => {
+                let best = budget.partitions(max_tokens, self.partition_tokens);
+                best.saturating_add(self.method.always().partitions()).min(selectable)
+            }
+        }
+    }
+
+    /// Words of 32 bits that say which partitions of a row of up to `max_tokens` tokens are [always](Method::always) read: bit
+    /// `i % 32` of word `i / 32` for the `i`-th that can be selected. 0 for methods without such ones.
+    pub fn mark_words(&self, max_tokens: usize) -> usize {
+        match self.method.always().partitions() {
+            0 => 0,
+            _ => self.retrievable_partitions(max_tokens).len().div_ceil(32),
+        }
     }
 
     /// The zones of a row of `tokens` tokens.

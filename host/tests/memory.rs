@@ -460,7 +460,8 @@ fn late_transfers_hold_what_they_touch() {
 #[test]
 fn more_slots_than_ids_are_refused() {
     let shape = KvShape::new(1, 1, 1, 8).unwrap();
-    let method = ShadowKv { budget: Budget::Fraction(1.0), steady: SteadyZone { sinks: 0, window: 1 } };
+    let method =
+        ShadowKv { budget: Budget::Fraction(1.0), steady: SteadyZone { sinks: 0, window: 1 }, outliers: 0 };
     let config = KvConfig::new(shape, layout(), Arc::new(method)).unwrap();
     let refused = RequestPlan::new(&config, 70_000, 0.0).unwrap_err();
     assert!(
@@ -479,7 +480,8 @@ fn gpu_tables_are_far_smaller_than_flat_ones() {
     for (layers, query_heads, expected_segments) in [(40, 40, 320u64 << 20), (80, 64, 640 << 20)] {
         let shape = KvShape::new(layers, query_heads, 8, 128).unwrap();
         let layout = PageLayout::new(8, 128, KvDtype::Bf16).unwrap();
-        let method = ShadowKv { budget: Budget::Fraction(0.0156), steady: SteadyZone::default() };
+        let method =
+            ShadowKv { budget: Budget::Fraction(0.0156), steady: SteadyZone::default(), outliers: 0 };
         let config = KvConfig::new(shape, layout, Arc::new(method)).unwrap();
         let plan = RequestPlan::new(&config, 131_072, 5.0).unwrap();
         assert_eq!((plan.row.mandatory_pages, plan.row.buffering_pages), (255, 1275));

@@ -254,7 +254,7 @@ proptest! {
         let shape = KvShape::new(3, 4, 2, 8).unwrap();
         let layout = PageLayout::new(page_tokens, 8, KvDtype::Bf16).unwrap();
         let steady = SteadyZone { sinks, window };
-        let method = ShadowKv { budget, steady };
+        let method = ShadowKv { budget, steady, outliers: 0 };
         let config = KvConfig::new(shape, layout, Arc::new(method)).unwrap();
         let plan = RequestPlan::new(&config, max_tokens, buffering).unwrap();
         let (mut most_selectable, mut most_selected) = (0, 0);

@@ -11,7 +11,7 @@ use crate::{Layers, Run, Sequence, Setup, Style};
 pub const STEADY: SteadyZone = SteadyZone { sinks: 4, window: 12 };
 
 /// Selects 3 chunks.
-pub const SPARSE: ShadowKv = ShadowKv { budget: Budget::Tokens(24), steady: STEADY };
+pub const SPARSE: ShadowKv = ShadowKv { budget: Budget::Tokens(24), steady: STEADY, outliers: 0 };
 
 /// 2 layers, 4 query heads, 2 KV heads, head width 16.
 ///

@@ -7,7 +7,7 @@ use serde::Serialize;
 use spinkv::algorithms::MethodOptions;
 use spinkv::memory::{FlatLayout, KvDtype, PageLayout, RequestPlan, footprint};
 use spinkv::partition::PartitionKind;
-use spinkv::pipeline::{Budget, DEFAULT_BUFFERING, Index, Method, Select, SteadyZone};
+use spinkv::pipeline::{Always, Budget, DEFAULT_BUFFERING, Index, Method, Select, SteadyZone};
 use spinkv::{KvConfig, KvShape};
 use spinkv_engine::Result;
 use spinkv_engine::config::ModelConfig;
@@ -123,6 +123,9 @@ impl Method for Resized {
     fn steady(&self) -> SteadyZone {
         self.method.steady()
     }
+    fn always(&self) -> Always {
+        self.method.always()
+    }
 }
 
 /// Runs `spinkv metadata`.
@@ -171,6 +174,7 @@ struct GpuTables {
     segments: Item,
     slot_arrays: Item,
     steady_lists: Item,
+    marks: Item,
     total: u64,
 }
 
@@ -245,6 +249,10 @@ impl Report {
                 format!("{rows} rows x (10 x {slots} slots + 16 x {} + 4)", slots.div_ceil(64)),
             ),
             steady_lists: item(one.gpu.steady_lists, format!("{rows} rows x (4 x {steady} pages + 8)")),
+            marks: item(
+                one.gpu.marks,
+                format!("{rows} rows x {} words x 4", config.mark_words(plan.max_tokens)),
+            ),
             total: batch * one.gpu.tables(),
         };
         let partitions = arguments.context.div_ceil(config.partition_tokens());
@@ -344,6 +352,7 @@ impl fmt::Display for Report {
         line(f, "segments", &tables.segments)?;
         line(f, "slot arrays", &tables.slot_arrays)?;
         line(f, "steady lists", &tables.steady_lists)?;
+        line(f, "marks", &tables.marks)?;
         writeln!(f, "  {:<14}{:>12}", "all", HumanBytes(tables.total).to_string())?;
         writeln!(f, "\nflat tables, to compare")?;
         for flat in &self.flat {

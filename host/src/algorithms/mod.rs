@@ -3,22 +3,26 @@
 mod dense;
 mod options;
 mod per_row;
+mod quest;
 mod shadowkv;
 mod streaming_llm;
+mod token_topk;
 
 use std::sync::Arc;
 
 pub use dense::Dense;
 pub use options::{MethodOptions, OwnOptions, OwnOptionsReader};
 pub use per_row::{HeadRule, PerRow, RowRules};
+pub use quest::Quest;
 pub use shadowkv::ShadowKv;
 pub use streaming_llm::StreamingLlm;
+pub use token_topk::TokenTopK;
 
 use crate::pipeline::Method;
 use crate::{Error, Result, nearest_name};
 
 /// The names of the methods.
-pub const NAMES: [&str; 3] = ["dense", "streaming-llm", "shadowkv"];
+pub const NAMES: [&str; 5] = ["dense", "streaming-llm", "shadowkv", "quest", "token-topk"];
 
 /// The method of a name, as users give it.
 ///
@@ -28,11 +32,13 @@ pub const NAMES: [&str; 3] = ["dense", "streaming-llm", "shadowkv"];
 /// [`KvConfig::new`](crate::KvConfig::new) checks the rest.
 pub fn by_name(name: &str, options: &MethodOptions) -> Result<Arc<dyn Method>> {
     let MethodOptions { budget, steady, ref own, ref rules } = *options;
-    let own = own.read(name);
+    let mut own = own.read(name);
     let method: Arc<dyn Method> = match name {
         "dense" => Arc::new(Dense { steady }),
         "streaming-llm" => Arc::new(StreamingLlm { steady }),
-        "shadowkv" => Arc::new(ShadowKv { budget, steady }),
+        "shadowkv" => Arc::new(ShadowKv::new(budget, steady).with_options(&mut own)?),
+        "quest" => Arc::new(Quest::new(budget, steady).with_options(&mut own)?),
+        "token-topk" => Arc::new(TokenTopK { budget, steady }),
         _ => {
             let suggestion = nearest_name(name, &NAMES);
             return Err(Error::UnknownMethod { name: name.to_owned(), known: NAMES.to_vec(), suggestion });
@@ -49,6 +55,7 @@ pub fn by_name(name: &str, options: &MethodOptions) -> Result<Arc<dyn Method>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pipeline::Budget;
 
     #[test]
     fn every_name_is_its_methods_name() {
@@ -57,12 +64,76 @@ mod tests {
         }
     }
 
+    /// A method with options of its own as users give them.
+    fn with(name: &str, options: &[&str]) -> Result<String> {
+        let mut own = OwnOptions::default();
+        options.iter().for_each(|option| own.add(option).unwrap());
+        let options = MethodOptions { own, ..MethodOptions::default() };
+        by_name(name, &options).map(|method| format!("{method:?}"))
+    }
+
+    #[test]
+    fn methods_take_options_of_their_own() {
+        for (name, options, part) in [
+            ("shadowkv", &[][..], "outliers: 24"),
+            ("shadowkv", &["outliers=0"], "outliers: 0"),
+            ("shadowkv", &["outliers=7"], "outliers: 7"),
+            ("quest", &[], "chunk: 16, merge: Max"),
+            ("quest", &["chunk=32", "merge=sum"], "chunk: 32, merge: Sum"),
+            ("quest", &["merge=Mean"], "merge: Mean"),
+        ] {
+            let method = with(name, options).unwrap();
+            assert!(method.contains(part), "{method}");
+        }
+    }
+
+    #[test]
+    fn options_that_are_wrong_are_named() {
+        for (name, given, expected) in [
+            ("shadowkv", "outliers=-1", "outliers"),
+            ("shadowkv", "outliers=all", "outliers"),
+            ("quest", "chunk=0", "chunk"),
+            ("quest", "chunk=1.5", "chunk"),
+            ("quest", "merge=min", "merge"),
+        ] {
+            match with(name, &[given]).unwrap_err() {
+                Error::InvalidMethodOption { method, option, value, .. } => {
+                    let (_, given) = given.split_once('=').unwrap();
+                    assert_eq!((&*method, option, &*value), (name, expected, given));
+                }
+                other => panic!("{other}"),
+            }
+        }
+        for (name, given, suggestion) in [
+            ("shadowkv", "outlier=1", Some("outliers")),
+            ("quest", "chunks=1", Some("chunk")),
+            ("token-topk", "chunk=1", None),
+            ("dense", "outliers=1", None),
+        ] {
+            match with(name, &[given]).unwrap_err() {
+                Error::UnknownMethodOption { method, suggestion: found, .. } => {
+                    assert_eq!((&*method, found), (name, suggestion));
+                }
+                other => panic!("{other}"),
+            }
+        }
+    }
+
+    #[test]
+    fn outliers_are_in_proportion_to_the_budget() {
+        for (tokens, outliers) in [(128, 3), (1024, 24), (2048, 48), (4096, 96)] {
+            assert_eq!(ShadowKv::outliers_of(Budget::Tokens(tokens)), outliers);
+        }
+        assert_eq!(ShadowKv::outliers_of(Budget::Fraction(0.1)), 48);
+    }
+
     #[test]
     fn a_misspelt_name_gets_a_suggestion_and_nonsense_none() {
         for (name, expected) in [
             ("shadow-kv", Some("shadowkv")),
             ("SHADOWKV", Some("shadowkv")),
             ("Dense", Some("dense")),
+            ("tokentopk", Some("token-topk")),
             ("snapkv", None),
             ("xyz", None),
         ] {

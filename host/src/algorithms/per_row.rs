@@ -3,7 +3,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::partition::PartitionKind;
-use crate::pipeline::{Index, Method, Place, Reach, Select, SteadyZone};
+use crate::pipeline::{Always, Index, Method, Place, Reach, Select, SteadyZone};
 use crate::{Error, KvShape, Result};
 
 /// Which rows do not read what the method selects.
@@ -99,6 +99,10 @@ impl Method for PerRow {
 
     fn steady(&self) -> SteadyZone {
         self.method.steady()
+    }
+
+    fn always(&self) -> Always {
+        self.method.always()
     }
 
     fn check(&self, shape: &KvShape) -> Result<()> {

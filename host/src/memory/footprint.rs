@@ -20,6 +20,8 @@ pub struct GpuBytes {
     pub steady_lists: u64,
     /// Page tables of the host's pages, by a backend that keeps them on the GPU.
     pub host_tables: u64,
+    /// Bits of the partitions that every step reads.
+    pub marks: u64,
     /// What Select reads; not a table, and counted beside them.
     pub summaries: u64,
     /// Pages of the steady zone.
@@ -33,7 +35,12 @@ pub struct GpuBytes {
 impl GpuBytes {
     /// All tables.
     pub fn tables(&self) -> u64 {
-        self.directories + self.segments + self.slot_arrays + self.steady_lists + self.host_tables
+        self.directories
+            + self.segments
+            + self.slot_arrays
+            + self.steady_lists
+            + self.host_tables
+            + self.marks
     }
 
     /// All pages.
@@ -85,6 +92,7 @@ impl Add for MemoryUsage {
             slot_arrays: a.slot_arrays + b.slot_arrays,
             steady_lists: a.steady_lists + b.steady_lists,
             host_tables: a.host_tables + b.host_tables,
+            marks: a.marks + b.marks,
             summaries: a.summaries + b.summaries,
             steady_pages: a.steady_pages + b.steady_pages,
             cache_pages: a.cache_pages + b.cache_pages,
@@ -119,13 +127,15 @@ pub const SUMMARY_ELEMENT_BYTES: usize = size_of::<f32>();
 ///
 /// Where all rows [select](Reach::Selected); others have more slots, or none ([`RequestPlan::slots`]). With `R` rows, `K` = [page keys that can be selected](KvConfig::retrievable_pages) at this length and `K_max`
 /// at the longest, `S = ceil(K / 512)` segments, `C` slots and `Z` steady pages a row, `P` partitions a segment
-/// and `W` elements a summary, and `H = ceil(full pages / 16)` slabs a row:
+/// and `W` elements a summary, `H = ceil(full pages / 16)` slabs a row, and, for methods with partitions that every step reads,
+/// `M = ceil(partitions at the longest / 32)` words of marks, else 0:
 ///
 /// ```text
 /// directories   8 ceil(K_max / 512)
 /// segments      S R 512 x 2
 /// slot arrays   R (10 C + 16 ceil(C / 64) + 4)
 /// steady lists  R (4 Z + 8)
+/// marks         R 4 M
 /// summaries     S R P W x element bytes
 /// steady zone   R Z page bytes
 /// cache         R C page bytes
@@ -150,6 +160,7 @@ pub fn footprint(config: &KvConfig, plan: &RequestPlan, tokens: usize, element_b
             slot_arrays,
             host_tables: 0,
             steady_lists: rows * (steady * SteadyPages::ENTRY_BYTES + SteadyPages::RANGE_BYTES),
+            marks: rows * 4 * config.mark_words(plan.max_tokens) as u64,
             summaries: segments * rows * summary,
             steady_pages: rows * steady * page_bytes,
             cache_pages: plan.cache_pages() as u64 * page_bytes,

@@ -1,7 +1,7 @@
 use super::arena::slab_bytes;
 use super::{Admission, MemoryLimits, PageLayout};
 use crate::paging::MAX_SLOTS;
-use crate::pipeline::{MAX_TOKENS, Reach, RequestId, Select};
+use crate::pipeline::{MAX_TOKENS, Reach, RequestId};
 use crate::{Error, KvConfig, Result, RowsByReach};
 
 /// What each row of a request holds, at its longest.
@@ -9,7 +9,8 @@ use crate::{Error, KvConfig, Result, RowsByReach};
 pub struct RowPlan {
     /// GPU pages of the steady zone.
     pub steady_pages: usize,
-    /// GPU pages that one step's selection can need at once.
+    /// GPU pages that one step's selection can need at once: those of the budget's partitions and of those that every step reads.
+    /// Single tokens may each lie on a page of their own, so a budget of tokens is as many pages.
     pub mandatory_pages: usize,
     /// GPU pages that the cache keeps beyond those, for reuse by later steps.
     pub buffering_pages: usize,
@@ -60,17 +61,10 @@ impl RequestPlan {
         }
         let layout = config.layout();
         let selectable_pages = config.retrievable_pages(max_tokens).len();
-        let mandatory_pages = match config.method().select() {
-            Select::Nothing => 0,
-            Select::Everything => selectable_pages,
-            Select::TopK { budget, .. } | Select::Custom { budget, .. } => {
-                let partitions = budget.partitions(max_tokens, config.partition_tokens());
-                config
-                    .partition_map()
-                    .max_pages(partitions)
-                    .map_or(selectable_pages, |pages| pages.min(selectable_pages))
-            }
-        };
+        let mandatory_pages = config
+            .partition_map()
+            .max_pages(config.max_selected(max_tokens))
+            .map_or(selectable_pages, |pages| pages.min(selectable_pages));
         let by_reach = config.rows_by_reach();
         let mandatory = if by_reach.everything > 0 { selectable_pages } else { mandatory_pages };
         if mandatory > MAX_SLOTS {

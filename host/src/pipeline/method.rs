@@ -1,8 +1,9 @@
 use std::fmt;
+use std::str::FromStr;
 
 use super::{Budget, SteadyZone};
+use crate::KvShape;
 use crate::partition::PartitionKind;
-use crate::{KvShape, Result};
 
 /// A sparse-attention method: its Index and its Select. Offload, Retrieve and Attention are shared by all.
 ///
@@ -10,7 +11,7 @@ use crate::{KvShape, Result};
 ///
 /// ```
 /// use spinkv::partition::PartitionKind;
-/// use spinkv::pipeline::{Budget, GroupMerge, Index, Method, Select};
+/// use spinkv::pipeline::{Budget, GroupMerge, Index, Method, PartitionScore, Select};
 ///
 /// /// Mean keys of 16 tokens, scored by the sum over the query heads.
 /// #[derive(Debug)]
@@ -27,7 +28,8 @@ use crate::{KvShape, Result};
 ///         Index::MeanKey
 ///     }
 ///     fn select(&self) -> Select<'_> {
-///         Select::TopK { merge: GroupMerge::Sum, budget: Budget::Tokens(512) }
+///         let (score, merge) = (PartitionScore::DotProduct, GroupMerge::Sum);
+///         Select::TopK { score, merge, budget: Budget::Tokens(512) }
 ///     }
 /// }
 /// ```
@@ -51,6 +53,11 @@ pub trait Method: fmt::Debug + Send + Sync {
         SteadyZone::default()
     }
 
+    /// The partitions that every query reads beside those that it picks.
+    fn always(&self) -> Always {
+        Always::Nothing
+    }
+
     /// How far the queries of a row reach, where not all rows do as [`select`](Self::select) says; the same at all times.
     fn reach(&self, _place: Place) -> Reach {
         Reach::Selected
@@ -60,7 +67,7 @@ pub trait Method: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// [`Error::InvalidMethod`](crate::Error::InvalidMethod), by default none.
-    fn check(&self, _shape: &KvShape) -> Result<()> {
+    fn check(&self, _shape: &KvShape) -> crate::Result<()> {
         Ok(())
     }
 }
@@ -84,8 +91,52 @@ pub enum Index<'a> {
     Nothing,
     /// The mean of the partition's rotated keys, `head_dim` wide (ShadowKV's landmark).
     MeanKey,
+    /// Of each channel of the partition's rotated keys the least, then of each the greatest: `[2, head_dim]` (Quest's page
+    /// metadata).
+    KeyBounds,
     /// The method's own operator.
     Custom(&'a dyn Summarize),
+}
+
+impl Index<'_> {
+    /// Elements of a summary; 0 without an Index.
+    pub fn width(&self, head_dim: usize) -> usize {
+        match self {
+            Self::Nothing => 0,
+            Self::MeanKey => head_dim,
+            Self::KeyBounds => 2 * head_dim,
+            Self::Custom(operator) => operator.width(head_dim),
+        }
+    }
+}
+
+/// Partitions that every step reads, whatever its queries: chosen once for each row, when the prompt is indexed, of those that the
+/// prompt indexes. Generated partitions never become such ones.
+///
+/// They are read beside the steady zone and beside the budget's best of the other partitions: they do not count in the budget, but
+/// they do in the [mandatory pages](crate::memory::RowPlan::mandatory_pages). They keep their summaries and take part in the softmax
+/// of the scores, as all partitions do. Unlike the steady zone they lie in the cache, so each is fetched once and then touched by
+/// every step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Always {
+    /// None.
+    Nothing,
+    /// Those whose mean key stands least for their keys (ShadowKV, arXiv 2410.21465): the `partitions` with the least cosine between
+    /// any of their keys and the mean of them, ties to the lower id. A prompt that indexes no more than that has all of them read.
+    Outliers {
+        /// How many of each row.
+        partitions: usize,
+    },
+}
+
+impl Always {
+    /// The most partitions of a row that every step reads.
+    pub fn partitions(&self) -> usize {
+        match *self {
+            Self::Nothing => 0,
+            Self::Outliers { partitions } => partitions,
+        }
+    }
 }
 
 /// A method's own Index.
@@ -127,13 +178,14 @@ pub enum Select<'a> {
     Nothing,
     /// All of them.
     Everything,
-    /// The best ones by summary: each query head's scaled dot products with the summaries go through a
-    /// softmax over the row's partitions, the heads of a GQA group are merged, and the largest values win, ties
-    /// to the lower id.
+    /// The best ones by summary: each query head scores all partitions, the heads of a GQA group are merged, and the largest values
+    /// win, ties to the lower id.
     TopK {
+        /// What a query head makes of a summary.
+        score: PartitionScore,
         /// How the group's heads become one score.
         merge: GroupMerge,
-        /// How many tokens are selected.
+        /// How many tokens are selected, besides those that are [always](Method::always) read.
         budget: Budget,
     },
     /// The method's own operator.
@@ -155,7 +207,29 @@ impl Select<'_> {
     }
 }
 
-/// How the softmaxed scores of the query heads that share a KV head become one.
+/// How a query head scores a partition by its summary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PartitionScore {
+    /// The softmax, over all of the row's partitions that can be selected, of the dot products with the summaries divided by
+    /// sqrt(head_dim). Reads summaries of `head_dim` elements.
+    DotProduct,
+    /// The greatest dot product that a key within the summary's bounds could have: the sum over the channels of
+    /// `max(q * least, q * greatest)` (Quest, arXiv 2406.10774). It is merged as it is, with neither scale nor softmax. Reads summaries
+    /// of `[2, head_dim]` elements.
+    Bound,
+}
+
+impl PartitionScore {
+    /// Elements of the summaries that it reads.
+    pub fn summary_width(self, head_dim: usize) -> usize {
+        match self {
+            Self::DotProduct => head_dim,
+            Self::Bound => 2 * head_dim,
+        }
+    }
+}
+
+/// How the scores of the query heads that share a KV head become one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GroupMerge {
     /// The largest (ShadowKV).
@@ -164,6 +238,19 @@ pub enum GroupMerge {
     Sum,
     /// The mean: orders as the sum does, but stays between the heads' scores.
     Mean,
+}
+
+impl FromStr for GroupMerge {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.to_lowercase().as_str() {
+            "max" => Ok(Self::Max),
+            "sum" => Ok(Self::Sum),
+            "mean" => Ok(Self::Mean),
+            _ => Err("expected max, sum or mean".to_owned()),
+        }
+    }
 }
 
 /// A method's own Select.

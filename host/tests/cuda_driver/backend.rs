@@ -18,7 +18,7 @@ const LAYERS: usize = 2;
 
 /// Selects 3 chunks of 8 tokens.
 fn shadowkv() -> Arc<dyn Method> {
-    Arc::new(ShadowKv { budget: Budget::Tokens(24), steady: STEADY })
+    Arc::new(ShadowKv { budget: Budget::Tokens(24), steady: STEADY, outliers: 0 })
 }
 
 fn config(page_tokens: usize, head_dim: usize, dtype: KvDtype, method: Arc<dyn Method>) -> KvConfig {
@@ -321,7 +321,7 @@ fn short_requests_run() {
 #[test]
 fn fractions_keep_a_cache() {
     let driver = driver();
-    let fraction = ShadowKv { budget: Budget::Fraction(0.9), steady: STEADY };
+    let fraction = ShadowKv { budget: Budget::Fraction(0.9), steady: STEADY, outliers: 0 };
     let mut run = Run::new(&driver, Arc::new(fraction), &limits(1));
     let request = run.pipeline.admit(200).unwrap();
     assert!(!run.pipeline.backend().is_resident([request]));

@@ -175,7 +175,7 @@ fn needles(machine: &Machine) -> Outcome {
         )?;
     }
     drop(dense);
-    let sparse = ShadowKv { budget: Budget::Tokens(1024), steady: SteadyZone::default() };
+    let sparse = ShadowKv { budget: Budget::Tokens(1024), steady: SteadyZone::default(), outliers: 0 };
     let mut sparse = bundled(machine, "needle-tiny", sparse, limits(20, 4200), BlasUse::IfPresent)?;
     let of_4k = all.iter().map(|prompt| prompt.name.as_str()).filter(|name| name.contains("_4k_"));
     let names: Vec<_> = of_4k.cycle().take(20).collect();
@@ -226,7 +226,8 @@ fn generate(
 
 /// Requests come, are cancelled in their prompts, and go, with room for less than they want; cached pages are compared with the host's.
 fn soak(machine: &Machine) -> Outcome {
-    let sparse = ShadowKv { budget: Budget::Tokens(128), steady: SteadyZone { sinks: 4, window: 32 } };
+    let sparse =
+        ShadowKv { budget: Budget::Tokens(128), steady: SteadyZone { sinks: 4, window: 32 }, outliers: 0 };
     let limits = CudaLimits { gpu_pages: Some(2400), ..limits(6, 2600) };
     let mut model = bundled(machine, "needle-tiny", sparse, limits, BlasUse::IfPresent)?;
     let free = machine.context.memory()?.free_bytes;
@@ -305,7 +306,7 @@ fn memory(machine: &Machine) -> Outcome {
     let config = ModelConfig::preset("qwen3-14b")?.with_layers(4)?;
     let before = machine.context.memory()?;
     let weights = DeviceWeights::random(&machine.stream, &machine.kernels, &config, 1)?;
-    let sparse = ShadowKv { budget: Budget::Tokens(2048), steady: SteadyZone::default() };
+    let sparse = ShadowKv { budget: Budget::Tokens(2048), steady: SteadyZone::default(), outliers: 0 };
     let mut model = model(machine, config, weights, Arc::new(sparse), limits(4, 32_768), BlasUse::IfPresent)?;
     let ids: Vec<u32> = (0..9000).map(|id| id * 7 % 150_000).collect();
     let request = model.pipeline_mut().admit(9100)?;

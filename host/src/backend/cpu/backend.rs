@@ -145,6 +145,14 @@ impl CpuBackend {
         self.row(request, layer, kv_head).map(|(_, row)| row.selected())
     }
 
+    /// The partitions that every step of a row [reads](crate::pipeline::Method::always), ascending; `None` for an unknown row.
+    pub fn always(&self, request: RequestId, layer: usize, kv_head: usize) -> Option<Vec<u32>> {
+        let (_, row) = self.row(request, layer, kv_head)?;
+        let first = self.config.retrievable_partitions(crate::pipeline::MAX_TOKENS).start;
+        let marked = |at: &u32| row.always()[*at as usize / 32] >> (at % 32) & 1 != 0;
+        Some((0..32 * row.always().len() as u32).filter(marked).map(|at| first + at).collect())
+    }
+
     /// Pages of a row that are complete on the host; `None` for an unknown row.
     pub fn published_pages(&self, request: RequestId, layer: usize, kv_head: usize) -> Option<usize> {
         self.row(request, layer, kv_head).map(|(_, row)| row.host().valid_pages())
@@ -521,6 +529,7 @@ impl Backend for CpuBackend {
         for (_, row) in self.rows() {
             gpu.slot_arrays += row.cache().bytes() as u64;
             gpu.steady_lists += row.steady().bytes() as u64;
+            gpu.marks += size_of_val(row.always()) as u64;
             gpu.steady_pages += (row.steady().physical_pages().len() * page_bytes) as u64;
             gpu.cache_pages += (row.cache().capacity() * page_bytes) as u64;
             host.page_tables += row.host().bytes() as u64;

@@ -1,6 +1,7 @@
 use multiversion::multiversion;
 
-use super::math::axpy;
+use super::math::{axpy, dot};
+use super::select::top_k;
 
 /// The mean of `keys`, `[tokens, head_dim]`, into `summary`, `[head_dim]`: summed in token order, times 1 / tokens.
 #[multiversion(targets("x86_64+avx2+fma"))]
@@ -40,6 +41,32 @@ pub fn gate_pool(keys: &[f32], summary: &mut [f32]) {
     mean_key(keys, mean);
 }
 
+/// The least cosine between any of `keys`, `[tokens, head_dim]`, and their mean: how badly the mean stands for them. A key of 0, or a
+/// mean of 0, has a cosine of 0 with anything; a NaN, and what overflows, makes it NaN.
+#[multiversion(targets("x86_64+avx2+fma"))]
+pub fn least_cosine(keys: &[f32], head_dim: usize) -> f32 {
+    // Of the direction of the mean, which is all that counts.
+    let mut sum = vec![0.0; head_dim];
+    keys.chunks_exact(head_dim).for_each(|key| axpy(1.0, key, &mut sum));
+    let length = dot(&sum, &sum).sqrt();
+    let mut least = f32::INFINITY;
+    for key in keys.chunks_exact(head_dim) {
+        let lengths = dot(key, key).sqrt() * length;
+        let cosine = if lengths == 0.0 { 0.0 } else { dot(key, &sum) / lengths };
+        // Not f32::min, which would hide a NaN.
+        least = if cosine < least || cosine.is_nan() { cosine } else { least };
+    }
+    least
+}
+
+/// Of partitions whose [`least_cosine`]s are `cosines` the `count` with the least, a NaN before all numbers, ties to the lower index:
+/// appends their indices to `ids`, ascending.
+pub fn outliers(cosines: &[f32], count: usize, ids: &mut Vec<u32>) {
+    // From 0, so that both zeroes are one.
+    let spread = |cosine: &f32| if cosine.is_nan() { f32::from_bits(0x7fff_ffff) } else { 0.0 - cosine };
+    top_k(&cosines.iter().map(spread).collect::<Vec<_>>(), count, ids);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,6 +103,46 @@ mod tests {
         key_bounds(&[f32::INFINITY, f32::NEG_INFINITY, f32::NEG_INFINITY, f32::INFINITY], &mut summary);
         let (low, high) = (f32::NEG_INFINITY, f32::INFINITY);
         assert_eq!(summary, [low, low, high, high]);
+    }
+
+    #[test]
+    fn a_mean_stands_well_for_keys_of_its_direction() {
+        assert_eq!(least_cosine(&[3.0, 4.0, 6.0, 8.0, 0.3, 0.4], 2), 1.0);
+        // The mean of these two lies between them.
+        approx::assert_relative_eq!(least_cosine(&[1.0, 0.0, 0.0, 1.0], 2), 0.5_f32.sqrt());
+        // One against two: the mean is (1, 0) / 3.
+        assert_eq!(least_cosine(&[1.0, 0.0, 1.0, 0.0, -1.0, 0.0], 2), -1.0);
+        approx::assert_relative_eq!(least_cosine(&[1e-15, 0.0, 0.0, 1e-15], 2), 0.5_f32.sqrt());
+    }
+
+    #[test]
+    fn zeroes_have_no_direction_and_nans_are_not_hidden() {
+        assert_eq!(least_cosine(&[0.0; 6], 2), 0.0);
+        assert_eq!(least_cosine(&[1.0, 0.0, -1.0, 0.0], 2), 0.0, "their mean is 0");
+        assert_eq!(least_cosine(&[1.0, 0.0, 0.0, 0.0], 2), 0.0, "one is 0");
+        for token in 0..3 {
+            let mut keys = [1.0; 6];
+            keys[2 * token] = f32::NAN;
+            assert!(least_cosine(&keys, 2).is_nan());
+        }
+        assert!(least_cosine(&[f32::MAX; 4], 2).is_nan());
+    }
+
+    #[test]
+    fn outliers_have_the_least_cosines() {
+        let cosines = [0.9, 0.2, -0.0, 0.0, f32::NAN, -0.5, 0.2];
+        for (count, expected) in [
+            (0, &[][..]),
+            (1, &[4]),
+            (2, &[4, 5]),
+            (3, &[2, 4, 5]),
+            (5, &[1, 2, 3, 4, 5]),
+            (9, &[0, 1, 2, 3, 4, 5, 6]),
+        ] {
+            let mut ids = Vec::new();
+            outliers(&cosines, count, &mut ids);
+            assert_eq!(ids, expected, "{count}");
+        }
     }
 
     #[test]

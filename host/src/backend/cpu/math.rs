@@ -18,6 +18,25 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     lanes.iter().sum::<f32>() + rest
 }
 
+/// The greatest dot product that `q` can have with what lies between `least` and `greatest`, channel by channel. For each channel
+/// `max(q * least, q * greatest)`, which is `q * greatest` where q is not negative, else `q * least`: so a NaN is not hidden.
+#[inline(always)]
+pub fn upper_bound(q: &[f32], least: &[f32], greatest: &[f32]) -> f32 {
+    debug_assert!(q.len() == least.len() && q.len() == greatest.len());
+    let corner = |q: f32, low: f32, high: f32| q * if q < 0.0 { low } else { high };
+    let mut lanes = [0.0; LANES];
+    let whole = q.len() / LANES * LANES;
+    for first in (0..whole).step_by(LANES) {
+        let (q, low) = (&q[first..first + LANES], &least[first..first + LANES]);
+        let high = &greatest[first..first + LANES];
+        for lane in 0..LANES {
+            lanes[lane] += corner(q[lane], low[lane], high[lane]);
+        }
+    }
+    let rest: f32 = (whole..q.len()).map(|at| corner(q[at], least[at], greatest[at])).sum();
+    lanes.iter().sum::<f32>() + rest
+}
+
 /// `y += factor * x`.
 #[inline(always)]
 pub fn axpy(factor: f32, x: &[f32], y: &mut [f32]) {

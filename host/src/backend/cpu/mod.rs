@@ -2,7 +2,7 @@
 //!
 //! Both tiers are ordinary memory, but the rules are those of a GPU: attention reads only pages of the GPU
 //! pool, and a page that is not there is copied from the host arena first. The work of each stage is a free
-//! function over slices: [`mean_key`], [`score`], [`top_k`], [`gather()`], [`attend()`] and [`attend_prompt()`].
+//! function over slices: [`mean_key`], [`key_bounds`], [`score_partitions`], [`top_k`], [`gather()`], [`attend()`] and [`attend_prompt()`].
 
 mod attend;
 mod attend_prompt;
@@ -20,6 +20,8 @@ pub use attend::attend;
 pub use attend_prompt::{attend_prompt, attend_prompt_scratch};
 pub use backend::CpuBackend;
 pub use gather::gather;
-pub use index::{gate_pool, key_bounds, mean_key};
+pub use index::{gate_pool, key_bounds, least_cosine, mean_key, outliers};
 pub use offload::{OffloadPages, OffloadTables, write_back};
-pub use select::{Wish, bound, choose, merge_heads, score, top_k};
+pub use select::{
+    Wish, bound, choose, merge_heads, score, score_bounds, score_partitions, top_k, top_k_beside,
+};

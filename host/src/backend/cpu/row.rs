@@ -1,8 +1,8 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use super::index::mean_key;
-use super::select::{score, top_k};
+use super::index::{key_bounds, least_cosine, mean_key, outliers};
+use super::select::{score_partitions, top_k_beside};
 use crate::backend::{StepEntry, StepKind};
 use crate::memory::{
     Direction, HostArena, HostPage, KvDtype, PagePool, PhysicalPage, RequestPlan, RowId, Transfer, Transfers,
@@ -12,7 +12,7 @@ use crate::paging::{
     StepClock,
 };
 use crate::partition::SelectedPage;
-use crate::pipeline::{Budget, Candidates, Counters, Index, Partition, Place, Reach, Select};
+use crate::pipeline::{Always, Budget, Candidates, Counters, Index, Partition, Place, Reach, Select};
 use crate::{Error, KvConfig, Result};
 
 /// The most pages of one transfer: a prompt's pages go to the host in pieces, each published by itself.
@@ -78,6 +78,8 @@ pub(super) struct Row {
     steady: SteadyPages,
     cache: RowCache<BucketedLru>,
     host: HostTable,
+    /// Bits of the partitions that every step reads; see [`KvConfig::mark_words`].
+    always: Box<[u32]>,
     /// Select's result: partition ids, ascending.
     selected: Vec<u32>,
     /// Retrieve's result: the pages to attend to and their valid tokens, in token order.
@@ -94,6 +96,7 @@ impl Row {
             steady: SteadyPages::new(pages, config.sink_pages()),
             cache: RowCache::new(slots, BucketedLru::default()),
             host: HostTable::default(),
+            always: vec![0; config.mark_words(plan.max_tokens)].into(),
             selected: Vec::new(),
             listed: Vec::new(),
             pages: Vec::new(),
@@ -102,9 +105,9 @@ impl Row {
     }
 
     /// Index: summarises the partitions that become retrievable with this step into `summaries`, one piece a
-    /// segment, `[partitions, width]`. Not for methods without one.
+    /// segment, `[partitions, width]`, and of a prompt chooses those that every step reads. Not for methods without one.
     pub fn index(
-        &self,
+        &mut self,
         config: &KvConfig,
         pool: &PagePool,
         place: Place,
@@ -116,6 +119,8 @@ impl Row {
         let (layout, head_dim) = (config.layout(), keys.head_dim);
         let (tokens, segment_partitions) = (config.partition_tokens(), config.segment_partitions());
         let mut partition_keys = vec![0.0; tokens * head_dim];
+        let chooses = entry.kind == StepKind::Prompt && !self.always.is_empty();
+        let mut cosines = Vec::new();
         for id in new_partitions(config, entry) {
             let first = id as usize * tokens;
             for (token, key) in (first..).zip(partition_keys.chunks_exact_mut(head_dim)) {
@@ -134,8 +139,22 @@ impl Row {
                     let partition = Partition { place, first_token: first, head_dim, keys: &partition_keys };
                     operator.summarize(&partition, summary);
                 }
+                Index::KeyBounds => key_bounds(&partition_keys, summary),
                 Index::MeanKey | Index::Nothing => mean_key(&partition_keys, summary),
             }
+            if chooses {
+                cosines.push(least_cosine(&partition_keys, head_dim));
+            }
+        }
+        if chooses {
+            let Always::Outliers { partitions } = config.method().always() else {
+                unreachable!("there are marks only for outliers")
+            };
+            let mut ids = Vec::new();
+            outliers(&cosines, partitions, &mut ids);
+            self.always.fill(0);
+            // A prompt's first partition is the first that can be selected.
+            ids.iter().for_each(|id| self.always[*id as usize / 32] |= 1 << (id % 32));
         }
     }
 
@@ -279,14 +298,17 @@ impl Row {
         match select {
             Select::Nothing => {}
             Select::Everything => self.selected.extend(ids),
-            Select::TopK { budget, .. } if limit(budget) == count => {
+            Select::TopK { budget, .. } if limit(budget) + self.always_read() >= count => {
                 self.selected.extend(ids);
             }
-            Select::TopK { merge, budget } => {
-                let (mut scores, mut logits) = (vec![0.0; count], vec![0.0; count]);
+            Select::TopK { score, merge, budget } => {
+                let mut scores = vec![0.0; count];
                 let summaries = in_one_piece(config, summaries, ids);
-                score(queries, &summaries, head_dim, merge, &mut scores, &mut logits);
-                top_k(&scores, limit(budget), &mut self.selected);
+                score_partitions(score, queries, &summaries, head_dim, merge, &mut scores);
+                let always = &self.always;
+                let marked =
+                    |id: u32| always.get(id as usize / 32).is_some_and(|word| word >> (id % 32) & 1 != 0);
+                top_k_beside(&scores, limit(budget), &marked, &mut self.selected);
                 self.selected.iter_mut().for_each(|id| *id += first);
             }
             Select::Custom { picker, budget } => {
@@ -409,6 +431,16 @@ impl Row {
     /// The row's GPU pages.
     pub fn pages(&self) -> impl Iterator<Item = PhysicalPage> {
         self.steady.physical_pages().iter().copied().chain(self.cache.physical_pages())
+    }
+
+    /// Bits of the partitions that every step reads.
+    pub fn always(&self) -> &[u32] {
+        &self.always
+    }
+
+    /// Partitions that every step reads.
+    fn always_read(&self) -> usize {
+        self.always.iter().map(|word| word.count_ones() as usize).sum()
     }
 
     pub fn steady(&self) -> &SteadyPages {

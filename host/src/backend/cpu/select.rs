@@ -1,7 +1,7 @@
 use multiversion::multiversion;
 
-use super::math::{axpy, dot, exp_sum, max};
-use crate::pipeline::GroupMerge;
+use super::math::{axpy, dot, exp_sum, max, upper_bound};
+use crate::pipeline::{GroupMerge, PartitionScore};
 
 /// Scores every partition of a row: for each query head the softmax over the partitions of
 /// `query . summary / sqrt(head_dim)`, merged over the heads.
@@ -42,12 +42,42 @@ pub fn score(
     }
 }
 
-/// The greatest dot product that a key within bounds can have with `query` (Quest).
+/// The greatest dot product that a key within bounds can have with `query` (Quest). A NaN is never hidden.
 ///
 /// `bounds` is `[2, head_dim]`: the least and the greatest of each element of a partition's keys.
+#[multiversion(targets("x86_64+avx2+fma"))]
 pub fn bound(query: &[f32], bounds: &[f32]) -> f32 {
     let (least, greatest) = bounds.split_at(query.len());
-    query.iter().zip(least).zip(greatest).map(|((q, low), high)| (q * low).max(q * high)).sum()
+    upper_bound(query, least, greatest)
+}
+
+/// Scores every partition of a row by its bounds: each query head's [`bound`], merged over the heads as it is.
+///
+/// `queries` is `[group, head_dim]`, `bounds` `[partitions, 2, head_dim]`, `scores` `[partitions]`.
+#[multiversion(targets("x86_64+avx2+fma"))]
+pub fn score_bounds(queries: &[f32], bounds: &[f32], head_dim: usize, merge: GroupMerge, scores: &mut [f32]) {
+    for (score, bounds) in scores.iter_mut().zip(bounds.chunks_exact(2 * head_dim)) {
+        let (least, greatest) = bounds.split_at(head_dim);
+        let heads = queries.chunks_exact(head_dim);
+        *score = merge_heads(heads.map(|query| upper_bound(query, least, greatest)), merge);
+    }
+}
+
+/// Scores every partition of a row by its summary, as `kind` says; see [`score`] and [`score_bounds`].
+pub fn score_partitions(
+    kind: PartitionScore,
+    queries: &[f32],
+    summaries: &[f32],
+    head_dim: usize,
+    merge: GroupMerge,
+    scores: &mut [f32],
+) {
+    match kind {
+        PartitionScore::DotProduct => {
+            score(queries, summaries, head_dim, merge, scores, &mut vec![0.0; scores.len()]);
+        }
+        PartitionScore::Bound => score_bounds(queries, summaries, head_dim, merge, scores),
+    }
 }
 
 /// Merges the heads' scores of one partition as they are.
@@ -130,17 +160,25 @@ pub fn choose(scores: &[f32], wish: &Wish<'_>, weight: impl Fn(f32) -> u64) -> (
 
 /// Appends the indices of the `k` largest scores to `ids`, ascending; of equal scores the lower index wins.
 pub fn top_k(scores: &[f32], k: usize, ids: &mut Vec<u32>) {
+    top_k_beside(scores, k, &|_| false, ids);
+}
+
+/// Appends the indices that are `always` taken, and the `k` others with the largest scores, to `ids`, ascending; of equal scores the
+/// lower index wins.
+pub fn top_k_beside(scores: &[f32], k: usize, always: &dyn Fn(u32) -> bool, ids: &mut Vec<u32>) {
     let first = ids.len();
-    ids.extend(0..scores.len() as u32);
-    if k < scores.len() {
+    let all = 0..scores.len() as u32;
+    ids.extend(all.clone().filter(|id| !always(*id)));
+    if k < ids.len() - first {
         let order =
             |a: &u32, b: &u32| scores[*b as usize].total_cmp(&scores[*a as usize]).then_with(|| a.cmp(b));
         if k > 0 {
             ids[first..].select_nth_unstable_by(k - 1, order);
         }
         ids.truncate(first + k);
-        ids[first..].sort_unstable();
     }
+    ids.extend(all.filter(|id| always(*id)));
+    ids[first..].sort_unstable();
 }
 
 #[cfg(test)]
@@ -170,9 +208,39 @@ mod tests {
     }
 
     #[test]
+    fn what_is_always_taken_does_not_count() {
+        for (k, expected) in [(0, &[1, 3][..]), (1, &[1, 3, 4]), (2, &[0, 1, 3, 4]), (9, &[0, 1, 2, 3, 4])] {
+            let mut ids = vec![7];
+            top_k_beside(&[0.5, 0.0, 0.5, 9.0, 2.0], k, &|id| id % 2 == 1, &mut ids);
+            assert_eq!((ids[0], &ids[1..]), (7, expected), "{k}");
+        }
+    }
+
+    #[test]
     fn a_bound_is_reached_by_a_corner_of_the_box() {
         let (query, least, greatest) = ([2.0, -1.0, 0.0], [-1.0, -3.0, 5.0], [4.0, 0.5, 6.0]);
         assert_eq!(bound(&query, &[least, greatest].concat()), 8.0 + 3.0);
+        // A NaN in any of them.
+        for place in 0..2 {
+            let mut bounds = [-1.0, -1.0, 1.0, 1.0];
+            (bounds[place], bounds[place + 2]) = (f32::NAN, f32::NAN);
+            assert!(bound(&[0.5, -0.5], &bounds).is_nan());
+        }
+        assert!(bound(&[f32::NAN, 1.0], &[0.0; 4]).is_nan());
+    }
+
+    #[test]
+    fn bounds_are_merged_as_they_are() {
+        let queries = [1.0, 0.0, 0.0, 1.0];
+        // Two partitions: keys within (-1 to 2, 3 to 4) and (0 to 1, -5 to 9).
+        let bounds = [-1.0, 3.0, 2.0, 4.0, 0.0, -5.0, 1.0, 9.0];
+        for (merge, expected) in
+            [(GroupMerge::Max, [4.0, 9.0]), (GroupMerge::Sum, [6.0, 10.0]), (GroupMerge::Mean, [3.0, 5.0])]
+        {
+            let mut scores = [f32::NAN; 2];
+            score_partitions(PartitionScore::Bound, &queries, &bounds, 2, merge, &mut scores);
+            assert_eq!(scores, expected);
+        }
     }
 
     #[test]

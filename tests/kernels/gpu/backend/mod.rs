@@ -21,7 +21,7 @@ use run::{Run, sequence};
 const STEADY: SteadyZone = SteadyZone { sinks: 4, window: 12 };
 
 /// Selects 3 chunks of 8.
-const SPARSE: ShadowKv = ShadowKv { budget: Budget::Tokens(24), steady: STEADY };
+const SPARSE: ShadowKv = ShadowKv { budget: Budget::Tokens(24), steady: STEADY, outliers: 0 };
 
 pub fn tests() -> Vec<Test> {
     vec![
@@ -50,8 +50,8 @@ fn outputs(machine: &Machine) -> Outcome {
         let mut methods: Vec<Arc<dyn Method>> =
             vec![Arc::new(Dense { steady: STEADY }), Arc::new(StreamingLlm { steady: STEADY })];
         if page_tokens == 8 {
-            methods.push(Arc::new(ShadowKv { budget, steady: STEADY }));
-            methods.push(Arc::new(ShadowKv { budget: Budget::Fraction(0.5), steady: STEADY }));
+            methods.push(Arc::new(ShadowKv { budget, steady: STEADY, outliers: 0 }));
+            methods.push(Arc::new(ShadowKv { budget: Budget::Fraction(0.5), steady: STEADY, outliers: 0 }));
         }
         for method in methods {
             let seed = machine.seed + number as u64;

@@ -144,6 +144,7 @@ impl Sizes {
             // Slab and valid bits.
             host_tables: rows * self.slab_stride as u64 * 2 * number,
             summaries: (request.segments.len() * self.summary_words() * size_of::<Word>()) as u64,
+            marks: 0,
             steady_pages: steady * page_bytes,
             cache_pages: (request.pages.len() as u64 - steady) * page_bytes,
             in_flight_pages: 0,

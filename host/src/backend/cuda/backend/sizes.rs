@@ -3,7 +3,7 @@ use spinkv_kernels::abi::{MAX_SLOTS, SEGMENT_KEYS, SLAB_PAGES, WORD_ELEMENTS, ga
 
 use super::super::kernels::{IndexOperator, Kernels, PartitionPages};
 use crate::memory::{KvDtype, RequestPlan};
-use crate::pipeline::{Budget, GroupMerge, Index, Reach, Select};
+use crate::pipeline::{Budget, GroupMerge, Index, PartitionScore, Reach, Select};
 use crate::{Error, KvConfig, Result};
 
 /// For how much a [`CudaBackend`](super::CudaBackend) is made. Its tables, lists and GPU pages are allocated once, so that captured
@@ -26,6 +26,7 @@ pub struct CudaLimits {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Summaries {
     pub operator: IndexOperator,
+    pub score: PartitionScore,
     pub merge: GroupMerge,
     pub budget: Budget,
 }
@@ -108,8 +109,11 @@ impl Sizes {
             return refuse("rows that read everything or their steady zone alone".to_owned());
         }
         let summaries = match (method.index(), method.select()) {
-            (Index::MeanKey, Select::TopK { merge, budget }) => {
-                Some(Summaries { operator: IndexOperator::Mean, merge, budget })
+            (Index::MeanKey, Select::TopK { score: score @ PartitionScore::DotProduct, merge, budget }) => {
+                Some(Summaries { operator: IndexOperator::Mean, score, merge, budget })
+            }
+            (Index::KeyBounds, Select::TopK { score: score @ PartitionScore::Bound, merge, budget }) => {
+                Some(Summaries { operator: IndexOperator::Bounds, score, merge, budget })
             }
             (Index::Nothing, Select::Nothing | Select::Everything) => None,
             _ => return refuse(format!("method {}: it has operators of its own", method.name())),
@@ -122,9 +126,7 @@ impl Sizes {
         let ring_pages = (window + unit).div_ceil(page_tokens).max(1);
         let resident_pages = pages.min(config.max_steady_pages() + plan.row.mandatory_pages);
         let partitions = config.retrievable_partitions(limits.max_tokens).len();
-        let id_stride = summaries.map_or(0, |summaries| {
-            summaries.budget.partitions(limits.max_tokens, partition_tokens).min(partitions)
-        });
+        let id_stride = if summaries.is_some() { config.max_selected(limits.max_tokens) } else { 0 };
         let slot_stride = plan.row.slots().next_multiple_of(4).max(4);
         if slot_stride > MAX_SLOTS as usize / 4 * 4 {
             return refuse(format!("{slot_stride} slots of a row: at most {MAX_SLOTS}"));

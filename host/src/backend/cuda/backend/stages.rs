@@ -13,7 +13,7 @@ use super::{CudaBackend, Sizes};
 use crate::Result;
 use crate::backend::{Step, StepKind};
 use crate::memory::Word;
-use crate::pipeline::Stage;
+use crate::pipeline::{PartitionScore, Stage};
 use spinkv_kernels::abi::Entry;
 
 /// Blocks that fetch misses: enough for the bus, whatever the size of a page (benches/results/2026-11-23-h200-step-kernels.md).
@@ -240,7 +240,8 @@ impl<'a> Stages<'a> {
 
     pub fn select(&self, queries: &'a DeviceBuffer<Word>) -> Option<(Score<'a>, SelectPartitions<'a>)> {
         let (sizes, tables, lists) = (self.sizes(), &self.backend.tables, self.lists);
-        let Summaries { merge, .. } = sizes.summaries?;
+        let Summaries { score, merge, .. } = sizes.summaries?;
+        let bounds = score == PartitionScore::Bound;
         let (kv_heads, group) = (sizes.kv_heads as u32, sizes.group as u32);
         let stride = sizes.stride as u32;
         let score = Score {
@@ -251,11 +252,12 @@ impl<'a> Stages<'a> {
             kv_heads,
             group,
             head_words: sizes.head_words as u32,
-            bounds: false,
+            bounds,
             segment_partitions: sizes.segment_partitions as u32,
             request_rows: sizes.rows() as u32,
             layer: self.layer as u32,
-            scale: sizes.scale(),
+            // Bounds are merged as they are: only their order counts, which rounding a factor in could change.
+            scale: if bounds { 1.0 } else { sizes.scale() },
             stride,
             logits: &lists.logits,
             statistics: &lists.statistics,
@@ -263,7 +265,7 @@ impl<'a> Stages<'a> {
         let select = SelectPartitions {
             entries: &lists.entries,
             logits: &lists.logits,
-            statistics: Some(&lists.statistics),
+            statistics: (!bounds).then_some(&lists.statistics),
             kv_heads,
             group,
             stride,
