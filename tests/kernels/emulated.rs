@@ -12,6 +12,8 @@ mod linear;
 mod model;
 #[path = "emulated/offload.rs"]
 mod offload;
+#[path = "emulated/outliers.rs"]
+mod outliers;
 #[path = "emulated/prefill.rs"]
 mod prefill;
 #[path = "emulated/resolve.rs"]

@@ -18,6 +18,15 @@ pub mod index_step {
     pub const BLOCK: u32 = 128;
 }
 
+/// The launch of `mark`. A block a row.
+pub mod mark {
+    /// Threads of a block.
+    pub const BLOCK: u32 = 128;
+}
+
+/// The widths of keys that `chunk_spread` takes, in words: as many lanes of one warp. Its launch is that of [`index_prompts`].
+pub const SPREAD_WORDS: [u32; 6] = [1, 2, 4, 8, 16, 32];
+
 /// Key words in a word of what an Index operator writes: a summary has this many times the words of a key.
 pub mod summary_parts {
     /// The mean.

@@ -15,7 +15,7 @@ pub mod score;
 pub mod select;
 
 pub use entry::{ENTRY_WORDS, Entry};
-pub use index::{index_prompts, index_step, summary_parts};
+pub use index::{SPREAD_WORDS, index_prompts, index_step, mark, summary_parts};
 pub use offload::{MAX_PAGE_WORDS, append, store_prompt, valid_place, write_back};
 
 /// Threads of a warp.

@@ -97,7 +97,7 @@ pub(super) unsafe fn store<O: Operator>(
 /// The mean: f32 sums in token order times 1 / tokens, rounded to bf16.
 #[derive(Clone, Copy)]
 pub(super) struct Mean {
-    sums: [f32; WORD_ELEMENTS],
+    pub(super) sums: [f32; WORD_ELEMENTS],
 }
 
 impl Operator for Mean {

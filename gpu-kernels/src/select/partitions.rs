@@ -20,8 +20,9 @@ use crate::softmax::{exp, ln, shift_of};
 /// | `merge` | [`MERGE_MAX`], [`MERGE_SUM`](crate::abi::select::MERGE_SUM), [`MERGE_MEAN`] | how the heads' scores become one |
 /// | `least` | negative infinity for none | only partitions with at least this score are selected. With a softmax the greatest is taken of logarithms, and this is one too |
 /// | `top_p` | 1 for all | only the fewest partitions whose scores reach this part of the sum of the scores |
-/// | `forced`, `masked` | `[batch * kv_heads, mark_words]`, bit `i % 32` of word `i / 32` for the partition `first_partition + i` | selected first, as far as the limit goes (whatever their score; `top_p` is of the others); never selected, forced or not |
-/// | `mark_words` | 0 if there are no marks; neither is read then | |
+/// | `forced`, `masked` | `[rows of all requests, words]`, those of a row at [`first_marks`](Entry::first_marks), bit `i % 32` of word `i / 32` for the partition `first_partition + i` | selected first, as far as the limit goes (whatever their score; `top_p` is of the others); never selected, forced or not |
+/// | `forced_words`, `masked_words` | 0 if there are none, which are not read then | words of a row's |
+/// | `first_row` | layer * `kv_heads` | row of KV head 0 in the marks |
 /// | `estimates` | | how many more are wanted, the best of those not selected, without regard to `least` and `top_p` |
 /// | `resident` | a multiple of 4 | scores that the launch's shared memory has room for |
 /// | `keys` | `[batch * kv_heads, stride]` u32 if `resident` is below `stride`, else anything | scratch of rows that are longer than `resident` |
@@ -53,7 +54,9 @@ pub unsafe fn select(
     top_p: f32,
     forced: Global<u32>,
     masked: Global<u32>,
-    mark_words: u32,
+    forced_words: u32,
+    masked_words: u32,
+    first_row: u32,
     estimates: u32,
     resident: u32,
     keys: GlobalMut<U32x4>,
@@ -91,6 +94,7 @@ pub unsafe fn select(
     }
     thread::sync_threads();
 
+    let marked_row = entry.first_marks + first_row + row % kv_heads;
     let logits = logits.slice((row * group) as usize * row_quads, group as usize * row_quads);
     let mut quad = thread::thread_idx_x();
     while quad < quads {
@@ -100,11 +104,8 @@ pub unsafe fn select(
             four = four.map(|score| score * share);
         }
         let first = quad * KEYS_A_QUAD;
-        let (mut always, mut never) = (0, 0);
-        if mark_words > 0 {
-            let word = (row * mark_words + first / 32) as usize;
-            (always, never) = (forced.load(word) >> (first % 32), masked.load(word) >> (first % 32));
-        }
+        let always = marks_at(forced, forced_words, marked_row, first);
+        let never = marks_at(masked, masked_words, marked_row, first);
         let mut of_quad = [MASKED_KEY; KEYS_A_QUAD as usize];
         let mut at = 0;
         while at < KEYS_A_QUAD {
@@ -185,6 +186,13 @@ unsafe fn log_sum(statistics: Global<f32>, tiles: u32) -> f32 {
         tile += WARP;
     }
     greatest + ln(warp_sum(sum))
+}
+
+/// The bits of a row's marks from that of partition `at` on, as far as its word goes; none of marks without words.
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+#[inline(always)]
+unsafe fn marks_at(marks: Global<u32>, words: u32, row: u32, at: u32) -> u32 {
+    if words == 0 { 0 } else { marks.load((row * words + at / 32) as usize) >> (at % 32) }
 }
 
 /// Four partitions' scores, the heads' sum or maximum.

@@ -119,7 +119,7 @@ int cuEventDestroy_v2(void *event) { return 0; }
 static const struct kernel { const char *name, *parameters; } kernels[] = {
     {"scale", "auf"}, {"fault", "auf"}, {"gather", "aauuaauau"}, {"gather_bulk", "aauuaauau"},
     {"resolve", "auuuaauuuaaaaaaaauuuaaaaaa"},
-    {"score", "aaaauuuuuuufuaa"}, {"select", "aaauuuuuffaauuuauaaaa"}, {"top_k", "aaauuauaa"},
+    {"score", "aaaauuuuuuufuaa"}, {"select", "aaauuuuuffaauuuuuauaaaa"}, {"top_k", "aaauuauaa"},
     {"attend_64", "auuuaauaauauafaauuaaaa"}, {"attend_128", "auuuaauaauauafaauuaaaa"},
     {"prefill_64", "aaaaaauuufaa"}, {"prefill_128", "aaaaaauuufaa"},
     {"prefill_wgmma_64", "aaaaaauuufaa"}, {"prefill_wgmma_128", "aaaaaauuufaa"},
@@ -128,6 +128,7 @@ static const struct kernel { const char *name, *parameters; } kernels[] = {
     {"chunk_mean", "aaaaauuuuuuua"}, {"chunk_mean_step", "aaaauuuuuuua"},
     {"chunk_bounds", "aaaaauuuuuuua"}, {"chunk_bounds_step", "aaaauuuuuuua"},
     {"gate_pool", "aaaaauuuuuuua"}, {"gate_pool_step", "aaaauuuuuuua"},
+    {"chunk_spread", "aaaauuuuua"}, {"mark", "aaauuuua"},
     {"fill_random", "auuuf"},
     {"append", "aaaaaaaauuuuu"}, {"store_prompt", "aaaaaaaaaauuuuu"}, {"write_back", "aauaauuaa"},
     {"embed", "aauua"}, {"rms_norm", "aauufa"}, {"rotate", "auuuuauuafaaufuauaa"}, {"swiglu", "aua"},

@@ -18,6 +18,7 @@ mod kernels;
 mod linear;
 mod model;
 mod offload;
+mod outliers;
 mod prefill;
 mod replay;
 mod resolve;
@@ -113,6 +114,7 @@ fn main() -> ExitCode {
         linear::tests(),
         model::tests(),
         offload::tests(),
+        outliers::tests(),
         prefill::tests(),
         replay::tests(),
         resolve::tests(),

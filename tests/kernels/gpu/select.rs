@@ -82,9 +82,10 @@ fn select(machine: &Machine, case: &SelectCase) -> Outcome {
         least: Some(if logarithmic { case.least.exp() } else { case.least }),
         top_p: case.top_p,
         marks: (case.mark_words > 0).then_some(Marks {
-            forced: &forced,
-            masked: &masked,
+            forced: (!case.forced.is_empty()).then_some(&forced),
+            masked: (!case.masked.is_empty()).then_some(&masked),
             words: case.mark_words as u32,
+            first_row: case.first_row as u32,
         }),
         estimates: (case.estimates > 0).then_some(Estimates {
             count: case.estimates as u32,

@@ -283,12 +283,14 @@ impl SelectCase {
             self.kv_heads,
             self.group,
             self.stride,
-            self.mark_words,
+            self.words_of(&self.forced),
+            self.words_of(&self.masked),
+            self.first_row,
             self.estimates,
             self.resident,
             self.capacity,
         ];
-        let [kv_heads, group, stride, mark_words, estimates, resident, capacity] =
+        let [kv_heads, group, stride, forced_words, masked_words, first_row, estimates, resident, capacity] =
             sizes.map(|size| size as u32);
         let launch = Launch::new(self.rows() as u32, abi::select::BLOCK)
             .shared(abi::select::shared_bytes(resident) as usize);
@@ -308,7 +310,9 @@ impl SelectCase {
                     self.top_p,
                     forced.view(),
                     masked.view(),
-                    mark_words,
+                    forced_words,
+                    masked_words,
+                    first_row,
                     estimates,
                     resident,
                     keys.view_mut(),

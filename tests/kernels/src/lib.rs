@@ -8,6 +8,7 @@ pub mod index;
 pub mod linear;
 pub mod model;
 pub mod offload;
+pub mod outliers;
 pub mod prefill;
 pub mod resolve;
 pub mod score;

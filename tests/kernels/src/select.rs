@@ -1,5 +1,6 @@
 //! Cases of `select`.
 
+use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use spinkv::backend::cpu::{Wish, choose, merge_heads};
@@ -34,12 +35,14 @@ pub struct SelectCase {
     pub least: f32,
     /// The part of the sum of scores to select.
     pub top_p: f32,
-    /// `[batch * kv_heads, mark_words]`.
+    /// `[rows of all requests, mark_words]`: the batch's are where `first_marks` says. Empty for none.
     pub forced: Vec<u32>,
-    /// `[batch * kv_heads, mark_words]`.
+    /// As `forced`.
     pub masked: Vec<u32>,
-    /// Words of a row's marks; 0 for none.
+    /// Words of a row's marks; 0 for none of either.
     pub mark_words: usize,
+    /// Row of KV head 0 in the marks.
+    pub first_row: usize,
     /// Partitions to estimate.
     pub estimates: usize,
     /// Scores that shared memory has room for.
@@ -79,7 +82,7 @@ impl SelectCase {
             Entry { tokens: 1, partitions: 300, limit: 80, first_partition: 3, ..Entry::default() };
         (case.softmax, case.merge) = (false, GroupMerge::Sum);
         (case.least, case.top_p, case.estimates, case.capacity) = (0.001, 0.6, 20, 100);
-        case.mark_words = 10;
+        (case.mark_words, case.first_row) = (10, 0);
         (case.forced, case.masked) = (vec![0x8001_0000; 10], vec![0x0001_0100; 10]);
         case.logits.iter_mut().for_each(|logit| *logit = rng.random_range(0..16) as f32 / 4096.0);
         case
@@ -133,9 +136,21 @@ impl SelectCase {
                 logits[(row * group + head) * stride..][..length].copy_from_slice(&values);
             }
         }
-        let mark_words = if rng.random_bool(0.4) { stride.div_ceil(32) + rng.random_range(0..3) } else { 0 };
+        let mark_words = if rng.random_bool(0.5) { stride.div_ceil(32) + rng.random_range(0..3) } else { 0 };
+        // The batch's requests are at some of the marks' places, in any order.
+        let (layer, layers) = (rng.random_range(0..2), 2);
+        let mut places: Vec<usize> = (0..lengths.len() + rng.random_range(0..2)).collect();
+        places.shuffle(rng);
+        let marked_rows = places.len() * layers * kv_heads;
+        let mut entries = entries;
+        for (entry, place) in entries.iter_mut().zip(&places) {
+            entry.first_marks = (place * layers * kv_heads) as u32;
+        }
         let marks = |rng: &mut _, odds: f64| -> Vec<u32> {
-            (0..rows * mark_words)
+            if Rng::random_bool(rng, 0.2) {
+                return Vec::new();
+            }
+            (0..marked_rows * mark_words)
                 .map(|_| (0..32).fold(0, |word, bit| word | u32::from(Rng::random_bool(rng, odds)) << bit))
                 .collect()
         };
@@ -145,6 +160,7 @@ impl SelectCase {
             forced: marks(rng, odds),
             masked: marks(rng, 0.2),
             mark_words,
+            first_row: layer * kv_heads,
             entries,
             logits,
             kv_heads,
@@ -185,6 +201,11 @@ impl SelectCase {
             }
         }
         statistics
+    }
+
+    /// Words of a row of `marks`, as the kernel takes them: 0 for none.
+    pub fn words_of(&self, marks: &[u32]) -> usize {
+        if marks.is_empty() { 0 } else { self.mark_words }
     }
 
     /// Rows of the batch.
@@ -268,7 +289,12 @@ impl SelectCase {
     }
 
     fn marked(&self, marks: &[u32], row: usize, id: u32) -> bool {
-        self.mark_words > 0 && marks[row * self.mark_words + id as usize / 32] >> (id % 32) & 1 != 0
+        if marks.is_empty() {
+            return false;
+        }
+        let first = self.entries[row / self.kv_heads].first_marks as usize + self.first_row;
+        let row = first + row % self.kv_heads;
+        marks[row * self.mark_words + id as usize / 32] >> (id % 32) & 1 != 0
     }
 
     fn limit(&self, row: usize) -> usize {

@@ -41,18 +41,23 @@ pub fn gate_pool(keys: &[f32], summary: &mut [f32]) {
     mean_key(keys, mean);
 }
 
-/// The least cosine between any of `keys`, `[tokens, head_dim]`, and their mean: how badly the mean stands for them. A key of 0, or a
-/// mean of 0, has a cosine of 0 with anything; a NaN, and what overflows, makes it NaN.
+/// The least cosine between any of `keys`, `[tokens, head_dim]`, and their mean: how badly the mean stands for them. What has
+/// squares that add up to less than the least normal number, such as 0, has a cosine of 0 with anything; a NaN, and what overflows, makes
+/// it NaN.
 #[multiversion(targets("x86_64+avx2+fma"))]
 pub fn least_cosine(keys: &[f32], head_dim: usize) -> f32 {
     // Of the direction of the mean, which is all that counts.
     let mut sum = vec![0.0; head_dim];
     keys.chunks_exact(head_dim).for_each(|key| axpy(1.0, key, &mut sum));
-    let length = dot(&sum, &sum).sqrt();
+    let of_sum = dot(&sum, &sum);
     let mut least = f32::INFINITY;
     for key in keys.chunks_exact(head_dim) {
-        let lengths = dot(key, key).sqrt() * length;
-        let cosine = if lengths == 0.0 { 0.0 } else { dot(key, &sum) / lengths };
+        let of_key = dot(key, key);
+        let cosine = if of_key < f32::MIN_POSITIVE || of_sum < f32::MIN_POSITIVE {
+            0.0
+        } else {
+            dot(key, &sum) / (of_key.sqrt() * of_sum.sqrt())
+        };
         // Not f32::min, which would hide a NaN.
         least = if cosine < least || cosine.is_nan() { cosine } else { least };
     }

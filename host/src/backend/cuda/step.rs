@@ -71,6 +71,9 @@ impl LayerStep<'_> {
                 ("resolve ids", select.ids.len(), resolve.ids.len()),
                 ("resolve id_counts", select.selected.len(), resolve.id_counts.len()),
             ])?;
+            if let Some(marks) = select.marks {
+                check_length("select first_row", first_row, marks.first_row as usize)?;
+            }
             if let Some(statistics) = select.statistics {
                 check_length("select statistics", score.statistics.len(), statistics.len())?;
             }

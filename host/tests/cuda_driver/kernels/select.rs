@@ -93,14 +93,14 @@ fn a_selection_is_checked_and_launched() {
     let floats = |len| DeviceBuffer::<f32>::zeroed(&stream, len).unwrap();
     let words = |len| DeviceBuffer::zeroed(&stream, len).unwrap();
     let (entries, no_entries, none) = (entries(2), entries(0), table(0));
-    // Of 6 rows 4 heads: 516 logits in 2 tiles, marks in 17 words, 7 ids, 5 estimates.
+    // Of 6 rows 4 heads: 516 logits in 2 tiles, marks in 17 words, of layer 1 of a request, 7 ids, 5 estimates.
     let (logits, statistics, keys) = (floats(24 * 516), floats(24 * 4), words(6 * 129));
     let (forced, masked, few_marks) = (table(6 * 17), table(6 * 17), table(6 * 17 - 1));
     let (ids, selected, estimated_ids, estimated) = (table(6 * 7), table(6), table(6 * 5), table(6));
     let (few_ids, few_estimates, other) = (table(6 * 7 - 1), table(6 * 5 - 1), table(5));
     let (few_logits, few_statistics, few_keys) =
         (floats(24 * 516 - 1), floats(24 * 4 - 1), words(6 * 129 - 1));
-    let marks = Marks { forced: &forced, masked: &masked, words: 17 };
+    let marks = Marks { forced: Some(&forced), masked: Some(&masked), words: 17, first_row: 3 };
     let estimates = Estimates { count: 5, ids: &estimated_ids, estimated: &estimated };
     let right = SelectPartitions {
         entries: &entries,
@@ -164,8 +164,8 @@ fn a_selection_is_checked_and_launched() {
     for (what, len, wrong) in [
         ("select logits", 24 * 516, SelectPartitions { logits: &few_logits, ..right }),
         ("select statistics", 24 * 4, SelectPartitions { statistics: Some(&few_statistics), ..right }),
-        ("select forced", 6 * 17, with_marks(Marks { forced: &few_marks, ..marks })),
-        ("select masked", 6 * 17, with_marks(Marks { masked: &few_marks, ..marks })),
+        ("select forced", 6 * 17, with_marks(Marks { forced: Some(&few_marks), ..marks })),
+        ("select masked", 6 * 17, with_marks(Marks { masked: Some(&few_marks), ..marks })),
         ("select estimated ids", 30, with_estimates(Estimates { ids: &few_estimates, ..estimates })),
         ("select keys", 6 * 129, SelectPartitions { keys: &few_keys, ..right }),
     ] {
@@ -185,7 +185,7 @@ fn a_selection_is_checked_and_launched() {
             "launch select 6 1 1, 1024 1 1, {shared}: {entries:#x} {logits:#x} {statistics:#x} 3 4 516 {scores} {marks} {resident} {keys:#x} 7 {ids:#x} {selected:#x} {estimates}"
         )
     };
-    let marked = format!("{forced:#x} {masked:#x} 17 5");
+    let marked = format!("{forced:#x} {masked:#x} 17 17 3 5");
     let estimates = format!("{estimated_ids:#x} {estimated:#x}");
     // Softmax, merge, least, top-p: of logarithms the least is one too.
     for (merge, least, scores) in [
@@ -199,10 +199,19 @@ fn a_selection_is_checked_and_launched() {
         let expected = line(statistics, scores, &marked, 512, keys.address(), &estimates);
         assert_eq!(driver.log(), [expected]);
     }
+    // Of one kind alone.
+    for (alone, expected) in [
+        (Marks { masked: None, ..marks }, format!("{forced:#x} {ids:#x} 17 0 3 5")),
+        (Marks { forced: None, ..marks }, format!("{ids:#x} {masked:#x} 0 17 3 5")),
+    ] {
+        launch(with_marks(alone)).unwrap();
+        let expected = line(statistics, "1 0 -0.69 0.75", &expected, 512, keys.address(), &estimates);
+        assert_eq!(driver.log(), [expected]);
+    }
     // Without what may be left out: what stands in for it is neither read nor written.
     let bare = SelectPartitions { statistics: None, marks: None, estimates: None, top_p: 1.0, ..right };
     launch(SelectPartitions { resident: 516, keys: &few_keys, ..bare }).unwrap();
-    let (unmarked, unestimated) = (format!("{ids:#x} {ids:#x} 0 0"), format!("{ids:#x} {selected:#x}"));
+    let (unmarked, unestimated) = (format!("{ids:#x} {ids:#x} 0 0 0 0"), format!("{ids:#x} {selected:#x}"));
     let expected = line(logits, "0 0 0.50 1.00", &unmarked, 516, few_keys.address(), &unestimated);
     assert_eq!(driver.log(), [expected]);
 }

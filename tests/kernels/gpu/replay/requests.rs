@@ -173,7 +173,8 @@ impl World<'_> {
                 leaving: leaving as u32,
                 new_partition: before.end as u32,
                 new_partitions: leaving as u32,
-                unused: [0; 2],
+                first_marks: 0,
+                unused: 0,
             };
         }
         self.device.inputs.entries.write(stream, 0, &entries)?;

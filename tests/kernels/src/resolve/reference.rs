@@ -285,7 +285,8 @@ impl Request {
             limit: WILD,
             new_partition: WILD,
             new_partitions: WILD,
-            unused: [WILD; 2],
+            first_marks: WILD,
+            unused: WILD,
         }
     }
 

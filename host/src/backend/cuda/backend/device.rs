@@ -21,6 +21,8 @@ pub(super) struct Tables {
     pub steady: DeviceBuffer<u32>,
     pub host_slabs: DeviceBuffer<u32>,
     pub host_valid: DeviceBuffer<u32>,
+    /// Bits of the partitions that every step reads: `[requests, rows, words]`.
+    pub marks: DeviceBuffer<u32>,
     pub summaries: DeviceBuffer<Word>,
     pub pool: DeviceBuffer<Word>,
     request_rows: u32,
@@ -40,6 +42,7 @@ impl Tables {
             steady: DeviceBuffer::uninit(context, requests * rows * sizes.steady_stride)?,
             host_slabs: DeviceBuffer::uninit(context, requests * rows * sizes.slab_stride)?,
             host_valid: DeviceBuffer::uninit(context, requests * rows * sizes.slab_stride)?,
+            marks: DeviceBuffer::uninit(context, requests * rows * sizes.mark_words)?,
             summaries: DeviceBuffer::uninit(context, segments * sizes.summary_words())?,
             pool: DeviceBuffer::uninit(context, sizes.pool_pages * sizes.page_words)?,
             request_rows: rows as u32,
@@ -49,7 +52,7 @@ impl Tables {
     /// Bytes of everything but summaries and pages.
     pub fn bytes(&self) -> u64 {
         let numbers = [&self.directories, &self.owners, &self.physical, &self.states, &self.steady];
-        let numbers = numbers.into_iter().chain([&self.host_slabs, &self.host_valid]);
+        let numbers = numbers.into_iter().chain([&self.host_slabs, &self.host_valid, &self.marks]);
         self.segments.bytes() + numbers.map(DeviceBuffer::bytes).sum::<u64>()
     }
 

@@ -81,6 +81,7 @@ impl CudaBackend {
             place: self.free_places.pop().expect("a place, as was looked for"),
             clock: StepClock::default(),
             resident,
+            always: 0,
             segments: take(&mut self.free_segments, segments),
             slabs,
             pages: steady.iter().chain(&slots).copied().collect(),

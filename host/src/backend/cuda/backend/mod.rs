@@ -5,6 +5,7 @@
 
 mod device;
 mod elastic;
+mod outliers;
 mod prompt;
 mod request;
 mod sizes;
@@ -290,6 +291,8 @@ impl CudaBackend {
         )?;
         let valid = at(sizes.slab_stride)..at(sizes.slab_stride) + rows * sizes.slab_stride;
         self.tables.host_valid.fill_bytes(stream, valid, 0)?;
+        let marks = at(sizes.mark_words)..at(sizes.mark_words) + rows * sizes.mark_words;
+        self.tables.marks.fill_bytes(stream, marks, 0)?;
         let list = if request.resident { steady.len() / rows + 1 } else { steady.len() / rows };
         self.tables.steady.write(stream, at(sizes.steady_stride), &in_rows(steady, list, 0))?;
         let stride = sizes.slot_stride;

@@ -9,6 +9,7 @@ use spinkv_kernels::abi::{Entry, prefill};
 use super::super::driver::{DeviceBuffer, Event, Result as DriverResult, Stream};
 use super::super::kernels::{IndexPrompts, Kernels, Prefill, StorePrompt};
 use super::device::{Lists, RowCounts};
+use super::outliers::Outliers;
 use super::stages::Stages;
 use super::{CudaBackend, Sizes};
 use crate::Result;
@@ -52,6 +53,7 @@ pub(super) struct Prompt {
     /// The prompt whose entries are on the GPU.
     uploaded: Option<StepEntry>,
     chunks: HashMap<(usize, usize), Chunk>,
+    outliers: Outliers,
     lse: DeviceBuffer<f32>,
 }
 
@@ -99,13 +101,17 @@ impl Prompt {
             under_way: false,
             uploaded: None,
             chunks: HashMap::new(),
+            outliers: Outliers::new(sizes, stream)?,
             lse: DeviceBuffer::uninit(context, 0)?,
         })
     }
 
     /// Bytes on the GPU, small tables not counted.
     pub fn bytes(&self) -> u64 {
-        self.lse.bytes() + self.lists.bytes() + self.last_query.iter().map(DeviceBuffer::bytes).sum::<u64>()
+        self.lse.bytes()
+            + self.lists.bytes()
+            + self.outliers.bytes()
+            + self.last_query.iter().map(DeviceBuffer::bytes).sum::<u64>()
     }
 
     /// Lets `stream` wait for all that the prompts' stream has to do.
@@ -183,6 +189,8 @@ impl CudaBackend {
         let request = self.requests.get_mut(&entry.request).expect("an admitted request");
         let tokens = entry.after();
         let stored = self.sizes.prompt_entry(&self.config, request, tokens);
+        request.always = self.sizes.always.min(stored.new_partitions as usize);
+        self.prompt.outliers.begin(&self.stream, stored.new_partitions, request.always as u32)?;
         // Put back on the GPU in the middle of a prompt, it is the same step.
         if step.layer == 0 {
             request.clock.tick();
@@ -262,7 +270,10 @@ impl CudaBackend {
             chunks: prompt.partitions,
         };
         // SAFETY: the entry is the prompt's, which has segments for all its partitions; keys are not written before `done`.
-        Ok(unsafe { launch.launch(&self.kernels, &prompt.side) }?)
+        unsafe {
+            launch.launch(&self.kernels, &prompt.side)?;
+            Ok(prompt.outliers.launch(self, &stages, &launch, &prompt.side)?)
+        }
     }
 
     pub(super) fn offload_prompt(

@@ -18,6 +18,8 @@ pub(super) struct Request {
     pub clock: StepClock,
     /// Whether all its pages stay steady, since a step selects all of them at any length: it has no cache.
     pub resident: bool,
+    /// Partitions of each row that every step reads beside the budget: of those that its prompt indexed.
+    pub always: usize,
     pub segments: Vec<u32>,
     pub slabs: Vec<SlabId>,
     /// Physical pages of all its rows, in the steady zone and in caches: they change places, but nobody else gets them.
@@ -26,7 +28,8 @@ pub(super) struct Request {
     pub held: Vec<u32>,
 }
 
-/// Whether every step of a request, however long it is by then, selects all that it can, so that its pages need no cache.
+/// Whether every step of a request, however long it is by then, selects all that it can, so that its pages need no cache. Partitions
+/// that every step reads beside the budget don't count: how many there are is known when the prompt comes.
 pub(super) fn is_resident(config: &KvConfig, plan: &RequestPlan) -> bool {
     let selectable = config.retrievable_partitions(plan.max_tokens).len();
     match config.method().select() {
@@ -71,6 +74,7 @@ impl Sizes {
             first_slab: (request.place * rows * self.slab_stride) as u32,
             slab_stride: self.slab_stride as u32,
             first_partition: self.first_partition() as u32,
+            first_marks: (request.place * rows) as u32,
             ..Entry::default()
         };
         if request.resident {
@@ -97,7 +101,7 @@ impl Sizes {
             leaving: page - page_before,
             new_partition: partition_before,
             new_partitions: if self.summaries.is_some() { partition - partition_before } else { 0 },
-            ..self.selecting(entry, partition)
+            ..self.selecting(request, entry, partition)
         }
     }
 
@@ -123,7 +127,7 @@ impl Sizes {
     /// The step behind it, in which its last query warms the cache.
     pub fn warm_entry(&self, config: &KvConfig, request: &Request, tokens: usize) -> Entry {
         let entry = self.held(config, request, tokens);
-        if request.resident { entry } else { self.selecting(entry, entry.new_partition) }
+        if request.resident { entry } else { self.selecting(request, entry, entry.new_partition) }
     }
 
     /// What a request takes of the tables, pages and slabs: its place in the tables is as large as that of the longest request, its pages and
@@ -143,6 +147,7 @@ impl Sizes {
             steady_lists: rows * self.steady_stride as u64 * number,
             // Slab and valid bits.
             host_tables: rows * self.slab_stride as u64 * 2 * number,
+            marks: rows * self.mark_words as u64 * number,
             summaries: (request.segments.len() * self.summary_words() * size_of::<Word>()) as u64,
             marks: 0,
             steady_pages: steady * page_bytes,
@@ -154,10 +159,11 @@ impl Sizes {
     }
 
     /// With the partitions up to `end` to choose from.
-    fn selecting(&self, entry: Entry, end: u32) -> Entry {
+    fn selecting(&self, request: &Request, entry: Entry, end: u32) -> Entry {
         let Some(summaries) = self.summaries else { return entry };
         let partitions = end - entry.first_partition;
-        let limit = summaries.budget.partitions(entry.tokens as usize, self.partition_tokens);
+        let best = summaries.budget.partitions(entry.tokens as usize, self.partition_tokens);
+        let limit = best.saturating_add(request.always).min(u32::MAX as usize);
         Entry { partitions, limit: partitions.min(limit as u32), ..entry }
     }
 }

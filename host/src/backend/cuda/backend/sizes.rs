@@ -45,6 +45,10 @@ pub(super) struct Sizes {
     pub page_words: usize,
     /// `None` for methods that select nothing or everything.
     pub summaries: Option<Summaries>,
+    /// The most partitions of a row that every step reads, beside the budget.
+    pub always: usize,
+    /// Words of a row's marks; 0 if there are none.
+    pub mark_words: usize,
     pub partition_pages: PartitionPages,
     pub partition_tokens: usize,
     pub segment_partitions: usize,
@@ -126,6 +130,8 @@ impl Sizes {
         let ring_pages = (window + unit).div_ceil(page_tokens).max(1);
         let resident_pages = pages.min(config.max_steady_pages() + plan.row.mandatory_pages);
         let partitions = config.retrievable_partitions(limits.max_tokens).len();
+        let stride = partitions.next_multiple_of(4).max(4);
+        let always = method.always().partitions().min(partitions);
         let id_stride = if summaries.is_some() { config.max_selected(limits.max_tokens) } else { 0 };
         let slot_stride = plan.row.slots().next_multiple_of(4).max(4);
         if slot_stride > MAX_SLOTS as usize / 4 * 4 {
@@ -151,6 +157,8 @@ impl Sizes {
             page_tokens,
             page_words: layout.page_words(),
             summaries,
+            always,
+            mark_words: if always > 0 { stride.div_ceil(32) } else { 0 },
             partition_pages: if partition_tokens >= page_tokens {
                 PartitionPages::Pages((partition_tokens / page_tokens) as u32)
             } else {
@@ -164,7 +172,7 @@ impl Sizes {
             slot_stride,
             slab_stride,
             segments: slab_stride.div_ceil(SEGMENT_KEYS as usize / SLAB_PAGES as usize),
-            stride: partitions.next_multiple_of(4).max(4),
+            stride,
             id_stride: id_stride.max(1),
             list_capacity: plan.row.mandatory_pages.max(1),
             pool_pages: planned_pages,

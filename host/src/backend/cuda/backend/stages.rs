@@ -4,7 +4,8 @@ use std::cell::Cell;
 
 use super::super::driver::{DeviceBuffer, Result as DriverResult};
 use super::super::kernels::{
-    Append, Attend, Awaited, Gather, IndexStep, OffloadPages, Resolve, Score, SelectPartitions, SummaryTable,
+    Append, Attend, Awaited, Gather, IndexStep, Marks, OffloadPages, Resolve, Score, SelectPartitions,
+    SummaryTable,
 };
 use super::super::step::LayerStep;
 use super::device::Lists;
@@ -272,7 +273,12 @@ impl<'a> Stages<'a> {
             merge,
             least: None,
             top_p: 1.0,
-            marks: None,
+            marks: (sizes.mark_words > 0).then_some(Marks {
+                forced: Some(&tables.marks),
+                masked: None,
+                words: sizes.mark_words as u32,
+                first_row: self.layer as u32 * kv_heads,
+            }),
             estimates: None,
             resident: self.backend.kernels.resident(stride),
             keys: &lists.keys,

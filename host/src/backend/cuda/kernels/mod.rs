@@ -11,6 +11,7 @@ mod linear;
 mod linear_plan;
 mod model;
 mod offload;
+mod outliers;
 mod prefill;
 mod resolve;
 mod score;
@@ -25,6 +26,7 @@ pub use index::{IndexOperator, IndexPrompts, IndexStep, SummaryTable};
 pub use linear::{Linear, LinearOutput, LinearVariant};
 pub use model::{Argmax, Embed, HeadNorms, Positions, RmsNorm, Rotate, Sample, Swiglu};
 pub use offload::{Append, OffloadPages, StorePrompt, ValidBits, WriteBack};
+pub use outliers::{ChunkSpread, MarkPartitions};
 pub use prefill::{Prefill, PrefillVariant};
 pub use resolve::{KvTables, PartitionPages, Resolve};
 pub use score::Score;
@@ -48,6 +50,8 @@ pub struct Kernels {
     mean: IndexFunctions,
     bounds: IndexFunctions,
     gate: IndexFunctions,
+    chunk_spread: Function,
+    mark: Function,
     append: Function,
     store_prompt: Function,
     write_back: Function,
@@ -97,6 +101,8 @@ impl Kernels {
             mean: index("chunk_mean", "chunk_mean_step")?,
             bounds: index("chunk_bounds", "chunk_bounds_step")?,
             gate: index("gate_pool", "gate_pool_step")?,
+            chunk_spread: module.function("chunk_spread")?,
+            mark: module.function("mark")?,
             append: module.function("append")?,
             store_prompt: module.function("store_prompt")?,
             write_back: module.function("write_back")?,
@@ -124,6 +130,8 @@ impl Kernels {
         let index = index.into_iter().flat_map(|kernels| [&kernels.prompts, &kernels.step]);
         let rest = [&self.score, &self.select, &self.top_k, &self.resolve, &self.gather, &self.append];
         let rest = index.chain(rest).chain([
+            &self.chunk_spread,
+            &self.mark,
             &self.store_prompt,
             &self.write_back,
             &self.attend_64,

@@ -48,15 +48,18 @@ pub struct SelectPartitions<'a> {
     pub selected: &'a DeviceBuffer<u32>,
 }
 
-/// Bits of partitions, each `[batch * kv_heads, words]`: bit `i % 32` of word `i / 32` for the `i`-th that may be selected.
+/// Bits of partitions, each `[rows of all requests, words]` as the entries say: bit `i % 32` of word `i / 32` for the `i`-th that may be
+/// selected.
 #[derive(Clone, Copy, Debug)]
 pub struct Marks<'a> {
     /// Selected first, as far as the limit goes.
-    pub forced: &'a DeviceBuffer<u32>,
+    pub forced: Option<&'a DeviceBuffer<u32>>,
     /// Never selected.
-    pub masked: &'a DeviceBuffer<u32>,
+    pub masked: Option<&'a DeviceBuffer<u32>>,
     /// Words of a row.
     pub words: u32,
+    /// Row of KV head 0: layer * `kv_heads`.
+    pub first_row: u32,
 }
 
 /// The second list: what is estimated and not read.
@@ -81,7 +84,7 @@ impl SelectPartitions<'_> {
     /// that is none, [`OutOfRange`](super::super::driver::DriverError::OutOfRange) for a buffer that is too short, or a failed launch.
     ///
     /// # Safety
-    /// When the launch runs, no entry has more than `stride` partitions, and with `top_p` below 1 the positive scores of a row add up
+    /// When the launch runs, no entry has more than `stride` partitions, their marks are in the tables, and with `top_p` below 1 the positive scores of a row add up
     /// to at most 32; until it has run nothing writes what it reads, and nothing uses what it writes.
     pub unsafe fn launch(&self, kernels: &Kernels, stream: &Stream) -> Result<()> {
         use spinkv_kernels::abi::score::{MAX_GROUP, tiles};
@@ -107,11 +110,17 @@ impl SelectPartitions<'_> {
         if let Some(statistics) = self.statistics {
             check_range("select statistics", 0, heads * tiles(stride) as usize * 2, statistics.len())?;
         }
-        if let Some(Marks { forced, masked, words }) = self.marks {
+        if let Some(Marks { forced, masked, words, first_row }) = self.marks {
             check_operand("select mark words", words.into(), stride.div_ceil(32).into()..=most)?;
-            check_operand("select marks", rows as u64 * u64::from(words), 0..=most)?;
-            check_range("select forced", 0, rows * words as usize, forced.len())?;
-            check_range("select masked", 0, rows * words as usize, masked.len())?;
+            // Of one request at least: where others' are is the entries' to say. Words are counted in 32 bits.
+            let marked_rows = u64::from(first_row) + u64::from(kv_heads);
+            check_operand("select marks", marked_rows * u64::from(words), 0..=most)?;
+            for (what, marks) in [("select forced", forced), ("select masked", masked)] {
+                if let Some(marks) = marks {
+                    check_operand(what, marks.len() as u64, 0..=most)?;
+                    check_range(what, 0, marked_rows as usize * words as usize, marks.len())?;
+                }
+            }
         }
         if let Some(Estimates { count, ids, estimated }) = self.estimates {
             check_length("select estimated", rows, estimated.len())?;
@@ -132,7 +141,10 @@ impl SelectPartitions<'_> {
             // Of a negative number there is no logarithm; all probabilities are above it.
             self.least.map_or(f32::NEG_INFINITY, |least| if logarithmic { least.max(0.0).ln() } else { least });
         // What a launch does not use it does not read or write.
-        let arguments: [Argument; 21] = [
+        let words = |marks: Option<_>| marks.map_or(0, |_| self.marks.map_or(0, |marks| marks.words));
+        let (forced, masked) =
+            self.marks.map_or((None, None), |Marks { forced, masked, .. }| (forced, masked));
+        let arguments: [Argument; 23] = [
             self.entries.into(),
             self.logits.into(),
             self.statistics.unwrap_or(self.logits).into(),
@@ -143,9 +155,11 @@ impl SelectPartitions<'_> {
             merge.into(),
             least.into(),
             self.top_p.into(),
-            self.marks.map_or(self.ids, |marks| marks.forced).into(),
-            self.marks.map_or(self.ids, |marks| marks.masked).into(),
-            self.marks.map_or(0, |marks| marks.words).into(),
+            forced.unwrap_or(self.ids).into(),
+            masked.unwrap_or(self.ids).into(),
+            words(forced).into(),
+            words(masked).into(),
+            self.marks.map_or(0, |marks| marks.first_row).into(),
             self.estimates.map_or(0, |estimates| estimates.count).into(),
             resident.into(),
             self.keys.into(),
