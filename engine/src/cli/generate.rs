@@ -50,7 +50,7 @@ pub(crate) struct GenerateArguments {
     #[arg(value_name = "-", value_parser = ["-"], group = "source", hide_possible_values = true)]
     stdin: Option<String>,
 
-    /// Sparse-attention method: dense, streaming-llm or shadowkv
+    /// Sparse-attention method: dense, streaming-llm, shadowkv, quest or token-topk
     #[arg(long, default_value = "shadowkv", value_name = "NAME", help_heading = "Attention")]
     method: String,
 
@@ -73,7 +73,8 @@ pub(crate) struct GenerateArguments {
     #[arg(long, default_value_t = 64, value_name = "TOKENS", help_heading = "Attention")]
     window: usize,
 
-    /// An option that only this method has, as NAME=VALUE; may be given more than once
+    /// An option that only this method has, as NAME=VALUE; may be given more than once. shadowkv: outliers=CHUNKS; quest:
+    /// chunk=TOKENS, merge=max|sum|mean
     #[arg(long, value_name = "NAME=VALUE", help_heading = "Attention")]
     method_option: Vec<String>,
 
@@ -85,7 +86,7 @@ pub(crate) struct GenerateArguments {
     #[arg(long, value_name = "HEADS", value_delimiter = ',', help_heading = "Attention")]
     steady_heads: Vec<String>,
 
-    /// Tokens of a KV page; divides the method's partition (8 for shadowkv)
+    /// Tokens of a KV page; divides the method's partition (8 for shadowkv, 16 for quest)
     #[arg(long, default_value_t = 8, value_name = "TOKENS", help_heading = "Memory")]
     page_tokens: usize,
 

@@ -58,7 +58,7 @@ pub(crate) struct MetadataArguments {
     #[arg(long, default_value_t = 32, value_name = "REQUESTS", help_heading = "Load")]
     batch: u64,
 
-    /// Sparse-attention method: dense, streaming-llm or shadowkv
+    /// Sparse-attention method: dense, streaming-llm, shadowkv, quest or token-topk
     #[arg(long, default_value = "shadowkv", value_name = "NAME", help_heading = "Method")]
     method: String,
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use spinkv::algorithms::{Dense, ShadowKv, StreamingLlm};
+use spinkv::algorithms::{Dense, Quest, ShadowKv, StreamingLlm, TokenTopK};
 use spinkv::backend::Step;
 use spinkv::backend::cuda::driver::{Context, DeviceBuffer, DriverError};
 use spinkv::backend::cuda::{CudaBackend, CudaLimits};
@@ -19,6 +19,21 @@ const LAYERS: usize = 2;
 /// Selects 3 chunks of 8 tokens.
 fn shadowkv() -> Arc<dyn Method> {
     Arc::new(ShadowKv { budget: Budget::Tokens(24), steady: STEADY, outliers: 0 })
+}
+
+/// The same beside 5 outliers.
+fn with_outliers() -> Arc<dyn Method> {
+    Arc::new(ShadowKv { budget: Budget::Tokens(24), steady: STEADY, outliers: 5 })
+}
+
+/// Selects 2 chunks of 16 tokens.
+fn quest() -> Arc<dyn Method> {
+    Arc::new(Quest::new(Budget::Tokens(32), STEADY))
+}
+
+/// Selects 24 tokens.
+fn token_topk() -> Arc<dyn Method> {
+    Arc::new(TokenTopK { budget: Budget::Tokens(24), steady: STEADY })
 }
 
 fn config(page_tokens: usize, head_dim: usize, dtype: KvDtype, method: Arc<dyn Method>) -> KvConfig {
@@ -38,8 +53,13 @@ struct Run {
 
 impl Run {
     fn new(driver: &Driver, method: Arc<dyn Method>, limits: &CudaLimits) -> Self {
+        Self::with_pages(driver, 8, method, limits)
+    }
+
+    fn with_pages(driver: &Driver, page_tokens: usize, method: Arc<dyn Method>, limits: &CudaLimits) -> Self {
         let (context, _) = driver.open();
-        let backend = CudaBackend::new(&context, config(8, 64, KvDtype::Bf16, method), limits).unwrap();
+        let config = config(page_tokens, 64, KvDtype::Bf16, method);
+        let backend = CudaBackend::new(&context, config, limits).unwrap();
         driver.log();
         Self { pipeline: Pipeline::new(backend).with_buffering(limits.buffering), context }
     }
@@ -115,7 +135,7 @@ fn selections_that_no_block_can_hold_are_refused() {
     let driver = driver();
     let (context, _) = driver.open();
     let new = |budget| {
-        let method = Arc::new(ShadowKv { budget, steady: STEADY });
+        let method = Arc::new(ShadowKv { budget, steady: STEADY, outliers: 0 });
         let limits = CudaLimits { max_tokens: 131_072, gpu_pages: Some(64), ..limits(1) };
         CudaBackend::new(&context, config(8, 64, KvDtype::Bf16, method), &limits).map(|_| ())
     };
@@ -150,8 +170,12 @@ fn a_decode_step_launches_its_stages_in_order_and_uploads_entries_once() {
     let driver = driver();
     let all = ["chunk_mean_step", "append", "score", "select", "resolve", "gather", "attend_64"];
     let none = ["append", "resolve", "gather", "attend_64"];
-    let cases: [(Arc<dyn Method>, &[&str]); 3] = [
+    let bounds = ["chunk_bounds_step", "append", "score", "select", "resolve", "gather", "attend_64"];
+    let cases: [(Arc<dyn Method>, &[&str]); 6] = [
         (shadowkv(), &all),
+        (with_outliers(), &all),
+        (quest(), &bounds),
+        (token_topk(), &all),
         (Arc::new(StreamingLlm { steady: STEADY }), &none),
         (Arc::new(Dense { steady: STEADY }), &["append", "attend_64"]),
     ];
@@ -177,9 +201,20 @@ fn a_decode_step_launches_its_stages_in_order_and_uploads_entries_once() {
 #[test]
 fn entries_follow_the_zones_token_by_token() {
     let driver = driver();
-    let selectable = |tokens: usize| (1..25).filter(|page| 8 * (page + 1) + 12 <= tokens).count() as u32;
-    for (method, selects) in [(shadowkv(), true), (Arc::new(StreamingLlm { steady: STEADY }) as _, false)] {
-        let mut run = Run::new(&driver, method, &limits(1));
+    // Tokens of a page, of what leaves the steady zone at a time, and of a partition; the most partitions.
+    for (method, page, unit, partition, most) in [
+        (shadowkv(), 8, 8, 8, 3),
+        (with_outliers(), 8, 8, 8, 3),
+        (quest(), 8, 16, 16, 2),
+        (quest(), 16, 16, 16, 2),
+        (token_topk(), 8, 8, 1, 24),
+        (token_topk(), 16, 16, 1, 24),
+        (Arc::new(StreamingLlm { steady: STEADY }) as _, 8, 8, 1, 0),
+    ] {
+        let selectable =
+            |tokens: usize| (1..25).filter(|at| unit * (at + 1) + 12 <= tokens).count() as u32 * unit as u32;
+        let of = |tokens: u32, size: usize| tokens / size as u32;
+        let mut run = Run::with_pages(&driver, page, method, &limits(1));
         let request = run.pipeline.admit(200).unwrap();
         for tokens in 1..=200 {
             run.step(&[request]);
@@ -187,16 +222,19 @@ fn entries_follow_the_zones_token_by_token() {
             let entry = run.entries(1)[0];
             let (now, before) = (selectable(tokens), selectable(tokens - 1));
             assert_eq!((entry.tokens as usize, entry.clock as usize), (tokens, tokens % 64));
-            assert_eq!((entry.leaving_key, entry.leaving), (1 + before, now - before), "{tokens}");
-            let (partitions, limit, new) = if selects { (now, now.min(3), now - before) } else { (0, 0, 0) };
+            let sinks = unit as u32;
+            let leaving = (of(sinks + before, page), of(now - before, page));
+            assert_eq!((entry.leaving_key, entry.leaving), leaving, "{tokens}");
             // StreamingLLM's partitions are tokens, of which it selects none.
-            let first = if selects { 1 } else { 8 };
+            let selects = u32::from(most > 0);
+            let partitions = selects * of(now, partition);
             assert_eq!(
                 (entry.first_partition, entry.partitions, entry.limit),
-                (first, partitions, limit),
+                (of(sinks, partition), partitions, partitions.min(most)),
                 "{tokens}"
             );
-            assert_eq!((entry.new_partition, entry.new_partitions), (first * (1 + before), new), "{tokens}");
+            let new = (of(sinks + before, partition), selects * of(now - before, partition));
+            assert_eq!((entry.new_partition, entry.new_partitions), new, "{tokens}");
         }
     }
 }
@@ -244,8 +282,14 @@ fn caches_shrink_for_others_and_grow_back() {
 #[test]
 fn a_prompt_is_attended_chunk_by_chunk_and_kept_with_its_last_query() {
     let driver = driver();
+    let selecting = ["store_prompt", "score", "select", "resolve", "gather"];
+    let with = |index: &[&'static str]| [index, &selecting].concat();
+    let outliers = with(&["chunk_mean", "chunk_spread", "top_k", "mark"]);
     for (method, stages) in [
-        (shadowkv(), &["chunk_mean", "store_prompt", "score", "select", "resolve", "gather"][..]),
+        (shadowkv(), &with(&["chunk_mean"])[..]),
+        (with_outliers(), &outliers),
+        (quest(), &with(&["chunk_bounds"])),
+        (token_topk(), &with(&["chunk_mean"])),
         (Arc::new(StreamingLlm { steady: STEADY }) as _, &["store_prompt"]),
         (Arc::new(Dense { steady: STEADY }) as _, &["store_prompt"]),
     ] {
@@ -303,8 +347,14 @@ fn a_step_at_once_advances_all_or_fails_all() {
 #[test]
 fn short_requests_run() {
     let driver = driver();
-    let methods: [Arc<dyn Method>; 3] =
-        [shadowkv(), Arc::new(StreamingLlm { steady: STEADY }), Arc::new(Dense { steady: STEADY })];
+    let methods: [Arc<dyn Method>; 6] = [
+        shadowkv(),
+        with_outliers(),
+        quest(),
+        token_topk(),
+        Arc::new(StreamingLlm { steady: STEADY }),
+        Arc::new(Dense { steady: STEADY }),
+    ];
     for method in methods {
         for max_tokens in [1, 5, 8, 20, 27] {
             let mut run = Run::new(&driver, method.clone(), &CudaLimits { max_tokens, ..limits(1) });
@@ -331,4 +381,75 @@ fn fractions_keep_a_cache() {
         let limit = ((tokens * 9 / 10) / 8).max(1) as u32;
         assert_eq!(entry.limit, limit.min(entry.partitions), "{tokens}");
     }
+}
+
+/// The parameters of the last launch of `kernel`.
+fn parameters(log: &[String], kernel: &str) -> Vec<String> {
+    let start = format!("launch {kernel} ");
+    let line = log.iter().rev().find(|line| line.starts_with(&start)).expect("it was launched");
+    line.split_once(": ").expect("parameters").1.split(' ').map(str::to_owned).collect()
+}
+
+/// Partitions of several pages and pages of several partitions; bounds are neither scaled nor softmaxed.
+#[test]
+fn kernels_are_told_how_partitions_and_pages_relate_and_how_they_are_scored() {
+    let driver = driver();
+    // Partitions of a page and pages of a partition, bounds, factor, softmax.
+    for (method, page_tokens, sharing, scores) in [
+        (shadowkv(), 8, ["1", "1"], ["0", "0.12", "1"]),
+        (quest(), 8, ["1", "2"], ["1", "1.00", "0"]),
+        (quest(), 16, ["1", "1"], ["1", "1.00", "0"]),
+        (token_topk(), 8, ["8", "1"], ["0", "0.12", "1"]),
+        (token_topk(), 32, ["32", "1"], ["0", "0.12", "1"]),
+    ] {
+        let mut run = Run::with_pages(&driver, page_tokens, method, &limits(1));
+        let request = run.pipeline.admit(200).unwrap();
+        run.step(&[request]);
+        let log = driver.log();
+        assert_eq!(parameters(&log, "resolve")[7..9], sharing, "{page_tokens}");
+        let (score, select) = (parameters(&log, "score"), parameters(&log, "select"));
+        assert_eq!([&score[7], &score[11], &select[6]], scores.each_ref(), "{page_tokens}");
+    }
+}
+
+/// What every step reads is known with the prompt, counts beside the budget, and is a request's own.
+#[test]
+fn outliers_of_a_prompt_are_selected_beside_the_budget() {
+    let driver = driver();
+    let mut run = Run::new(&driver, with_outliers(), &limits(3));
+    let rows = LAYERS * 2;
+    let mut requests = Vec::new();
+    // At 100 tokens chunks 1 to 10 can be selected, at 30 one of them.
+    for (prompt, partitions) in [(100, 10), (30, 1), (0, 0)] {
+        let request = run.pipeline.admit(200).unwrap();
+        assert_eq!(run.pipeline.admitted(request).unwrap().row.mandatory_pages, 3 + 5);
+        let [keys, values] = [(); 2].map(|()| run.tensor(prompt, 2));
+        let (queries, mut out) = (run.tensor(prompt, 4), run.tensor(prompt, 4));
+        for layer in 0..if prompt > 0 { LAYERS } else { 0 } {
+            driver.log();
+            let mut prefill = run.pipeline.prefill(request, layer, prompt, &keys, &values).unwrap();
+            prefill.attend(prompt, &queries, &mut out).unwrap();
+            let log = driver.log();
+            // First row and words; 22 partitions at most.
+            let mark = parameters(&log, "mark");
+            assert_eq!(mark[3..7], ["5".to_owned(), (2 * layer).to_string(), "2".to_owned(), "1".to_owned()]);
+            let select = parameters(&log, "select");
+            assert_eq!((&select[10], &*select[12], &*select[13]), (&mark[7], "1", "0"), "no mask");
+            assert_eq!(select[14], (2 * layer).to_string());
+        }
+        requests.push((request, prompt, partitions.min(5)));
+    }
+    let mut places: Vec<u32> = Vec::new();
+    for (request, prompt, always) in requests {
+        for tokens in prompt + 1..=200 {
+            run.step(&[request]);
+            let entry = run.entries(1)[0];
+            assert_eq!(entry.limit, entry.partitions.min(3 + always), "prompt of {prompt}, {tokens} tokens");
+            assert_eq!(entry.first_marks % rows as u32, 0);
+            places.push(entry.first_marks / rows as u32);
+        }
+    }
+    places.dedup();
+    places.sort_unstable();
+    assert_eq!(places, [0, 1, 2]);
 }

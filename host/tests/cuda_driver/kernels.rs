@@ -12,6 +12,8 @@ mod linear;
 mod model;
 #[path = "kernels/offload.rs"]
 mod offload;
+#[path = "kernels/outliers.rs"]
+mod outliers;
 #[path = "kernels/prefill.rs"]
 mod prefill;
 #[path = "kernels/retrieve.rs"]

@@ -2,7 +2,7 @@
 
 use spinkv::backend::cuda::driver::{DeviceBuffer, DriverError, PinnedArena};
 use spinkv::backend::cuda::kernels::{
-    Append, Attend, Awaited, Gather, IndexOperator, IndexStep, Kernels, KvTables, OffloadPages,
+    Append, Attend, Awaited, Gather, IndexOperator, IndexStep, Kernels, KvTables, Marks, OffloadPages,
     PartitionPages, Resolve, Score, SelectPartitions, SummaryTable,
 };
 use spinkv::backend::cuda::{LayerStep, capture_step};
@@ -188,6 +188,7 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
     let with_gather = |gather| LayerStep { gather, ..right };
     let with_attend = |attend| LayerStep { attend, ..right };
     let pages_of_four = LayerStep { index: Some(IndexStep { page_tokens: 4, ..index }), ..right };
+    let of_layer_0 = Marks { forced: None, masked: None, words: 1, first_row: 0 };
     let other_logits = SelectPartitions { logits: &more_logits, ..select };
     for (what, expected, found, wrong) in [
         ("index requests", 2, 3, with_table(SummaryTable { entries: &three, ..summary_table })),
@@ -206,6 +207,7 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
         ("select requests", 2, 3, with_select(SelectPartitions { entries: &three, ..select })),
         ("select kv_heads", 3, 2, with_select(SelectPartitions { kv_heads: 2, ..select })),
         ("select group", 2, 1, with_select(SelectPartitions { group: 1, ..select })),
+        ("select first_row", 3, 0, with_select(SelectPartitions { marks: Some(of_layer_0), ..select })),
         ("select stride", 16, 12, with_select(SelectPartitions { stride: 12, ..select })),
         ("select logits", 192, 240, with_select(other_logits)),
         (

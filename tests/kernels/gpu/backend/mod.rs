@@ -8,9 +8,10 @@ use std::sync::Arc;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use spinkv::algorithms::{Dense, ShadowKv, StreamingLlm};
+use spinkv::algorithms::{Dense, Quest, ShadowKv, StreamingLlm, TokenTopK};
 use spinkv::backend::cuda::CudaLimits;
-use spinkv::pipeline::{Budget, Method, SteadyZone};
+use spinkv::partition::PartitionMap;
+use spinkv::pipeline::{Budget, GroupMerge, Method, SteadyZone};
 use spinkv::{Error, KvShape};
 use spinkv_tests::Style;
 
@@ -40,20 +41,33 @@ fn limits(requests: usize, max_tokens: usize) -> CudaLimits {
     CudaLimits { requests, max_tokens, buffering: 2.0, gpu_pages: None, host_bytes: None }
 }
 
+/// The methods that suit a page size. Another one joins these tests with a line.
+fn methods(page_tokens: usize) -> Vec<Arc<dyn Method>> {
+    let (budget, half) = (Budget::Tokens(24), Budget::Fraction(0.5));
+    let quest = |budget, chunk, merge| Arc::new(Quest { chunk, merge, ..Quest::new(budget, STEADY) });
+    let all: Vec<Arc<dyn Method>> = vec![
+        Arc::new(Dense { steady: STEADY }),
+        Arc::new(StreamingLlm { steady: STEADY }),
+        Arc::new(SPARSE),
+        Arc::new(ShadowKv { budget: half, ..SPARSE }),
+        Arc::new(ShadowKv { outliers: 6, ..SPARSE }),
+        quest(budget, 16, GroupMerge::Max),
+        quest(Budget::Tokens(64), 16, GroupMerge::Sum),
+        quest(half, 32, GroupMerge::Mean),
+        Arc::new(TokenTopK { budget, steady: STEADY }),
+    ];
+    let suits =
+        |method: &Arc<dyn Method>| PartitionMap::new(method.partition(), page_tokens, method.name()).is_ok();
+    all.into_iter().filter(suits).collect()
+}
+
 /// A ragged batch of each method, page size and head width through prompts and 120 generated tokens.
 fn outputs(machine: &Machine) -> Outcome {
     for (number, (group, head_dim, page_tokens)) in
         [(5, 128, 8), (4, 64, 8), (1, 64, 16), (8, 128, 32)].into_iter().enumerate()
     {
         let shape = shape(group, head_dim);
-        let budget = Budget::Tokens(24);
-        let mut methods: Vec<Arc<dyn Method>> =
-            vec![Arc::new(Dense { steady: STEADY }), Arc::new(StreamingLlm { steady: STEADY })];
-        if page_tokens == 8 {
-            methods.push(Arc::new(ShadowKv { budget, steady: STEADY, outliers: 0 }));
-            methods.push(Arc::new(ShadowKv { budget: Budget::Fraction(0.5), steady: STEADY, outliers: 0 }));
-        }
-        for method in methods {
+        for method in methods(page_tokens) {
             let seed = machine.seed + number as u64;
             let mut run = Run::new(machine, shape, page_tokens, method, &limits(4, 700))?;
             let requests: Vec<_> =
@@ -80,14 +94,18 @@ fn outputs(machine: &Machine) -> Outcome {
 /// Around the borders of pages, of chunks, of the window and of sinks, window and chunk together.
 fn borders(machine: &Machine) -> Outcome {
     let shape = shape(2, 64);
-    for prompt in [1, 7, 8, 9, 11, 12, 13, 19, 20, 21, 23, 24, 25, 27, 28, 29, 32, 33, 127, 128, 129] {
-        let mut run = Run::new(machine, shape, 8, Arc::new(SPARSE), &limits(2, 200))?;
-        let request =
-            run.start(sequence(shape, Style::Random, prompt + 40, machine.seed + prompt as u64), prompt)?;
-        for _ in 0..40 {
-            run.step(&[request])?;
+    for prompt in
+        [1, 7, 8, 9, 11, 12, 13, 19, 20, 21, 23, 24, 25, 27, 28, 29, 32, 33, 43, 44, 45, 127, 128, 129]
+    {
+        for method in methods(8) {
+            let mut run = Run::new(machine, shape, 8, method, &limits(2, 200))?;
+            let request =
+                run.start(sequence(shape, Style::Random, prompt + 40, machine.seed + prompt as u64), prompt)?;
+            for _ in 0..40 {
+                run.step(&[request])?;
+            }
+            run.audit(request)?;
         }
-        run.audit(request)?;
     }
     // Too short to fill a page.
     let mut run = Run::new(machine, shape, 8, Arc::new(SPARSE), &limits(1, 5))?;

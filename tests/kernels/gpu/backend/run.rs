@@ -1,13 +1,14 @@
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
 
 use half::bf16;
 use libtest_mimic::Failed;
-use spinkv::backend::cpu::{score, top_k};
+use spinkv::backend::cpu::{key_bounds, least_cosine, mean_key, score_partitions, top_k_beside};
 use spinkv::backend::cuda::driver::{DeviceBuffer, DriverError};
 use spinkv::backend::cuda::{CudaBackend, CudaLimits};
 use spinkv::memory::{KvDtype, MemoryUsage, PageLayout, Word};
-use spinkv::pipeline::{Counters, Method, Pipeline, RequestId, Select};
+use spinkv::pipeline::{Counters, Index, Method, PartitionScore, Pipeline, RequestId, Select};
 use spinkv::{Error, KvConfig, KvShape};
 use spinkv_tests::{Sequence, Style, dense_reference};
 
@@ -46,17 +47,9 @@ impl From<Wrong> for Failed {
     }
 }
 
-/// A sequence whose numbers bf16 has, all keys of a chunk of 8 tokens alike: their mean is exact, too, so that the selection can be
-/// worked out.
+/// A sequence whose numbers bf16 has.
 pub fn sequence(shape: KvShape, style: Style, tokens: usize, seed: u64) -> Sequence {
     let mut sequence = Sequence::new(shape, style, tokens.max(1), seed);
-    let width = shape.kv_heads * shape.head_dim;
-    for keys in &mut sequence.keys {
-        for chunk in keys.chunks_mut(8 * width) {
-            let (first, rest) = chunk.split_at_mut(width);
-            rest.chunks_mut(width).for_each(|key| key.copy_from_slice(&first[..key.len()]));
-        }
-    }
     for tensor in sequence.queries.iter_mut().chain(&mut sequence.keys).chain(&mut sequence.values).flatten()
     {
         *tensor = bf16::from_f32(*tensor).to_f32();
@@ -110,6 +103,7 @@ impl<'a> Run<'a> {
             }
         }
         self.sequences.insert(request, sequence);
+        self.check_always(request, prompt)?;
         Ok(request)
     }
 
@@ -210,51 +204,121 @@ impl<'a> Run<'a> {
                 let ids = backend.selected(index, kv_head)?;
                 let count = config.retrievable_partitions(token + 1).len();
                 let budget = config.method().select().budget().expect("top-k has one");
-                let limit = budget.partitions(token + 1, config.partition_tokens()).min(count);
+                let always = backend.always(request, layer, kv_head)?;
+                let limit = budget.partitions(token + 1, config.partition_tokens()) + always.len();
+                let limit = limit.min(count);
                 if ids.len() != limit {
                     return Err(Wrong::Output(format!("{ids:?} were selected, of {count} at most {limit}")));
                 }
-                self.check_selection(request, layer, kv_head, token, &ids)?;
-                let tokens = config.partition_tokens();
-                ids.iter().flat_map(|id| *id as usize * tokens..(*id as usize + 1) * tokens).collect()
+                if let Some(id) = always.iter().find(|id| !ids.contains(id)) {
+                    return Err(Wrong::Output(format!("{ids:?} were selected, without {id}")));
+                }
+                self.check_selection(request, layer, kv_head, token, [&ids, &always])?;
+                // A page that a token is on is read as a whole.
+                let (tokens, page) = (config.partition_tokens(), config.layout().page_tokens());
+                let first = |id: &u32| *id as usize * tokens / page * page;
+                let end = |id: &u32| ((*id as usize + 1) * tokens).next_multiple_of(page);
+                let read: BTreeSet<usize> = ids.iter().flat_map(|id| first(id)..end(id)).collect();
+                read.into_iter().collect()
             }
         };
         let steady = (0..zones.retrievable.start).chain(zones.retrievable.end..token + 1);
         Ok(steady.chain(selected).collect())
     }
 
-    /// A selection against the CPU's Select from the same queries and summaries: the same ids, but for partitions whose scores differ by
-    /// less than rounding can tell.
+    /// The summaries of a row's `partitions` as the kernels of Index write them: the CPU's, rounded to bf16.
+    fn summaries(
+        &self,
+        request: RequestId,
+        layer: usize,
+        kv_head: usize,
+        partitions: Range<u32>,
+    ) -> Vec<f32> {
+        let config = self.pipeline.config();
+        let mut summary = vec![0.0; config.summary_width()];
+        let summarise = |id: u32| {
+            let keys = self.keys(request, layer, kv_head, id);
+            match config.method().index() {
+                Index::KeyBounds => key_bounds(&keys, &mut summary),
+                _ => mean_key(&keys, &mut summary),
+            }
+            summary.iter().map(|element| bf16::from_f32(*element).to_f32()).collect::<Vec<_>>()
+        };
+        partitions.flat_map(summarise).collect()
+    }
+
+    /// The keys of a partition of a row.
+    fn keys(&self, request: RequestId, layer: usize, kv_head: usize, id: u32) -> Vec<f32> {
+        let (config, sequence) = (self.pipeline.config(), &self.sequences[&request]);
+        let KvShape { head_dim, .. } = *config.shape();
+        let first = id as usize * config.partition_tokens();
+        let of_token =
+            |token: usize| &sequence.keys(layer, token..token + 1)[kv_head * head_dim..][..head_dim];
+        (first..first + config.partition_tokens()).flat_map(of_token).copied().collect()
+    }
+
+    /// What every step of a request reads, after its prompt: of each row those that the CPU finds, but for partitions whose cosines
+    /// differ by less than rounding can tell.
+    fn check_always(&self, request: RequestId, prompt: usize) -> Result<(), Wrong> {
+        let (config, backend) = (self.pipeline.config(), self.pipeline.backend());
+        let KvShape { layers, kv_heads, head_dim, .. } = *config.shape();
+        let partitions = config.retrievable_partitions(prompt);
+        let wanted = config.method().always().partitions().min(partitions.len());
+        let wanted = if backend.is_resident([request]) { 0 } else { wanted };
+        for (layer, kv_head) in (0..layers).flat_map(|layer| (0..kv_heads).map(move |head| (layer, head))) {
+            let always = backend.always(request, layer, kv_head)?;
+            let cosine = |id: u32| least_cosine(&self.keys(request, layer, kv_head, id), head_dim);
+            let (mut taken, mut left) = (f32::NEG_INFINITY, f32::INFINITY);
+            for id in partitions.clone() {
+                if always.contains(&id) {
+                    taken = taken.max(cosine(id));
+                } else {
+                    left = left.min(cosine(id));
+                }
+            }
+            let stray = always.iter().any(|id| !partitions.contains(id));
+            if always.len() != wanted || stray || wanted > 0 && taken > left + 1e-5 {
+                return Err(Wrong::Output(format!(
+                    "{request:?}, layer {layer}, KV head {kv_head}: {always:?} of {partitions:?} are outliers, {wanted} are wanted; \
+                     the greatest cosine is {taken}, {left} was left"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// A selection against the CPU's Select from the same queries and summaries: beside those that are `always` read the same ids, but
+    /// for partitions whose scores differ by less than rounding can tell.
     fn check_selection(
         &self,
         request: RequestId,
         layer: usize,
         kv_head: usize,
         token: usize,
-        ids: &[u32],
+        [ids, always]: [&[u32]; 2],
     ) -> Result<(), Wrong> {
         let (config, sequence) = (self.pipeline.config(), &self.sequences[&request]);
         let KvShape { kv_heads, query_heads, head_dim, .. } = *config.shape();
-        let Select::TopK { merge, .. } = config.method().select() else { return Ok(()) };
+        let Select::TopK { score, merge, .. } = config.method().select() else { return Ok(()) };
         let (group, partitions) = (query_heads / kv_heads, config.retrievable_partitions(token + 1));
         let queries = sequence.queries(layer, token..token + 1);
-        // All keys of a chunk are alike, so the first one is the mean, exactly.
-        let summaries: Vec<f32> = partitions
-            .clone()
-            .flat_map(|id| {
-                let first = id as usize * config.partition_tokens();
-                sequence.keys(layer, first..first + 1)[kv_head * head_dim..][..head_dim].to_vec()
-            })
-            .collect();
-        let (mut scores, mut logits) = (vec![0.0; partitions.len()], vec![0.0; partitions.len()]);
         let queries = &queries[kv_head * group * head_dim..][..group * head_dim];
-        score(queries, &summaries, head_dim, merge, &mut scores, &mut logits);
+        let summaries = self.summaries(request, layer, kv_head, partitions.clone());
+        let mut scores = vec![0.0; partitions.len()];
+        score_partitions(score, queries, &summaries, head_dim, merge, &mut scores);
         let mut expected = Vec::new();
-        top_k(&scores, ids.len(), &mut expected);
+        let marked = |at: u32| always.contains(&(at + partitions.start));
+        top_k_beside(&scores, ids.len() - always.len(), &marked, &mut expected);
         let of = |id: u32| scores[(id - partitions.start) as usize];
-        let least = expected.iter().map(|id| scores[*id as usize]).fold(f32::INFINITY, f32::min);
+        let best = expected.iter().filter(|at| !marked(**at));
+        let least = best.map(|at| scores[*at as usize]).fold(f32::INFINITY, f32::min);
         let expected: Vec<u32> = expected.iter().map(|id| id + partitions.start).collect();
-        let near = |id: &u32| (of(*id) - least).abs() <= 1e-4 * least;
+        let room = match score {
+            PartitionScore::DotProduct => 5e-4 * least,
+            // What is summed up may cancel.
+            PartitionScore::Bound => 1e-5 * scores.iter().fold(0.0, |most: f32, score| most.max(score.abs())),
+        };
+        let near = |id: &u32| (of(*id) - least).abs() <= room;
         let missed = expected.iter().filter(|id| !ids.contains(id) && !near(id));
         let extra = ids.iter().filter(|id| !expected.contains(id) && !near(id));
         match missed.chain(extra).next() {

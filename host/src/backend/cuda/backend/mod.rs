@@ -216,6 +216,21 @@ impl CudaBackend {
         Ok(ids)
     }
 
+    /// The partitions that every step of a row [reads](crate::pipeline::Method::always), ascending. Waits for its prompt.
+    ///
+    /// # Errors
+    /// [`Error::UnknownRequest`], or a failed launch.
+    pub fn always(&self, id: RequestId, layer: usize, kv_head: usize) -> Result<Vec<u32>> {
+        let request = self.requests.get(&id).ok_or(Error::UnknownRequest(id))?;
+        let row = request.place * self.sizes.rows() + layer * self.sizes.kv_heads + kv_head;
+        let mut marks = vec![0; self.sizes.mark_words];
+        self.prompt.synchronize()?;
+        self.tables.marks.read(&self.stream, row * marks.len(), &mut marks)?;
+        let marked = |at: &u32| marks[*at as usize / 32] >> (at % 32) & 1 != 0;
+        let first = self.sizes.first_partition() as u32;
+        Ok((0..32 * marks.len() as u32).filter(marked).map(|at| first + at).collect())
+    }
+
     /// Looks at the counts of the last decode step and prompt: [`counters`](Backend::counters) count them from then on. Waits for both. Of batches that take
     /// turns within a step, layer by layer, only the last one is counted right.
     ///

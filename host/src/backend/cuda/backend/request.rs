@@ -149,7 +149,6 @@ impl Sizes {
             host_tables: rows * self.slab_stride as u64 * 2 * number,
             marks: rows * self.mark_words as u64 * number,
             summaries: (request.segments.len() * self.summary_words() * size_of::<Word>()) as u64,
-            marks: 0,
             steady_pages: steady * page_bytes,
             cache_pages: (request.pages.len() as u64 - steady) * page_bytes,
             in_flight_pages: 0,
