@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use spinkv::algorithms::ShadowKv;
-use spinkv::backend::cpu::{mean_key, top_k};
+use spinkv::backend::cpu::{bound, key_bounds, mean_key, score_bounds, top_k};
 use spinkv::memory::{KvDtype, PageLayout, RequestPlan, SLAB_PAGES};
 use spinkv::partition::{ClusterTable, PartitionKind, PartitionMap, SelectedPage};
-use spinkv::pipeline::{Budget, SteadyZone, Zones};
+use spinkv::pipeline::{Budget, GroupMerge, SteadyZone, Zones};
 use spinkv::{Error, KvConfig, KvShape};
 
 /// A steady zone, the pages' tokens and the unit, which is a multiple of them.
@@ -228,6 +228,42 @@ proptest! {
         prop_assert_eq!(&found[already.len()..], best);
     }
 
+    /// Also after bounds and queries are rounded alike: what is never below stays so but for the rounding of sums.
+    #[test]
+    fn a_bound_is_never_below_a_dot_product_with_any_of_the_keys(
+        tokens in 1usize..20, head_dim in 1usize..70, seed in any::<u64>(), scale in -3i32..4,
+    ) {
+        let mut state = seed | 1;
+        let mut number = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            ((state >> 40) as f32 / (1 << 23) as f32 - 1.0) * (scale as f32).exp2()
+        };
+        let keys: Vec<f32> = (0..tokens * head_dim).map(|_| number()).collect();
+        let query: Vec<f32> = (0..head_dim).map(|_| number()).collect();
+        let mut bounds = vec![f32::NAN; 2 * head_dim];
+        key_bounds(&keys, &mut bounds);
+        let found = f64::from(bound(&query, &bounds));
+        let size = |key: &[f32]| -> f64 {
+            query.iter().zip(key).map(|(q, k)| (f64::from(*q) * f64::from(*k)).abs()).sum()
+        };
+        let mut corner = 0.0;
+        for (channel, q) in query.iter().enumerate() {
+            let ends = [bounds[channel], bounds[head_dim + channel]];
+            corner += ends.map(|end| f64::from(*q) * f64::from(end)).into_iter().fold(f64::NEG_INFINITY, f64::max);
+        }
+        let (least, greatest) = bounds.split_at(head_dim);
+        let room = 1e-6 * (size(least) + size(greatest)) + 1e-30;
+        prop_assert!((found - corner).abs() <= room, "{found} where the corner has {corner}");
+        for key in keys.chunks_exact(head_dim) {
+            let product: f64 = query.iter().zip(key).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum();
+            prop_assert!(product <= found + room, "{product} above the bound {found}");
+        }
+        // Several heads: merged as they are.
+        let mut scores = [f32::NAN];
+        score_bounds(&[query.clone(), query.clone()].concat(), &bounds, head_dim, GroupMerge::Sum, &mut scores);
+        prop_assert!((f64::from(scores[0]) - 2.0 * found).abs() <= 2.0 * room);
+    }
+
     #[test]
     fn a_landmark_is_the_mean_of_its_keys(tokens in 1usize..20, head_dim in 1usize..40, seed in 0u32..1000) {
         let keys: Vec<f32> = (0..(tokens * head_dim) as u32).map(|i| ((i * 37 + seed) % 101) as f32 / 7.0).collect();
@@ -247,14 +283,14 @@ proptest! {
         (sinks, window) in (0usize..20, 1usize..40),
         page_tokens in prop_oneof![Just(1usize), Just(2), Just(4), Just(8)],
         budget in prop_oneof![(60usize..300).prop_map(Budget::Tokens), (1u32..=100).prop_map(|p| Budget::Fraction(f64::from(p) / 100.0))],
-        max_tokens in 1usize..500,
+        (max_tokens, outliers) in (1usize..500, 0usize..30),
         buffering in 0.0f64..8.0,
         (free, total) in (0usize..2000, 2000usize..3000),
     ) {
         let shape = KvShape::new(3, 4, 2, 8).unwrap();
         let layout = PageLayout::new(page_tokens, 8, KvDtype::Bf16).unwrap();
         let steady = SteadyZone { sinks, window };
-        let method = ShadowKv { budget, steady, outliers: 0 };
+        let method = ShadowKv { budget, steady, outliers };
         let config = KvConfig::new(shape, layout, Arc::new(method)).unwrap();
         let plan = RequestPlan::new(&config, max_tokens, buffering).unwrap();
         let (mut most_selectable, mut most_selected) = (0, 0);
@@ -271,7 +307,7 @@ proptest! {
                 Budget::Fraction(fraction) => ((fraction * tokens as f64 + 1e-6) as usize / 8).max(1),
             };
             most_selectable = most_selectable.max(chunks * 8 / page_tokens);
-            most_selected = most_selected.max(wanted.min(chunks) * 8 / page_tokens);
+            most_selected = most_selected.max((wanted + outliers).min(chunks) * 8 / page_tokens);
         }
         prop_assert_eq!(plan.row.mandatory_pages, most_selected);
         let wanted = (most_selected as f64 * buffering) as usize;

@@ -1,7 +1,7 @@
 //! A shape, sequences and setups small enough that prompts of some dozens of tokens select and evict.
 
 use spinkv::KvShape;
-use spinkv::algorithms::{Dense, ShadowKv, StreamingLlm};
+use spinkv::algorithms::{Dense, Quest, ShadowKv, StreamingLlm, TokenTopK};
 use spinkv::memory::{MemoryLimits, MemoryUsage};
 use spinkv::pipeline::{Budget, SteadyZone};
 
@@ -33,6 +33,9 @@ pub fn setups() -> Vec<Setup> {
         Setup::new(shape(), 2, SPARSE),
         Setup::new(shape(), 16, Dense { steady: STEADY }),
         Setup::new(shape(), 4, StreamingLlm { steady: STEADY }),
+        Setup::new(shape(), 4, ShadowKv { outliers: 2, ..SPARSE }),
+        Setup::new(shape(), 8, Quest::new(Budget::Tokens(32), STEADY)),
+        Setup::new(shape(), 8, TokenTopK { budget: Budget::Tokens(16), steady: STEADY }),
     ]
 }
 
