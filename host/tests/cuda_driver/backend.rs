@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use spinkv::algorithms::{Dense, Quest, ShadowKv, StreamingLlm, TokenTopK};
+use spinkv::algorithms::{Dense, HeadRule, PerRow, Quest, RowRules, ShadowKv, StreamingLlm, TokenTopK};
 use spinkv::backend::Step;
 use spinkv::backend::cuda::driver::{Context, DeviceBuffer, DriverError};
 use spinkv::backend::cuda::{CudaBackend, CudaLimits};
@@ -34,6 +34,12 @@ fn quest() -> Arc<dyn Method> {
 /// Selects 24 tokens.
 fn token_topk() -> Arc<dyn Method> {
     Arc::new(TokenTopK { budget: Budget::Tokens(24), steady: STEADY })
+}
+
+/// The first with a dense layer, and a head that reads the steady zone alone in the other.
+fn per_row(method: Arc<dyn Method>) -> Arc<dyn Method> {
+    let steady_heads = vec![HeadRule { layer: None, kv_head: 1 }];
+    Arc::new(PerRow::new(method, RowRules { dense_layers: 1, steady_heads }))
 }
 
 fn config(page_tokens: usize, head_dim: usize, dtype: KvDtype, method: Arc<dyn Method>) -> KvConfig {
@@ -153,16 +159,43 @@ fn selections_that_no_block_can_hold_are_refused() {
 #[test]
 fn usage_adds_up_to_what_is_allocated() {
     let driver = driver();
-    let mut run = Run::new(&driver, shadowkv(), &limits(2));
-    for _ in 0..2 {
-        run.pipeline.admit(200).unwrap();
+    for method in [shadowkv(), with_outliers(), quest(), per_row(shadowkv()), per_row(with_outliers())] {
+        let mut run = Run::new(&driver, method, &limits(2));
+        for _ in 0..2 {
+            let request = run.pipeline.admit(200).unwrap();
+            assert!(!run.pipeline.backend().is_resident([request]));
+        }
+        let (usage, allocated) = (run.pipeline.usage(), run.pipeline.backend().allocated());
+        assert_eq!(usage.gpu.pages(), allocated.pages);
+        assert_eq!(usage.gpu.tables(), allocated.tables);
+        assert_eq!(usage.gpu.summaries, allocated.summaries);
+        // 25 pages are 2 slabs a row, each of 16 pages of 2 KiB.
+        assert_eq!(usage.host.pages, 2 * (LAYERS as u64 * 2) * 2 * 16 * 2048);
     }
-    let (usage, allocated) = (run.pipeline.usage(), run.pipeline.backend().allocated());
-    assert_eq!(usage.gpu.pages(), allocated.pages);
-    assert_eq!(usage.gpu.tables(), allocated.tables);
-    assert_eq!(usage.gpu.summaries, allocated.summaries);
-    // 25 pages are 2 slabs a row, each of 16 pages of 2 KiB.
-    assert_eq!(usage.host.pages, 2 * (LAYERS as u64 * 2) * 2 * 16 * 2048);
+}
+
+/// Caches of rows that select give and take; a dense layer's have what can be selected, steady rows have none.
+#[test]
+fn rows_have_slots_by_how_far_they_reach() {
+    let driver = driver();
+    let run = Run::new(&driver, per_row(shadowkv()), &limits(1));
+    let least = run.pipeline.plan(200).unwrap().least_gpu_pages();
+    // Of the ring's page that plans do not count there are as many as rows.
+    let room = CudaLimits { gpu_pages: Some(least + 2 + 4), ..limits(1) };
+    let mut run = Run::new(&driver, per_row(shadowkv()), &room);
+    let request = run.pipeline.admit(200).unwrap();
+    assert_eq!(run.pipeline.admitted(request).unwrap().row.buffering_pages, 2);
+    assert_eq!(run.pipeline.backend_mut().audit(request), Ok(0));
+    (0..100).for_each(|_| run.step(&[request]));
+    run.pipeline.release(request);
+    assert!(run.pipeline.backend().is_empty());
+    for (method, part) in [
+        (per_row(Arc::new(Dense { steady: STEADY })), "dense"),
+        (per_row(Arc::new(StreamingLlm { steady: STEADY })), "streaming-llm"),
+    ] {
+        let refused = CudaBackend::check(&config(8, 64, KvDtype::Bf16, method), &limits(1)).unwrap_err();
+        assert!(matches!(&refused, Error::UnsupportedOnGpu { what } if what.contains(part)), "{refused}");
+    }
 }
 
 #[test]
@@ -171,8 +204,9 @@ fn a_decode_step_launches_its_stages_in_order_and_uploads_entries_once() {
     let all = ["chunk_mean_step", "append", "score", "select", "resolve", "gather", "attend_64"];
     let none = ["append", "resolve", "gather", "attend_64"];
     let bounds = ["chunk_bounds_step", "append", "score", "select", "resolve", "gather", "attend_64"];
-    let cases: [(Arc<dyn Method>, &[&str]); 6] = [
+    let cases: [(Arc<dyn Method>, &[&str]); 7] = [
         (shadowkv(), &all),
+        (per_row(shadowkv()), &all),
         (with_outliers(), &all),
         (quest(), &bounds),
         (token_topk(), &all),

@@ -129,7 +129,6 @@ impl LayerStep<'_> {
             same.extend([
                 ("score entries", at(resolve.entries), at(score.entries)),
                 ("score directories", at(tables.directories), at(score.directories)),
-                ("select entries", at(resolve.entries), at(select.entries)),
                 ("select logits", at(score.logits), at(select.logits)),
                 ("resolve ids", at(select.ids), at(resolve.ids)),
                 ("resolve id_counts", at(select.selected), at(resolve.id_counts)),
@@ -138,6 +137,7 @@ impl LayerStep<'_> {
                 select.statistics.map(|found| ("select statistics", at(score.statistics), at(found))),
             );
         }
+        // Not Select's entries: a layer may select by limits of its own.
         if let (Some((score, _)), Some(IndexStep { table, .. })) = (select, index) {
             same.push(("score summaries", at(table.summaries), at(score.summaries)));
             let bounds = u64::from(table.operator == IndexOperator::Bounds);

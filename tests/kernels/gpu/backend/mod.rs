@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use spinkv::algorithms::{Dense, Quest, ShadowKv, StreamingLlm, TokenTopK};
+use spinkv::algorithms::{Dense, HeadRule, PerRow, Quest, RowRules, ShadowKv, StreamingLlm, TokenTopK};
 use spinkv::backend::cuda::CudaLimits;
 use spinkv::partition::PartitionMap;
 use spinkv::pipeline::{Budget, GroupMerge, Method, SteadyZone};
@@ -55,6 +55,10 @@ fn methods(page_tokens: usize) -> Vec<Arc<dyn Method>> {
         quest(Budget::Tokens(64), 16, GroupMerge::Sum),
         quest(half, 32, GroupMerge::Mean),
         Arc::new(TokenTopK { budget, steady: STEADY }),
+        Arc::new(PerRow::new(
+            Arc::new(SPARSE),
+            RowRules { dense_layers: 1, steady_heads: vec![HeadRule { layer: None, kv_head: 1 }] },
+        )),
     ];
     let suits =
         |method: &Arc<dyn Method>| PartitionMap::new(method.partition(), page_tokens, method.name()).is_ok();

@@ -8,7 +8,7 @@ use spinkv::backend::cpu::{key_bounds, least_cosine, mean_key, score_partitions,
 use spinkv::backend::cuda::driver::{DeviceBuffer, DriverError};
 use spinkv::backend::cuda::{CudaBackend, CudaLimits};
 use spinkv::memory::{KvDtype, MemoryUsage, PageLayout, Word};
-use spinkv::pipeline::{Counters, Index, Method, PartitionScore, Pipeline, RequestId, Select};
+use spinkv::pipeline::{Counters, Index, Method, PartitionScore, Pipeline, Place, Reach, RequestId, Select};
 use spinkv::{Error, KvConfig, KvShape};
 use spinkv_tests::{Sequence, Style, dense_reference};
 
@@ -196,7 +196,10 @@ impl<'a> Run<'a> {
     ) -> Result<Vec<usize>, Wrong> {
         let (config, backend) = (self.pipeline.config(), self.pipeline.backend());
         let zones = config.zones(token + 1);
+        let reach = config.reach(Place { layer, kv_head });
         let selected = match config.method().select() {
+            _ if reach == Reach::Steady => Vec::new(),
+            _ if reach == Reach::Everything => zones.retrievable.clone().collect(),
             Select::Everything => zones.retrievable.clone().collect(),
             Select::Nothing => Vec::new(),
             _ if backend.is_resident([request]) => zones.retrievable.clone().collect(),

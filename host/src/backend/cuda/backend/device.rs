@@ -23,6 +23,8 @@ pub(super) struct Tables {
     pub host_valid: DeviceBuffer<u32>,
     /// Bits of the partitions that every step reads: `[requests, rows, words]`.
     pub marks: DeviceBuffer<u32>,
+    /// Bits of the partitions that no step reads: `[requests, rows, words]`.
+    pub masks: DeviceBuffer<u32>,
     pub summaries: DeviceBuffer<Word>,
     pub pool: DeviceBuffer<Word>,
     request_rows: u32,
@@ -43,6 +45,7 @@ impl Tables {
             host_slabs: DeviceBuffer::uninit(context, requests * rows * sizes.slab_stride)?,
             host_valid: DeviceBuffer::uninit(context, requests * rows * sizes.slab_stride)?,
             marks: DeviceBuffer::uninit(context, requests * rows * sizes.mark_words)?,
+            masks: DeviceBuffer::uninit(context, requests * rows * sizes.mask_words)?,
             summaries: DeviceBuffer::uninit(context, segments * sizes.summary_words())?,
             pool: DeviceBuffer::uninit(context, sizes.pool_pages * sizes.page_words)?,
             request_rows: rows as u32,
@@ -52,7 +55,8 @@ impl Tables {
     /// Bytes of everything but summaries and pages.
     pub fn bytes(&self) -> u64 {
         let numbers = [&self.directories, &self.owners, &self.physical, &self.states, &self.steady];
-        let numbers = numbers.into_iter().chain([&self.host_slabs, &self.host_valid, &self.marks]);
+        let numbers =
+            numbers.into_iter().chain([&self.host_slabs, &self.host_valid, &self.marks, &self.masks]);
         self.segments.bytes() + numbers.map(DeviceBuffer::bytes).sum::<u64>()
     }
 
@@ -76,6 +80,8 @@ impl Tables {
 #[derive(Debug)]
 pub(super) struct Lists {
     pub entries: DeviceBuffer<Entry>,
+    /// The same for layers that read everything: with room for all partitions in the selection. None without such layers.
+    pub everything: DeviceBuffer<Entry>,
     pub logits: DeviceBuffer<f32>,
     pub statistics: DeviceBuffer<f32>,
     /// What Select keeps of rows that shared memory cannot hold.
@@ -108,6 +114,16 @@ fn count_stride(rows: usize) -> usize {
 }
 
 impl Lists {
+    /// Writes the entries of a step.
+    pub fn write_entries(&self, stream: &Stream, entries: &[Entry]) -> Result<()> {
+        self.entries.write(stream, 0, entries)?;
+        if self.everything.is_empty() {
+            return Ok(());
+        }
+        let all = |entry: &Entry| Entry { limit: entry.partitions, ..*entry };
+        self.everything.write(stream, 0, &entries.iter().map(all).collect::<Vec<_>>())
+    }
+
     pub fn new(sizes: &Sizes, kernels: &Kernels, stream: &Stream) -> Result<(Self, DeviceBuffer<u32>)> {
         let Sizes { requests, kv_heads, group, stride, id_stride, list_capacity, .. } = *sizes;
         let rows = requests * kv_heads;
@@ -128,6 +144,10 @@ impl Lists {
             .collect::<Result<_>>()?;
         let lists = Self {
             entries: DeviceBuffer::from_slice(stream, &vec![Entry::default(); requests])?,
+            everything: DeviceBuffer::from_slice(
+                stream,
+                &vec![Entry::default(); if sizes.everything { requests } else { 0 }],
+            )?,
             logits: DeviceBuffer::zeroed(stream, scored * stride)?,
             statistics: DeviceBuffer::zeroed(stream, scored * score::tiles(stride as u32) as usize * 2)?,
             keys: DeviceBuffer::zeroed(stream, keys)?,
@@ -162,6 +182,7 @@ impl Lists {
         let whole = |buffer: &DeviceBuffer<Word>| buffer.part(0..buffer.len());
         Ok(Self {
             entries: self.entries.part(0..batch)?,
+            everything: self.everything.part(0..if sizes.everything { batch } else { 0 })?,
             logits: self.logits.part(0..scored * stride)?,
             statistics: self.statistics.part(0..scored * score::tiles(stride as u32) as usize * 2)?,
             keys: whole(&self.keys)?,
@@ -191,6 +212,7 @@ impl Lists {
             + words.iter().sum::<u64>()
             + self.copies.bytes()
             + self.entries.bytes()
+            + self.everything.bytes()
             + counts.sum::<u64>()
     }
 }

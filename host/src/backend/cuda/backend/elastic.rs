@@ -9,7 +9,7 @@ use spinkv_kernels::abi::{
 use super::{CudaBackend, Request};
 use crate::memory::{HostPage, RequestPlan, SlabId, Word};
 use crate::paging::StepClock;
-use crate::pipeline::RequestId;
+use crate::pipeline::{Reach, RequestId};
 use crate::{Error, Result};
 
 /// The slot tables of a request, on the host.
@@ -58,14 +58,15 @@ impl CudaBackend {
             }
         }
         let steady = sizes.steady_pages(&self.config, &plan, resident);
-        let slots = if resident { 0 } else { plan.row.slots() };
+        let slots = if resident { 0 } else { plan.cache_pages() };
         let take = |free: &mut Vec<u32>, count: usize| free.split_off(free.len() - count);
-        let needed = rows * (steady + slots);
+        let needed = rows * steady + slots;
         // Nobody gives pages for a request that they would not be enough for.
         let free = self.free_pages.len() + self.surplus(due);
         if needed > free {
             self.release_slabs(slabs);
-            let (total, mandatory) = (sizes.planned_pages, rows * plan.row.mandatory_pages);
+            let (total, mandatory) =
+                (sizes.planned_pages, slots - if resident { 0 } else { plan.buffering_pages() });
             let max_tokens = plan.max_tokens;
             return Err(Error::OutOfGpuPages { max_tokens, needed, rows, steady, mandatory, free, total });
         }
@@ -75,7 +76,7 @@ impl CudaBackend {
         }
         let segments = if resident { 0 } else { self.config.segments(plan.max_tokens) };
         let steady = take(&mut self.free_pages, rows * steady);
-        let slots = take(&mut self.free_pages, rows * slots);
+        let slots = take(&mut self.free_pages, slots);
         let request = Request {
             plan,
             place: self.free_places.pop().expect("a place, as was looked for"),
@@ -121,7 +122,7 @@ impl CudaBackend {
             let RequestPlan { row, .. } = request.plan;
             let room = self.sizes.slot_stride.saturating_sub(row.mandatory_pages).min(buffering);
             let more = room.saturating_sub(row.buffering_pages);
-            let more = more.min(self.free_pages.len() / self.sizes.rows());
+            let more = more.min(self.free_pages.len() / request.plan.by_reach.selected.max(1));
             if more > 0 {
                 self.resize(id, row.slots() + more)?;
             }
@@ -133,9 +134,10 @@ impl CudaBackend {
     fn surplus(&self, due: &BTreeMap<RequestId, usize>) -> usize {
         let of = |(id, buffering): (&RequestId, &usize)| {
             let request = self.requests.get(id).filter(|request| !request.resident)?;
-            Some(request.plan.row.buffering_pages.saturating_sub(*buffering))
+            let RequestPlan { row, by_reach, .. } = request.plan;
+            Some(by_reach.selected * row.buffering_pages.saturating_sub(*buffering))
         };
-        self.sizes.rows() * due.iter().filter_map(of).sum::<usize>()
+        due.iter().filter_map(of).sum()
     }
 
     /// Shrinks caches to the buffering that they are due. Every request's mandatory pages stay.
@@ -150,7 +152,7 @@ impl CudaBackend {
         Ok(())
     }
 
-    /// Gives each row of a request `slots` slots: new ones are empty; those that go are empty ones, then those of the least recently
+    /// Gives each row of a request that selects `slots` slots: new ones are empty; those that go are empty ones, then those of the least recently
     /// used pages, of equals the lowest. Waits for all that is under way.
     fn resize(&mut self, id: RequestId, slots: usize) -> Result<()> {
         self.settle()?;
@@ -163,7 +165,8 @@ impl CudaBackend {
         let mut segments = if slots < before { self.read_segments(request)? } else { Vec::new() };
         let mut request = self.requests.remove(&id).expect("it was just there");
         let mut free = HashSet::new();
-        for row in 0..rows {
+        let selects = |row: &usize| self.config.reaches()[*row] == Reach::Selected;
+        for row in (0..rows).filter(selects) {
             let range = row * stride..(row + 1) * stride;
             let physical = &mut tables.physical[range.clone()];
             let (owners, states) = (&mut tables.owners[range.clone()], &mut tables.states[range]);
@@ -302,7 +305,7 @@ impl CudaBackend {
                 }
                 compared += 1;
             }
-            let planned = if request.resident { 0 } else { request.plan.row.slots() };
+            let planned = if request.resident { 0 } else { request.plan.slots(self.config.reaches()[row]) };
             if slots != planned {
                 return wrong(format!("{slots} slots where {planned} are planned"));
             }

@@ -20,7 +20,7 @@ use super::driver::{Context, DeviceBuffer, PinnedArena, Stream};
 use super::kernels::{Kernels, Resolve};
 use crate::backend::{Backend, PromptChunk, Step, StepEntry, StepKind};
 use crate::memory::{Admission, HostArena, HostProgress, MemoryLimits, MemoryUsage, RequestPlan, Word};
-use crate::pipeline::{Counters, RequestId};
+use crate::pipeline::{Counters, Reach, RequestId};
 use crate::{Error, KvConfig, Result};
 use device::{Lists, RowCounts, Tables};
 use prompt::Prompt;
@@ -263,8 +263,8 @@ impl CudaBackend {
             }
             let adopted = self.config.retrievable_pages(entry.after()).len()
                 - self.config.retrievable_pages(entry.before).len();
-            let slots = request.plan.row.slots() as u32;
-            for row in 0..layers * kv_heads {
+            for (row, reach) in self.config.reaches().iter().enumerate() {
+                let slots = request.plan.slots(*reach) as u32;
                 let (pages, misses, _) = counts.of(row / kv_heads, index * kv_heads + row % kv_heads);
                 let came = misses + if slots > 0 { adopted as u32 } else { 0 };
                 let held = (request.held[row] + came).min(slots);
@@ -308,14 +308,24 @@ impl CudaBackend {
         self.tables.host_valid.fill_bytes(stream, valid, 0)?;
         let marks = at(sizes.mark_words)..at(sizes.mark_words) + rows * sizes.mark_words;
         self.tables.marks.fill_bytes(stream, marks, 0)?;
+        let reaches = self.config.reaches();
+        let mask = |reach: &Reach| if *reach == Reach::Steady { u32::MAX } else { 0 };
+        let masks: Vec<u32> = reaches.iter().flat_map(|reach| vec![mask(reach); sizes.mask_words]).collect();
+        self.tables.masks.write(stream, at(sizes.mask_words), &masks)?;
         let list = if request.resident { steady.len() / rows + 1 } else { steady.len() / rows };
         self.tables.steady.write(stream, at(sizes.steady_stride), &in_rows(steady, list, 0))?;
         let stride = sizes.slot_stride;
         self.tables.owners.write(stream, at(stride), &vec![NO_KEY; rows * stride])?;
-        self.tables.physical.write(stream, at(stride), &in_rows(slots, stride, u32::MAX))?;
-        let mut states = vec![SLOT_PINNED; rows * stride];
-        let of_row = slots.len() / rows;
-        states.chunks_exact_mut(stride).for_each(|row| row[..of_row].fill(0));
+        let (mut physical, mut states) = (vec![u32::MAX; rows * stride], vec![SLOT_PINNED; rows * stride]);
+        let mut left = slots;
+        for (row, reach) in reaches.iter().enumerate() {
+            let of_row = if request.resident { 0 } else { request.plan.slots(*reach) };
+            let (own, others) = left.split_at(of_row);
+            physical[row * stride..][..of_row].copy_from_slice(own);
+            states[row * stride..][..of_row].fill(0);
+            left = others;
+        }
+        self.tables.physical.write(stream, at(stride), &physical)?;
         self.tables.states.write(stream, at(stride) / 4, bytemuck::cast_slice(&states))?;
         Ok(())
     }
@@ -345,7 +355,7 @@ impl CudaBackend {
         }
         let mut entries = self.entries(step);
         entries.resize(batch.max(entries.len()), Entry::default());
-        self.lists.entries.write(&self.stream, 0, &entries)?;
+        self.lists.part(&self.sizes, entries.len())?.write_entries(&self.stream, &entries)?;
         self.uploaded = step.entries.to_vec();
         Ok(())
     }

@@ -198,7 +198,7 @@ impl CudaBackend {
         let warm = self.sizes.warm_entry(&self.config, request, tokens);
         let Prompt { stored: to_store, lists, first_page, first_partition, .. } = &self.prompt;
         to_store.write(&self.stream, 0, &[stored])?;
-        lists.entries.write(&self.stream, 0, &[warm])?;
+        lists.write_entries(&self.stream, &[warm])?;
         let pages = self.config.layout().pages(tokens) as u32;
         first_page.write(&self.stream, 0, &[0, pages])?;
         first_partition.write(&self.stream, 0, &[0, stored.new_partitions])?;

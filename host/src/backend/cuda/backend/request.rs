@@ -32,6 +32,9 @@ pub(super) struct Request {
 /// that every step reads beside the budget don't count: how many there are is known when the prompt comes.
 pub(super) fn is_resident(config: &KvConfig, plan: &RequestPlan) -> bool {
     let selectable = config.retrievable_partitions(plan.max_tokens).len();
+    if selectable > 0 && (plan.by_reach.steady > 0 || plan.by_reach.selected == 0) {
+        return plan.by_reach.steady == 0;
+    }
     match config.method().select() {
         Select::Everything => true,
         // A number of tokens allows the same at any length, and fewer can be selected before. A fraction of the context is rounded down
@@ -147,7 +150,7 @@ impl Sizes {
             steady_lists: rows * self.steady_stride as u64 * number,
             // Slab and valid bits.
             host_tables: rows * self.slab_stride as u64 * 2 * number,
-            marks: rows * self.mark_words as u64 * number,
+            marks: rows * (self.mark_words + self.mask_words) as u64 * number,
             summaries: (request.segments.len() * self.summary_words() * size_of::<Word>()) as u64,
             steady_pages: steady * page_bytes,
             cache_pages: (request.pages.len() as u64 - steady) * page_bytes,

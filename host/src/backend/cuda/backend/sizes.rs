@@ -47,8 +47,12 @@ pub(super) struct Sizes {
     pub summaries: Option<Summaries>,
     /// The most partitions of a row that every step reads, beside the budget.
     pub always: usize,
+    /// Whether some layers read everything.
+    pub everything: bool,
     /// Words of a row's marks; 0 if there are none.
     pub mark_words: usize,
+    /// Words of a row's masks, which all partitions of rows are in that read their steady zone alone; 0 if there are none.
+    pub mask_words: usize,
     pub partition_pages: PartitionPages,
     pub partition_tokens: usize,
     pub segment_partitions: usize,
@@ -109,9 +113,6 @@ impl Sizes {
             ));
         }
         let method = config.method();
-        if config.reaches().iter().any(|reach| *reach != Reach::Selected) {
-            return refuse("rows that read everything or their steady zone alone".to_owned());
-        }
         let summaries = match (method.index(), method.select()) {
             (Index::MeanKey, Select::TopK { score: score @ PartitionScore::DotProduct, merge, budget }) => {
                 Some(Summaries { operator: IndexOperator::Mean, score, merge, budget })
@@ -122,18 +123,38 @@ impl Sizes {
             (Index::Nothing, Select::Nothing | Select::Everything) => None,
             _ => return refuse(format!("method {}: it has operators of its own", method.name())),
         };
+        let ruled = config.reaches().iter().any(|reach| *reach != Reach::Selected);
+        if ruled && summaries.is_none() {
+            return refuse(format!(
+                "rows that reach otherwise than method {}, which scores nothing",
+                method.name()
+            ));
+        }
+        let everything = |reach: &Reach| *reach == Reach::Everything;
+        let mixed = |layer: &[Reach]| layer.iter().any(everything) && !layer.iter().all(everything);
+        if config.reaches().chunks(shape.kv_heads).any(mixed) {
+            return refuse("layers of which some heads read everything, and others not".to_owned());
+        }
         let (page_tokens, partition_tokens) = (layout.page_tokens(), config.partition_tokens());
         let plan = RequestPlan::new(config, limits.max_tokens, limits.buffering)?;
         let pages = layout.pages(limits.max_tokens);
         let unit = page_tokens.max(partition_tokens);
         let (sink_pages, window) = (config.sink_pages(), method.steady().window);
         let ring_pages = (window + unit).div_ceil(page_tokens).max(1);
-        let resident_pages = pages.min(config.max_steady_pages() + plan.row.mandatory_pages);
+        let by_reach = config.rows_by_reach();
+        let mandatory = plan.row.mandatory_pages;
+        let list_capacity = if by_reach.everything > 0 { plan.selectable_pages } else { mandatory };
+        let resident_pages = pages.min(config.max_steady_pages() + list_capacity);
         let partitions = config.retrievable_partitions(limits.max_tokens).len();
         let stride = partitions.next_multiple_of(4).max(4);
         let always = method.always().partitions().min(partitions);
-        let id_stride = if summaries.is_some() { config.max_selected(limits.max_tokens) } else { 0 };
-        let slot_stride = plan.row.slots().next_multiple_of(4).max(4);
+        let id_stride = match summaries {
+            Some(_) if by_reach.everything > 0 => partitions,
+            Some(_) => config.max_selected(limits.max_tokens),
+            None => 0,
+        };
+        let slots = plan.row.slots().max(list_capacity);
+        let slot_stride = slots.next_multiple_of(4).max(4);
         if slot_stride > MAX_SLOTS as usize / 4 * 4 {
             return refuse(format!("{slot_stride} slots of a row: at most {MAX_SLOTS}"));
         }
@@ -158,7 +179,9 @@ impl Sizes {
             page_words: layout.page_words(),
             summaries,
             always,
+            everything: by_reach.everything > 0,
             mark_words: if always > 0 { stride.div_ceil(32) } else { 0 },
+            mask_words: if by_reach.steady > 0 { stride.div_ceil(32) } else { 0 },
             partition_pages: if partition_tokens >= page_tokens {
                 PartitionPages::Pages((partition_tokens / page_tokens) as u32)
             } else {
@@ -174,7 +197,7 @@ impl Sizes {
             segments: slab_stride.div_ceil(SEGMENT_KEYS as usize / SLAB_PAGES as usize),
             stride,
             id_stride: id_stride.max(1),
-            list_capacity: plan.row.mandatory_pages.max(1),
+            list_capacity: list_capacity.max(1),
             pool_pages: planned_pages,
             planned_pages: planned_pages.saturating_sub(extra),
             host_bytes,

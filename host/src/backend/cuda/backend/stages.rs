@@ -14,7 +14,7 @@ use super::{CudaBackend, Sizes};
 use crate::Result;
 use crate::backend::{Step, StepKind};
 use crate::memory::Word;
-use crate::pipeline::{PartitionScore, Stage};
+use crate::pipeline::{PartitionScore, Reach, Stage};
 use spinkv_kernels::abi::Entry;
 
 /// Blocks that fetch misses: enough for the bus, whatever the size of a page (benches/results/2026-11-23-h200-step-kernels.md).
@@ -263,8 +263,10 @@ impl<'a> Stages<'a> {
             logits: &lists.logits,
             statistics: &lists.statistics,
         };
+        let first = self.layer * sizes.kv_heads;
+        let everything = self.backend.config.reaches()[first] == Reach::Everything;
         let select = SelectPartitions {
-            entries: &lists.entries,
+            entries: if everything { &lists.everything } else { &lists.entries },
             logits: &lists.logits,
             statistics: (!bounds).then_some(&lists.statistics),
             kv_heads,
@@ -273,10 +275,10 @@ impl<'a> Stages<'a> {
             merge,
             least: None,
             top_p: 1.0,
-            marks: (sizes.mark_words > 0).then_some(Marks {
-                forced: Some(&tables.marks),
-                masked: None,
-                words: sizes.mark_words as u32,
+            marks: (sizes.mark_words + sizes.mask_words > 0).then_some(Marks {
+                forced: (sizes.mark_words > 0).then_some(&tables.marks),
+                masked: (sizes.mask_words > 0).then_some(&tables.masks),
+                words: sizes.mark_words.max(sizes.mask_words) as u32,
                 first_row: self.layer as u32 * kv_heads,
             }),
             estimates: None,
