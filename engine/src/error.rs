@@ -235,6 +235,10 @@ pub enum Error {
     #[error(transparent)]
     Trace(#[from] crate::simulator::TraceError),
 
+    /// An evaluation cannot be run, or its results cannot be kept.
+    #[error(transparent)]
+    Eval(#[from] crate::eval::EvalError),
+
     /// A plot could not be drawn.
     #[error("{}: {reason}", path.display())]
     Plot {

@@ -5,6 +5,7 @@ pub mod config;
 #[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub mod cuda;
 pub mod error;
+pub mod eval;
 pub mod generate;
 pub mod memory;
 pub mod model;

@@ -9,6 +9,7 @@ use clap::Parser;
 fn main() -> ExitCode {
     let result = match cli::Arguments::parse().command {
         cli::Command::Generate(arguments) => cli::generate::run(&arguments).map(|()| ExitCode::SUCCESS),
+        cli::Command::Eval(arguments) => cli::eval::run(&arguments).map(|()| ExitCode::SUCCESS),
         cli::Command::Simulate(arguments) => cli::simulate::run(&arguments).map(|()| ExitCode::SUCCESS),
         cli::Command::Metadata(arguments) => cli::metadata::run(&arguments).map(|()| ExitCode::SUCCESS),
         cli::Command::Devices(arguments) => cli::devices::run(&arguments),

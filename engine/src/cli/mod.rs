@@ -2,6 +2,7 @@
 
 mod demo;
 pub(crate) mod devices;
+pub(crate) mod eval;
 pub(crate) mod generate;
 #[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod generate_cuda;
@@ -34,6 +35,12 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Answer one prompt, and say what it took.
     Generate(Box<generate::GenerateArguments>),
+    /// Measure the accuracy of methods beside dense attention, over budgets and contexts.
+    ///
+    /// Facts hidden in long text that must be found (needle), and the loss of held-out text after long prompts (perplexity). The
+    /// prompts follow from the seed: the same command asks the same on any machine. Beside accuracy: what share of the true attention
+    /// mass is read, hit ratio and bytes moved.
+    Eval(Box<eval::EvalArguments>),
     /// Replay what steps select through caches of any policy and size, and model what the misses cost.
     ///
     /// Traces are generated, or read from files that `spinkv generate --record-trace` and --save write. They run

@@ -73,6 +73,15 @@ impl CudaModel {
         &self.config
     }
 
+    /// Gives everything else back and keeps the weights, for a model with KV memory of another kind.
+    ///
+    /// # Errors
+    /// Work that failed before.
+    pub fn into_weights(self) -> Result<DeviceWeights> {
+        self.parts.stream.synchronize()?;
+        Ok(self.weights)
+    }
+
     /// The KV memory and who is in it.
     pub fn pipeline(&self) -> &Pipeline<CudaBackend> {
         &self.pipeline

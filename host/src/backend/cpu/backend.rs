@@ -153,6 +153,18 @@ impl CpuBackend {
         Some((0..32 * row.always().len() as u32).filter(marked).map(|at| first + at).collect())
     }
 
+    /// The pages that a row's last step attended to, in token order, each with its valid tokens: what the share of the attention
+    /// mass that is read follows from. Good until the next step of the request; none for an unknown row.
+    pub fn read_pages(
+        &self,
+        request: RequestId,
+        layer: usize,
+        kv_head: usize,
+    ) -> impl Iterator<Item = (&[Word], usize)> {
+        let listed = self.row(request, layer, kv_head).map_or(&[][..], |(_, row)| row.listed());
+        listed.iter().map(|(page, tokens)| (self.tiers.pool.page(*page), *tokens as usize))
+    }
+
     /// Pages of a row that are complete on the host; `None` for an unknown row.
     pub fn published_pages(&self, request: RequestId, layer: usize, kv_head: usize) -> Option<usize> {
         self.row(request, layer, kv_head).map(|(_, row)| row.host().valid_pages())
