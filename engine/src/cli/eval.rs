@@ -10,7 +10,9 @@ use spinkv::memory::KvDtype;
 use spinkv::pipeline::{Budget, SteadyZone};
 use spinkv_engine::config::ModelConfig;
 use spinkv_engine::eval::plot::plot;
-use spinkv_engine::eval::{self, EvalError, EvalOptions, Evaluation, Journal, MethodChoice, Progress, Report, Task};
+use spinkv_engine::eval::{
+    self, EvalError, EvalOptions, Evaluation, Journal, MethodChoice, Progress, Report, Task,
+};
 use spinkv_engine::model::Model;
 use spinkv_engine::tokenizer::Tokenizer;
 use spinkv_engine::{Error, Result};

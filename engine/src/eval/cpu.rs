@@ -251,7 +251,8 @@ fn run_job(
     report(job.prompt_units() - said, None)?;
     let stored = stored.as_ref();
     let max_tokens = Evaluation::max_tokens(job.context);
-    let runner = |kv: &KvConfig, recall| CellRunner::new(model, kv.clone(), options.buffering, recall, stored);
+    let runner =
+        |kv: &KvConfig, recall| CellRunner::new(model, kv.clone(), options.buffering, recall, stored);
     let mut reference: Option<Reference> = None;
     if job.task == Task::Perplexity {
         let dense = &mut runner(&evaluation.dense, false);

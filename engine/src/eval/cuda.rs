@@ -52,7 +52,8 @@ pub fn run(
         (0..options.prompts).filter(missing).collect()
     };
     let of = evaluation.cells.len() * options.prompts;
-    let todo: u64 = evaluation.cells.iter().map(|cell| (missing(cell, journal).len() * cell.context) as u64).sum();
+    let todo: u64 =
+        evaluation.cells.iter().map(|cell| (missing(cell, journal).len() * cell.context) as u64).sum();
     let left: usize = evaluation.cells.iter().map(|cell| missing(cell, journal).len()).sum();
     let mut progress = Progress { done: 0, total: todo, results: of - left, of };
     if listen(progress).is_break() {

@@ -153,7 +153,8 @@ fn measure_admitted(
     reference: Option<&Reference>,
 ) -> Result<(Measured, Reference)> {
     let start = Instant::now();
-    let logits = runner.prefill(request, &question.prompt, &mut |_, _| std::ops::ControlFlow::Continue(()))?;
+    let logits =
+        runner.prefill(request, &question.prompt, &mut |_, _| std::ops::ControlFlow::Continue(()))?;
     let prompt = start.elapsed().as_secs_f64();
     let start = Instant::now();
     let (mut answer, mut text, mut own) = (None, None, Reference::default());
@@ -171,13 +172,15 @@ fn measure_admitted(
             steps
         }
         Answer::Text(tokens) => {
-            let mut divergence = reference.is_none_or(|dense| !dense.log_probabilities.is_empty()).then_some(0.0);
+            let mut divergence =
+                reference.is_none_or(|dense| !dense.log_probabilities.is_empty()).then_some(0.0);
             for (step, pair) in tokens.windows(2).enumerate() {
                 let logits = runner.decode(&[DecodeToken { request, token: pair[0] }])?;
                 let found = log_softmax(&logits);
                 own.nats -= f64::from(found[pair[1] as usize]);
                 if let (Some(sum), Some(dense)) = (&mut divergence, reference) {
-                    *sum += divergence_of(&dense.log_probabilities[step * found.len()..][..found.len()], &found);
+                    *sum +=
+                        divergence_of(&dense.log_probabilities[step * found.len()..][..found.len()], &found);
                 }
                 if reference.is_none() {
                     own.log_probabilities.extend(found);

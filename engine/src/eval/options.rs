@@ -190,7 +190,13 @@ impl Evaluation {
     ///
     /// # Errors
     /// Those of [`Haystack::needle`] and [`Haystack::window`].
-    pub fn question(&self, tokenizer: &Tokenizer, task: Task, context: usize, prompt: usize) -> Result<Question> {
+    pub fn question(
+        &self,
+        tokenizer: &Tokenizer,
+        task: Task,
+        context: usize,
+        prompt: usize,
+    ) -> Result<Question> {
         let seed = self.options.seed;
         match task {
             Task::Needle => self.haystack.needle(tokenizer, seed, context, prompt),

@@ -22,8 +22,7 @@ type Failure = Box<dyn std::error::Error>;
 pub fn plot(path: &Path, report: &Report) -> Result<(), String> {
     let (tasks, contexts) = (distinct(report, |cell| cell.task), distinct(report, |cell| cell.context));
     let width = (PANEL.0 * contexts.len() as u32).max(2 * PANEL.0);
-    let root =
-        SVGBackend::new(path, (width, PANEL.1 * tasks.len() as u32 + HEADING)).into_drawing_area();
+    let root = SVGBackend::new(path, (width, PANEL.1 * tasks.len() as u32 + HEADING)).into_drawing_area();
     draw(&root, report, &tasks, &contexts).map_err(|error| error.to_string())?;
     root.present().map_err(|error| error.to_string())
 }
@@ -56,8 +55,7 @@ fn draw(
         let cells: Vec<_> =
             report.cells.iter().filter(|cell| cell.task == task && cell.context == context).collect();
         // Panels of a task share what is up, to be compared.
-        let all: Vec<f64> =
-            report.cells.iter().filter(|cell| cell.task == task).filter_map(height).collect();
+        let all: Vec<f64> = report.cells.iter().filter(|cell| cell.task == task).filter_map(height).collect();
         draw_panel(panel, task, context, &cells, &all, &methods)?;
     }
     Ok(())

@@ -60,7 +60,11 @@ impl StoredPrompt {
     ///
     /// # Errors
     /// Those of [`Pipeline::prefill`].
-    pub fn feed<B: Backend<Tensor = [f32]>>(&self, pipeline: &mut Pipeline<B>, request: RequestId) -> Result<()> {
+    pub fn feed<B: Backend<Tensor = [f32]>>(
+        &self,
+        pipeline: &mut Pipeline<B>,
+        request: RequestId,
+    ) -> Result<()> {
         for (index, layer) in self.layers.iter().enumerate() {
             let mut prompt = pipeline.prefill(request, index, self.tokens, &layer.keys, &layer.values)?;
             if self.tokens > 1 {

@@ -7,9 +7,8 @@ impl Report {
     fn lines(&self, task: Task) -> Vec<Vec<&CellReport>> {
         let mut lines: Vec<Vec<&CellReport>> = Vec::new();
         for cell in self.cells.iter().filter(|cell| cell.task == task) {
-            let same = |line: &&mut Vec<&CellReport>| {
-                line[0].method == cell.method && line[0].budget == cell.budget
-            };
+            let same =
+                |line: &&mut Vec<&CellReport>| line[0].method == cell.method && line[0].budget == cell.budget;
             match lines.iter_mut().find(same) {
                 Some(line) => line.push(cell),
                 None => lines.push(vec![cell]),
@@ -19,7 +18,13 @@ impl Report {
     }
 
     /// A table in Markdown, aligned: methods and budgets down, contexts across.
-    fn table(&self, text: &mut String, task: Task, title: &str, entry: impl Fn(&CellReport) -> Option<String>) {
+    fn table(
+        &self,
+        text: &mut String,
+        task: Task,
+        title: &str,
+        entry: impl Fn(&CellReport) -> Option<String>,
+    ) {
         let lines = self.lines(task);
         let Some(first) = lines.first() else { return };
         let mut table = vec![vec!["method".to_owned(), "budget".to_owned()]];
@@ -77,7 +82,8 @@ impl fmt::Display for Report {
         let n = self.prompts;
         let exact = format!("needle: exact match of seven digits, n = {n} a cell");
         self.table(&mut text, Task::Needle, &exact, |cell| cell.exact_match.map(number(2)));
-        let nats = format!("perplexity: nats a token, {} tokens after each of {n} prompts", self.scored_tokens);
+        let nats =
+            format!("perplexity: nats a token, {} tokens after each of {n} prompts", self.scored_tokens);
         self.table(&mut text, Task::Perplexity, &nats, |cell| cell.nats.map(number(4)));
         let over = "perplexity: nats a token beyond dense attention (standard error over prompts)";
         self.table(&mut text, Task::Perplexity, over, |cell| {

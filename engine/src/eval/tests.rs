@@ -82,7 +82,8 @@ fn a_prompt_has_the_format_of_the_models_own() {
         let body = text.strip_suffix(&question).expect("the question is last");
 
         let codes = body.lines().filter_map(|line| {
-            let (noun, code) = line.strip_prefix("The secret code for ")?.strip_suffix('.')?.split_once(" is ")?;
+            let (noun, code) =
+                line.strip_prefix("The secret code for ")?.strip_suffix('.')?.split_once(" is ")?;
             assert!(code.len() == 7 && code.bytes().all(|byte| byte.is_ascii_digit()), "{line}");
             Some((noun, code))
         });
@@ -121,7 +122,7 @@ fn a_prompt_and_its_answer_fill_the_context_within_a_few_tokens() {
     for context in [LEAST_CONTEXT, 1024, 4096, 32768] {
         for prompt in 0..if context > 4096 { 2 } else { 8 } {
             let tokens = haystack.needle(tokenizer, 1, context, prompt).unwrap().prompt.len();
-            assert!((context - 8 - 16..=context - 8).contains(&tokens), "{context}, {prompt}: {tokens}");
+            assert!((context - 8 - 4..=context - 8).contains(&tokens), "{context}, {prompt}: {tokens}");
         }
     }
     let short = haystack.needle(tokenizer, 1, LEAST_CONTEXT - 1, 0).unwrap_err();
@@ -146,7 +147,7 @@ fn prompts_follow_from_the_seed_alone() {
             digest = digest.add(&id.to_le_bytes());
         }
     }
-    assert_eq!(digest.hex(), "");
+    assert_eq!(digest.hex(), "c3a737e330047b2e");
 }
 
 #[test]
@@ -175,8 +176,8 @@ fn a_stored_prompt_is_the_plain_path_bit_for_bit() {
             StoredPrompt::new(model, &evaluation.dense, &question.prompt, |_, _| ControlFlow::Continue(()));
         let stored = stored.unwrap();
         for cell in evaluation.cells().iter().filter(|cell| cell.task == Task::Needle) {
-            let mut runners =
-                [None, Some(&stored)].map(|stored| CellRunner::new(model, cell.kv.clone(), 0.5, true, stored));
+            let mut runners = [None, Some(&stored)]
+                .map(|stored| CellRunner::new(model, cell.kv.clone(), 0.5, true, stored));
             let mut requests = Vec::new();
             let mut prompts = Vec::new();
             for runner in &mut runners {
@@ -319,9 +320,13 @@ fn results_of_other_settings_are_left_alone() {
     run_all(&evaluation(one()).unwrap(), &mut Journal::open(&path).unwrap(), 1);
     let journal = Journal::open(&path).unwrap();
     let base = evaluation(one()).unwrap();
-    let known = |evaluation: &Evaluation| journal.get(&evaluation.key(&evaluation.cells[0], 0, "cpu")).is_some();
+    let known =
+        |evaluation: &Evaluation| journal.get(&evaluation.key(&evaluation.cells[0], 0, "cpu")).is_some();
     assert!(known(&base));
-    assert!(known(&evaluation(EvalOptions { prompts: 5, ..one() }).unwrap()), "more prompts change no prompt");
+    assert!(
+        known(&evaluation(EvalOptions { prompts: 5, ..one() }).unwrap()),
+        "more prompts change no prompt"
+    );
     for changed in [
         EvalOptions { seed: 1, ..one() },
         EvalOptions { page_tokens: 4, ..one() },
@@ -345,7 +350,10 @@ fn a_file_of_something_else_is_refused_and_kept() {
         let path = dir.path().join("notes.txt");
         std::fs::write(&path, text).unwrap();
         let error = Journal::open(&path).unwrap_err();
-        assert!(matches!(&error, Error::Eval(EvalError::Journal { line: found, .. }) if *found == line), "{error}");
+        assert!(
+            matches!(&error, Error::Eval(EvalError::Journal { line: found, .. }) if *found == line),
+            "{error}"
+        );
         assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
     }
 }
@@ -387,7 +395,8 @@ fn what_cannot_run_is_refused_before_any_work() {
 
     let Bundled { dir, model, tokenizer } = bundled();
     let empty = tempfile::tempdir().unwrap();
-    let missing = |folder: &Path| Evaluation::new(dir, model.config(), tokenizer, folder, small()).unwrap_err();
+    let missing =
+        |folder: &Path| Evaluation::new(dir, model.config(), tokenizer, folder, small()).unwrap_err();
     let error = missing(empty.path());
     assert!(matches!(error, Error::Eval(EvalError::MissingHaystack { .. })), "{error}");
     std::fs::write(empty.path().join("haystack.txt"), "some text\n".repeat(1000)).unwrap();
@@ -426,7 +435,8 @@ fn tables_and_plot_have_every_method_and_context() {
     run_all(&evaluation, &mut journal, 2);
     let report = Report::new(&evaluation, "needle-tiny".to_owned(), "cpu", &journal);
     let text = report.to_string();
-    for part in ["| method   | budget | 1024 | 1536 |", "| dense    |      - | 1.00 | 1.00 |", "n = 1 a cell"] {
+    for part in ["| method   | budget | 1024 | 1536 |", "| dense    |      - | 1.00 | 1.00 |", "n = 1 a cell"]
+    {
         assert!(text.contains(part), "{part:?} is missing in {text}");
     }
     assert_eq!(text.matches("| shadowkv |    128 |").count(), 12, "{text}");
@@ -435,7 +445,8 @@ fn tables_and_plot_have_every_method_and_context() {
     let path = dir.path().join("plot.svg");
     plot::plot(&path, &report).unwrap();
     let svg = std::fs::read_to_string(&path).unwrap();
-    for part in ["shadowkv", "dense", "needle, 1024 tokens", "perplexity, 1536 tokens", "KiB fetched a token"] {
+    for part in ["shadowkv", "dense", "needle, 1024 tokens", "perplexity, 1536 tokens", "KiB fetched a token"]
+    {
         assert!(svg.contains(part), "{part:?} is missing");
     }
     assert!(plot::plot(Path::new("/nowhere/plot.svg"), &report).is_err());
