@@ -29,7 +29,7 @@ impl MethodChoice {
 
     /// What it is made from.
     pub fn options(&self, budget: Budget, steady: SteadyZone) -> MethodOptions {
-        MethodOptions { budget, steady, own: self.own.clone() }
+        MethodOptions { budget, steady, own: self.own.clone(), ..MethodOptions::default() }
     }
 
     /// The method.
