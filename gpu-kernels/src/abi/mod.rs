@@ -1,6 +1,7 @@
 //! What host and kernels agree on: layouts, block sizes and limits. The only files that know strides.
 
 pub mod attend;
+pub mod cluster;
 mod entry;
 pub mod fill_random;
 pub mod gemm;

@@ -8,6 +8,11 @@
 mod chunk_bounds;
 mod chunk_mean;
 mod chunk_spread;
+//! [`cluster`] makes partitions of keys that are alike, for methods whose summaries are those of clusters.
+
+mod chunk_bounds;
+mod chunk_mean;
+pub mod cluster;
 mod gate_pool;
 mod mark;
 mod operator;

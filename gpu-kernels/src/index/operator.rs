@@ -73,7 +73,7 @@ pub(super) unsafe fn walk<O: Operator>(tokens: u32, load: impl Fn(u32) -> U32x4)
 /// Keeps the loads before it ahead of all use of them. Without it ptxas saves registers by moving loads down to their additions, two in
 /// flight; nothing is ordered that others see.
 #[inline(always)]
-fn together() {
+pub(super) fn together() {
     fence(Fence::AcqRel, Scope::Block);
 }
 

@@ -2,7 +2,7 @@
 
 mod append;
 mod store_prompt;
-mod warp_copy;
+pub(crate) mod warp_copy;
 mod write_back;
 
 pub use append::append;

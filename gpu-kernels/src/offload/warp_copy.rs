@@ -10,7 +10,7 @@ use crate::abi::{SLAB_PAGES, WARP};
 /// # Safety
 /// `words` is at most [`MAX_PAGE_WORDS`](crate::abi::MAX_PAGE_WORDS); `load` and `store` as they are called.
 #[inline(always)]
-pub(super) unsafe fn copy_words(words: u32, load: impl Fn(u32) -> U32x4, store: impl Fn(u32, U32x4)) {
+pub(crate) unsafe fn copy_words(words: u32, load: impl Fn(u32) -> U32x4, store: impl Fn(u32, U32x4)) {
     let mut position = warp::lane_id();
     while position < words {
         let mut loaded = [U32x4::default(); 4];
@@ -52,7 +52,7 @@ pub(super) unsafe fn order_stores() {
 /// All lanes of the warp come here; `host_valid` has the word at `slab_place`.
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 #[inline(always)]
-pub(super) unsafe fn publish(host_valid: GlobalMut<u32>, slab_place: u32, key: u32) {
+pub(crate) unsafe fn publish(host_valid: GlobalMut<u32>, slab_place: u32, key: u32) {
     order_stores();
     if warp::lane_id() == 0 {
         set_valid(host_valid, slab_place, key % SLAB_PAGES);

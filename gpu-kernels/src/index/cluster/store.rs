@@ -1,0 +1,84 @@
+use cuda_std::prelude::*;
+
+use crate::abi::cluster::NO_TOKEN;
+use crate::abi::{SLAB_PAGES, WARP, host_page};
+use crate::offload::warp_copy::{copy_words, publish};
+
+/// Stores keys and values in the order of clusters as pages of the host, one layer of one request.
+///
+/// | parameter | shape | meaning |
+/// |---|---|---|
+/// | `keys`, `values`, `first`, `kv_heads`, `head_words` | | as for [`cluster_finish`](super::cluster_finish()); `tokens` are the members' |
+/// | `page_tokens`, `totals`, `members`, `member_pages` | | what [`cluster_pages`](super::cluster_pages()) and `cluster_finish` left |
+/// | `first_key` | | page key of the first page of clusters |
+/// | `host_slabs` | of all requests | slabs: of page keys `16 * i ..` of row `r` at `first_slab + r * slab_stride + i` |
+/// | `first_slab`, `slab_stride` | | |
+/// | `first_row` | layer * `kv_heads` | row of KV head 0 |
+/// | `host_valid` | as `host_slabs` | [valid bits](crate::abi::valid_place) |
+/// | `host_pages` | `[slabs, 16, 2, page_tokens, head_words]` words, mapped host memory | the host tier's pages |
+///
+/// Page `p` of a row, of those that this run has added, has page key `first_key + p`. What a cluster's last page has beyond its tokens is zero.
+///
+/// # Mapping
+/// As [`store_prompt`](crate::offload::store_prompt()): a warp has a page of a KV head at a time.
+///
+/// # Order
+/// As for [`append`](crate::offload::append()).
+///
+/// # Launch
+/// 1 to [`MAX_BLOCKS`](crate::abi::cluster::store::MAX_BLOCKS) blocks of [`BLOCK`](crate::abi::cluster::store::BLOCK) threads; no
+/// shared memory.
+///
+/// # Safety
+/// The views have the shapes above; the pages have slabs of their own in `host_slabs`; nothing else uses those pages or bits, or writes
+/// `keys` or `values`, until the launch has ended; `member_pages * kv_heads` is at most
+/// [`MAX_PAGES`](crate::abi::cluster::store::MAX_PAGES), a page has at most [`MAX_PAGE_WORDS`](crate::abi::MAX_PAGE_WORDS) words.
+#[kernel(collectives(barrier = 1))]
+pub unsafe fn cluster_store(
+    keys: Global<U32x4>,
+    values: Global<U32x4>,
+    first: u32,
+    kv_heads: u32,
+    head_words: u32,
+    page_tokens: u32,
+    totals: Global<U32x4>,
+    members: Global<u32>,
+    member_pages: u32,
+    first_key: u32,
+    host_slabs: Global<u32>,
+    first_slab: u32,
+    slab_stride: u32,
+    first_row: u32,
+    host_valid: GlobalMut<u32>,
+    host_pages: GlobalMut<U32x4>,
+) {
+    let half = page_tokens * head_words;
+    let width = (kv_heads * head_words) as usize;
+    let (keys, values) = (keys.rows(width), values.rows(width));
+    let host_pages = host_pages.rows(2 * half as usize);
+    let mut warp = thread::index_1d() / WARP;
+    while warp < member_pages * kv_heads {
+        let (page, head) = (warp / kv_heads, warp % kv_heads);
+        let (before, after) = (totals.load(2 * head as usize), totals.load(2 * head as usize + 1));
+        if page < after.y - before.y {
+            let row = members.rows((member_pages * page_tokens) as usize).row(head as usize);
+            let members = row.slice((page * page_tokens) as usize, page_tokens as usize);
+            let key = first_key + before.y + page;
+            let slab = first_slab + (first_row + head) * slab_stride + key / SLAB_PAGES;
+            let to = host_pages.row(host_page(host_slabs.load(slab as usize), key) as usize);
+            let load = |at: u32| {
+                let (tensor, word) = if at < half { (keys, at) } else { (values, at - half) };
+                let token = members.load((word / head_words) as usize);
+                let column = (head * head_words + word % head_words) as usize;
+                if token == NO_TOKEN {
+                    U32x4::default()
+                } else {
+                    tensor.row((first + token) as usize).load_with(column, LoadCache::ReadOnlyOnce)
+                }
+            };
+            copy_words(2 * half, load, |at, loaded| to.store(at as usize, loaded));
+            publish(host_valid, slab, key);
+        }
+        warp += thread::grid_dim_x() * (thread::block_dim_x() / WARP);
+    }
+}
