@@ -2,6 +2,8 @@
 
 #[path = "emulated/attend.rs"]
 mod attend;
+#[path = "emulated/cluster.rs"]
+mod cluster;
 #[path = "emulated/fill_random.rs"]
 mod fill_random;
 #[path = "emulated/index.rs"]

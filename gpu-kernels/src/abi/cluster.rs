@@ -40,6 +40,11 @@ pub const fn span_centroids(tokens: u32, spans: u32) -> u32 {
     if units == 0 { CENTROID_UNIT } else { units * CENTROID_UNIT }
 }
 
+/// The most clusters that [`spans`] and [`span_centroids`] make of runs of up to `tokens` tokens.
+pub const fn max_clusters(tokens: u32) -> u32 {
+    tokens / CLUSTER_TOKENS + CENTROID_UNIT * spans(tokens)
+}
+
 /// The first token of span `span`, below [`MAX_SPANS`]; of one beyond the last, the end of the run.
 pub const fn span_start(tokens: u32, spans: u32, span: u32) -> u32 {
     span * tokens / spans
@@ -190,6 +195,16 @@ mod tests {
     }
 
     #[test]
+    fn no_shorter_run_has_more_clusters() {
+        let mut most = 0;
+        for tokens in (1..200_000).step_by(7) {
+            let spans = spans(tokens);
+            most = most.max(spans * span_centroids(tokens, spans));
+            assert!(most <= max_clusters(tokens), "{tokens}");
+        }
+    }
+
+    #[test]
     fn spans_cover_a_run_and_start_tokens_are_evenly_spaced() {
         for (tokens, of) in [(MAX_TOKENS, MAX_SPANS), (32_700, 4), (77, 5)] {
             assert_eq!((span_start(tokens, of, 0), span_start(tokens, of, of)), (0, tokens));
@@ -197,7 +212,11 @@ mod tests {
         for (len, centroids) in [(8192, 512), (8175, 512), (13, 8), (1024, 64), (4_000_000, 262_144)] {
             let exact = |at: u32| (2 * u64::from(at) + 1) * u64::from(len) / (2 * u64::from(centroids));
             for at in (0..centroids).chain([centroids - 1]) {
-                assert_eq!(u64::from(start_token(len, centroids, at)), exact(at), "{at} of {centroids}, {len}");
+                assert_eq!(
+                    u64::from(start_token(len, centroids, at)),
+                    exact(at),
+                    "{at} of {centroids}, {len}"
+                );
             }
         }
     }

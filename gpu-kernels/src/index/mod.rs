@@ -4,14 +4,12 @@
 //! steady pages). All walk the tokens in one way, so both kernels of an operator give the same bits for the same keys.
 //!
 //! Of prompts, the chunks that their means stand least for can be marked, to be read by every step: `chunk_spread`, `top_k`, `mark`.
-
-mod chunk_bounds;
-mod chunk_mean;
-mod chunk_spread;
+//!
 //! [`cluster`] makes partitions of keys that are alike, for methods whose summaries are those of clusters.
 
 mod chunk_bounds;
 mod chunk_mean;
+mod chunk_spread;
 pub mod cluster;
 mod gate_pool;
 mod mark;

@@ -1,6 +1,7 @@
 //! Random inputs of the kernels, and what must come out. The emulator's tests and the GPU's tests run the same cases.
 
 pub mod attend;
+pub mod cluster;
 pub mod emulated;
 pub mod fill_random;
 pub mod gather;

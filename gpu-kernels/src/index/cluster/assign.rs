@@ -110,21 +110,21 @@ unsafe fn assign<const WORDS: usize>(
         return;
     }
     let first_centroid = (head * spans + span) * span_centroids;
-    let centroids =
-        centroids.slice(first_centroid as usize * WORDS, span_centroids as usize * WORDS);
+    let centroids = centroids.slice(first_centroid as usize * WORDS, span_centroids as usize * WORDS);
     let biases = biases.slice(first_centroid as usize / 2, span_centroids as usize / 2);
 
     let of_stage = CENTROIDS * WORDS as u32;
     let ring = shared::dynamic::<U32x4>(0, (STAGES * of_stage) as usize);
-    let bias_ring = shared::dynamic::<u64>((STAGES * of_stage) as usize * 16, (STAGES * CENTROIDS / 2) as usize);
+    let bias_ring =
+        shared::dynamic::<u64>((STAGES * of_stage) as usize * 16, (STAGES * CENTROIDS / 2) as usize);
     let (thread, rows_at_once) = (thread::thread_idx_x(), BLOCK / WORDS as u32);
     let (own_row, own_word) = (thread / WORDS as u32, thread % WORDS as u32);
     let to = place::<WORDS>(own_row, own_word);
     let turns = span_centroids.div_ceil(CENTROIDS);
     let ask = |turn: u32, stage: u32| {
         if turn < turns {
-            // Beyond the last centroid comes the last again, which is never greater than itself.
-            let source = |row: u32| (turn * CENTROIDS + row).min(span_centroids - 1);
+            // Beyond the last pair of centroids comes that pair again, of which none is ever greater than itself.
+            let source = |row: u32| (turn * CENTROIDS + row).min(span_centroids - 2 + row % 2);
             let mut row = 0;
             while row < CENTROIDS {
                 let from = source(own_row + row) as usize * WORDS + own_word as usize;

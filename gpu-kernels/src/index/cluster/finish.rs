@@ -4,9 +4,9 @@ use cuda_std::shared;
 use super::centroid::{channels, mean_of, rounded};
 use super::members;
 use super::table::Table;
+use crate::abi::WARP;
 use crate::abi::cluster::NO_TOKEN;
 use crate::abi::cluster::update::{CLUSTERS, LISTED};
-use crate::abi::WARP;
 
 /// Summaries of partitions, and the tokens of each page: after the last pass, where tokens are assigned to the clusters of all spans.
 ///

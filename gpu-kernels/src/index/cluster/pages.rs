@@ -23,7 +23,7 @@ use crate::block::Exchange;
 /// | `totals` | `[kv_heads, 2]` words | partitions and pages of a row, the tokens of its largest cluster, 0: before this run, after it. In: after the runs before, at the second place |
 /// | `firsts` | `[kv_heads, clusters]` u64 | each cluster's first page (low) and first partition (high), of the row's |
 /// | `partition_tokens` | `[segments, request_rows, segment_partitions]` | tokens of each partition; 0 from the last one to `capacity` |
-/// | `partition_pages_at` | as `partition_tokens` | each partition's first page; not written from the last one on |
+/// | `first_pages` | as `partition_tokens` | each partition's first page; not written from the last one on |
 ///
 /// Clusters take pages and partitions in their order, after those of earlier runs. A cluster has `tokens / page_tokens` pages, rounded up, and each
 /// `partition_pages` of them are a partition; one without tokens has a partition of none.
@@ -52,7 +52,7 @@ pub unsafe fn cluster_pages(
     totals: GlobalMut<U32x4>,
     firsts: GlobalMut<u64>,
     partition_tokens: GlobalMut<u32>,
-    partition_pages_at: GlobalMut<u32>,
+    first_pages: GlobalMut<u32>,
 ) {
     let (head, thread) = (thread::block_idx_x(), thread::thread_idx_x());
     let table = Table { directories, directory, first_row, request_rows, segment_partitions };
@@ -80,7 +80,7 @@ pub unsafe fn cluster_pages(
         while part < partitions {
             let place = table.place(head, own + part);
             partition_tokens.store(place, (size - part * most).min(most));
-            partition_pages_at.store(place, own_page + part * partition_pages);
+            first_pages.store(place, own_page + part * partition_pages);
             part += 1;
         }
         largest = largest.max(size);

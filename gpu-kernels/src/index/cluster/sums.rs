@@ -25,15 +25,10 @@ use crate::abi::cluster::sums::{BLOCK, PART_TOKENS};
 /// # Safety
 /// The views have the shapes above; nothing writes `keys` until the launch has ended.
 #[kernel]
-pub unsafe fn cluster_sums(
-    keys: Global<U32x4>,
-    first: u32,
-    tokens: u32,
-    width: u32,
-    sums: GlobalMut<U32x4>,
-) {
+pub unsafe fn cluster_sums(keys: Global<U32x4>, first: u32, tokens: u32, width: u32, sums: GlobalMut<U32x4>) {
     let blocks = width.div_ceil(BLOCK);
-    let (part, word) = (thread::block_idx_x() / blocks, thread::block_idx_x() % blocks * BLOCK + thread::thread_idx_x());
+    let (part, word) =
+        (thread::block_idx_x() / blocks, thread::block_idx_x() % blocks * BLOCK + thread::thread_idx_x());
     if word >= width {
         return;
     }

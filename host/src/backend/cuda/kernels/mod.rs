@@ -4,6 +4,7 @@
 //! see, so launching is `unsafe` where a kernel follows such a list.
 
 mod attend;
+mod cluster;
 mod fill_random;
 mod gather;
 mod index;
@@ -20,6 +21,7 @@ mod splits;
 mod top_k;
 
 pub use attend::{Attend, Awaited};
+pub use cluster::{ClusterPages, ClusterRun, ClusterScratch, ClusterShape, ClusterTables};
 pub use fill_random::FillRandom;
 pub use gather::{Gather, GatherVariant};
 pub use index::{IndexOperator, IndexPrompts, IndexStep, SummaryTable};
@@ -33,6 +35,7 @@ pub use score::Score;
 pub use select::{Estimates, Marks, SelectPartitions};
 pub use top_k::TopK;
 
+use cluster::ClusterFunctions;
 use index::IndexFunctions;
 use model::ModelFunctions;
 
@@ -52,6 +55,7 @@ pub struct Kernels {
     gate: IndexFunctions,
     chunk_spread: Function,
     mark: Function,
+    cluster: ClusterFunctions,
     append: Function,
     store_prompt: Function,
     write_back: Function,
@@ -103,6 +107,7 @@ impl Kernels {
             gate: index("gate_pool", "gate_pool_step")?,
             chunk_spread: module.function("chunk_spread")?,
             mark: module.function("mark")?,
+            cluster: ClusterFunctions::load(&module, shared)?,
             append: module.function("append")?,
             store_prompt: module.function("store_prompt")?,
             write_back: module.function("write_back")?,
@@ -140,7 +145,7 @@ impl Kernels {
             &self.prefill_128,
             &self.fill_random,
         ]);
-        let rest = rest.chain(self.model.all());
+        let rest = rest.chain(self.model.all()).chain(self.cluster.all());
         let rest = rest.chain(&self.linear).chain([&self.gemm]);
         let optional = [&self.gather_bulk, &self.prefill_wgmma_64, &self.prefill_wgmma_128, &self.gemm_wgmma];
         rest.chain(optional.into_iter().flatten())

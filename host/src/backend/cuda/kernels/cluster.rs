@@ -1,0 +1,529 @@
+use spinkv_kernels::abi::cluster::{self, MAX_SPANS, MAX_TOKENS, max_clusters, max_pages, max_partitions};
+use spinkv_kernels::abi::{SLAB_PAGES, WORD_BYTES};
+
+use super::super::driver::{
+    Argument, DeviceBuffer, Function, LaunchShape, Module, PinnedArena, Result, Stream, check_choice,
+    check_length, check_multiple, check_operand, check_range, launch_with,
+};
+use super::Kernels;
+use crate::memory::Word;
+
+const ANY: u64 = u32::MAX as u64;
+
+/// The kernels that cluster.
+#[derive(Clone, Debug)]
+pub(super) struct ClusterFunctions {
+    sums: Function,
+    start: Function,
+    assign_64: Function,
+    assign_128: Function,
+    update: Function,
+    pages: Function,
+    finish: Function,
+    store: Function,
+}
+
+impl ClusterFunctions {
+    /// `shared` gives a function that may have all the shared memory of a block.
+    pub fn load(module: &Module, shared: impl Fn(&'static str) -> Result<Function>) -> Result<Self> {
+        Ok(Self {
+            sums: module.function("cluster_sums")?,
+            start: module.function("cluster_start")?,
+            assign_64: shared("cluster_assign_64")?,
+            assign_128: shared("cluster_assign_128")?,
+            update: module.function("cluster_update")?,
+            pages: module.function("cluster_pages")?,
+            finish: module.function("cluster_finish")?,
+            store: module.function("cluster_store")?,
+        })
+    }
+
+    pub fn all(&self) -> [&Function; 8] {
+        let Self { sums, start, assign_64, assign_128, update, pages, finish, store } = self;
+        [sums, start, assign_64, assign_128, update, pages, finish, store]
+    }
+}
+
+/// How many tokens of which shape become how many clusters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClusterShape {
+    /// Tokens of the run.
+    pub tokens: u32,
+    /// KV heads.
+    pub kv_heads: u32,
+    /// Words of a key: head dim / 8; 8 or 16.
+    pub head_words: u32,
+    /// Equal parts of the run, each of which iterates by itself.
+    pub spans: u32,
+    /// Centroids of a span: a multiple of 8, at most its tokens.
+    pub span_centroids: u32,
+}
+
+impl ClusterShape {
+    /// As RetroInfer has it (arXiv 2505.02922): spans of about 8,192 tokens, a centroid for each 16 tokens. A run has 8 tokens at least.
+    pub fn new(tokens: u32, kv_heads: u32, head_words: u32) -> Self {
+        let tokens_here = tokens.min(MAX_TOKENS);
+        let spans = cluster::spans(tokens_here);
+        let span_centroids = cluster::span_centroids(tokens_here, spans);
+        Self { tokens, kv_heads, head_words, spans, span_centroids }
+    }
+
+    /// Clusters of a row.
+    pub fn clusters(&self) -> u32 {
+        self.spans * self.span_centroids
+    }
+}
+
+/// What the launches of a run hand to each other. Runs that follow each other in a stream can share it.
+#[derive(Debug)]
+#[allow(missing_docs, reason = "named and shaped as the kernels' parameters")]
+pub struct ClusterScratch {
+    pub sums: DeviceBuffer<Word>,
+    pub means: DeviceBuffer<Word>,
+    pub centroids: DeviceBuffer<Word>,
+    pub biases: DeviceBuffer<f32>,
+    pub assigned: DeviceBuffer<u32>,
+    pub sizes: DeviceBuffer<u32>,
+    pub firsts: DeviceBuffer<u64>,
+    pub members: DeviceBuffer<u32>,
+}
+
+impl ClusterScratch {
+    /// Room for runs of up to `tokens` tokens, of the clusters that [`ClusterShape::new`] makes, in pages of `page_tokens` tokens.
+    ///
+    /// # Errors
+    /// [`Operand`](super::super::driver::DriverError::Operand) for tokens beyond [`MAX_TOKENS`] or a page of none; memory that there is not.
+    pub fn new(
+        stream: &Stream,
+        tokens: u32,
+        kv_heads: u32,
+        head_words: u32,
+        page_tokens: u32,
+    ) -> Result<Self> {
+        check_operand("cluster tokens", tokens.into(), 1..=MAX_TOKENS.into())?;
+        check_operand("cluster page_tokens", page_tokens.into(), 1..=ANY)?;
+        let (heads, head, most) = (kv_heads as usize, head_words as usize, max_clusters(tokens) as usize);
+        let pages = max_pages(tokens, max_clusters(tokens), page_tokens) as usize;
+        let parts = cluster::sums::parts(tokens) as usize;
+        Ok(Self {
+            sums: DeviceBuffer::zeroed(stream, parts * heads * 2 * head)?,
+            means: DeviceBuffer::zeroed(stream, heads * 2 * head)?,
+            centroids: DeviceBuffer::zeroed(stream, heads * most * head)?,
+            biases: DeviceBuffer::zeroed(stream, heads * most)?,
+            assigned: DeviceBuffer::zeroed(stream, heads * tokens.next_multiple_of(4) as usize)?,
+            sizes: DeviceBuffer::zeroed(stream, heads * most)?,
+            firsts: DeviceBuffer::zeroed(stream, heads * most)?,
+            members: DeviceBuffer::zeroed(stream, heads * pages * page_tokens as usize)?,
+        })
+    }
+}
+
+/// Where a request's partitions are kept, one layer. A partition is a cluster, or a part of one that is too large.
+#[derive(Clone, Copy, Debug)]
+pub struct ClusterTables<'a> {
+    /// Tokens of a page.
+    pub page_tokens: u32,
+    /// Pages that a partition has at most.
+    pub partition_pages: u32,
+    /// Segments of partitions, of all requests.
+    pub directories: &'a DeviceBuffer<u32>,
+    /// Where the request's begin.
+    pub directory: u32,
+    /// Row of KV head 0: layer * `kv_heads`.
+    pub first_row: u32,
+    /// Rows of a request: layers * `kv_heads`.
+    pub request_rows: u32,
+    /// Partitions of a segment.
+    pub segment_partitions: u32,
+    /// Partitions that the request has room for in each row: those of earlier runs, and
+    /// [`max_partitions`] of this one.
+    pub capacity: u32,
+    /// `[kv_heads, 2]`: partitions, pages and the tokens of the largest cluster of each row, before the last run and after it. 0 before the first.
+    pub totals: &'a DeviceBuffer<Word>,
+    /// `[segments, request_rows, segment_partitions]`: tokens of partitions; those of empty ones, and behind the last one, 0.
+    pub partition_tokens: &'a DeviceBuffer<u32>,
+    /// As above: first pages of partitions, counted in the row's pages of clusters.
+    pub first_pages: &'a DeviceBuffer<u32>,
+    /// `[segments, request_rows, segment_partitions, head_words]`: mean keys, bf16.
+    pub summaries: &'a DeviceBuffer<Word>,
+    /// As above: mean values.
+    pub value_means: &'a DeviceBuffer<Word>,
+}
+
+/// Where a request's pages of clusters lie on the host.
+#[derive(Clone, Copy, Debug)]
+pub struct ClusterPages<'a> {
+    /// Page key of the first page of clusters.
+    pub first_key: u32,
+    /// Host tables of all requests: slabs.
+    pub host_slabs: &'a DeviceBuffer<u32>,
+    /// Where row 0 of the request begins in them.
+    pub first_slab: u32,
+    /// Slabs between rows.
+    pub slab_stride: u32,
+    /// A u32 for each of `host_slabs`: its [valid bits](spinkv_kernels::abi::valid_place).
+    pub host_valid: &'a DeviceBuffer<u32>,
+    /// `[slabs, 16, 2, page_tokens, head_words]`: host pages.
+    pub host_pages: &'a PinnedArena,
+    /// Blocks to spend on it. The bus to the host bounds it; a few saturate that.
+    pub blocks: u32,
+}
+
+/// A run of tokens of one request in one layer that becomes clusters: the launches of `cluster_sums`, `cluster_start`, `cluster_assign_64` or
+/// `cluster_assign_128`, `cluster_update`, `cluster_pages`, `cluster_finish` and `cluster_store`.
+///
+/// # Safety
+/// Of all launches: when one runs, those before it in [`launch`](Self::launch)'s order have run for the same run in the same scratch, and until it has
+/// run nothing writes what it reads or uses what it writes. [`pages`](Self::pages) and what follows: the directories name the segments of `capacity`
+/// partitions, no two of one place, and the totals' partitions of earlier runs leave room for this one's. [`store`](Self::store): the pages
+/// that the totals name have slabs of their own, within the arena.
+#[derive(Clone, Copy, Debug)]
+pub struct ClusterRun<'a> {
+    /// Its size.
+    pub shape: ClusterShape,
+    /// `[first + tokens or more, kv_heads, head_words]` bf16.
+    pub keys: &'a DeviceBuffer<Word>,
+    /// As the keys.
+    pub values: &'a DeviceBuffer<Word>,
+    /// The run's first token in them.
+    pub first: u32,
+    /// What the launches hand to each other.
+    pub scratch: &'a ClusterScratch,
+    /// Where partitions are kept.
+    pub tables: ClusterTables<'a>,
+    /// Where pages lie.
+    pub pages: ClusterPages<'a>,
+}
+
+/// Documents a launch alike.
+macro_rules! launches {
+    ($($(#[$doc:meta])* $name:ident: |$run:ident, $kernels:ident, $stream:ident| $body:block)*) => { $(
+        $(#[$doc])*
+        ///
+        /// # Errors
+        /// Those of [`launch`](Self::launch).
+        ///
+        /// # Safety
+        /// See the [type](Self#safety).
+        pub unsafe fn $name(&self, $kernels: &Kernels, $stream: &Stream) -> Result<()> {
+            self.check()?;
+            let $run = self;
+            $body
+        }
+    )* };
+}
+
+impl ClusterRun<'_> {
+    /// Async, all launches of [`ITERATIONS`](cluster::ITERATIONS) iterations: partitions, summaries and pages are there when `stream` has come this far.
+    ///
+    /// # Errors
+    /// [`Choice`](super::super::driver::DriverError::Choice) for a head that is neither of 64 nor of 128,
+    /// [`Multiple`](super::super::driver::DriverError::Multiple) for centroids that are no multiple of 8,
+    /// [`Operand`](super::super::driver::DriverError::Operand) for a size of 0 or beyond its limit, more centroids than tokens or a capacity below the
+    /// run's own partitions, [`Length`](super::super::driver::DriverError::Length) for totals of other rows and for valid bits that are not as many as slabs,
+    /// [`OutOfRange`](super::super::driver::DriverError::OutOfRange) for a buffer that does not fit, or a failed launch.
+    ///
+    /// # Safety
+    /// See the [type](Self#safety).
+    pub unsafe fn launch(&self, kernels: &Kernels, stream: &Stream) -> Result<()> {
+        // SAFETY: each comes behind those that it needs; the caller answers for the rest.
+        unsafe {
+            self.start(kernels, stream)?;
+            for _ in 0..cluster::ITERATIONS {
+                self.assign(kernels, stream)?;
+                self.update(kernels, stream)?;
+            }
+            self.assign_all(kernels, stream)?;
+            self.pages(kernels, stream)?;
+            self.finish(kernels, stream)?;
+            self.store(kernels, stream)
+        }
+    }
+
+    launches! {
+        /// The sums of keys, the mean, and the centroids that k-means starts with: two launches.
+        start: |run, kernels, stream| {
+            let ClusterShape { tokens, kv_heads, head_words, spans, span_centroids } = run.shape;
+            let ClusterScratch { sums, means, centroids, biases, .. } = run.scratch;
+            let width = kv_heads * head_words;
+            let blocks = cluster::sums::grid(tokens, width);
+            let arguments: [Argument; 5] =
+                [run.keys.into(), run.first.into(), tokens.into(), width.into(), sums.into()];
+            // SAFETY: order and types are the kernel's; sizes are those of the buffers; the caller answers for what is in them.
+            unsafe { launch(&kernels.cluster.sums, [blocks, cluster::sums::BLOCK.into(), 0], stream, arguments)? };
+            let arguments: [Argument; 11] = [
+                run.keys.into(),
+                run.first.into(),
+                tokens.into(),
+                kv_heads.into(),
+                head_words.into(),
+                spans.into(),
+                span_centroids.into(),
+                sums.into(),
+                means.into(),
+                centroids.into(),
+                biases.into(),
+            ];
+            let blocks = cluster::start::grid(kv_heads, run.shape.clusters());
+            let shape = [blocks, cluster::start::BLOCK.into(), cluster::start::SHARED_BYTES.into()];
+            // SAFETY: as above.
+            unsafe { launch(&kernels.cluster.start, shape, stream, arguments) }
+        }
+
+        /// The best centroid of each token among those of its span.
+        assign: |run, kernels, stream| {
+            // SAFETY: the caller's part.
+            unsafe { run.assign_of(run.shape.spans, false, kernels, stream) }
+        }
+
+        /// New centroids.
+        update: |run, kernels, stream| {
+            let ClusterShape { tokens, kv_heads, head_words, spans, span_centroids } = run.shape;
+            let ClusterScratch { means, assigned, centroids, biases, .. } = run.scratch;
+            let arguments: [Argument; 11] = [
+                run.keys.into(),
+                run.first.into(),
+                tokens.into(),
+                kv_heads.into(),
+                head_words.into(),
+                spans.into(),
+                span_centroids.into(),
+                means.into(),
+                assigned.into(),
+                centroids.into(),
+                biases.into(),
+            ];
+            // SAFETY: as above.
+            unsafe { launch(&kernels.cluster.update, run.of_clusters(), stream, arguments) }
+        }
+
+        /// The best centroid of each token among all, and the sizes of clusters.
+        assign_all: |run, kernels, stream| {
+            let sizes = &run.scratch.sizes;
+            sizes.fill_bytes(stream, 0..run.rows_of(run.shape.clusters()), 0)?;
+            // SAFETY: the caller's part.
+            unsafe { run.assign_of(1, true, kernels, stream) }
+        }
+
+        /// Where pages and partitions begin.
+        pages: |run, kernels, stream| {
+            let tables = &run.tables;
+            let arguments: [Argument; 14] = [
+                (&run.scratch.sizes).into(),
+                run.shape.clusters().into(),
+                tables.page_tokens.into(),
+                tables.partition_pages.into(),
+                tables.directories.into(),
+                tables.directory.into(),
+                tables.first_row.into(),
+                tables.request_rows.into(),
+                tables.segment_partitions.into(),
+                tables.capacity.into(),
+                tables.totals.into(),
+                (&run.scratch.firsts).into(),
+                tables.partition_tokens.into(),
+                tables.first_pages.into(),
+            ];
+            let shape = [
+                run.shape.kv_heads.into(),
+                cluster::pages::BLOCK.into(),
+                cluster::pages::SHARED_BYTES.into(),
+            ];
+            // SAFETY: as above.
+            unsafe { launch(&kernels.cluster.pages, shape, stream, arguments) }
+        }
+
+        /// Summaries and mean values of partitions, and the tokens of pages.
+        finish: |run, kernels, stream| {
+            let ClusterShape { tokens, kv_heads, head_words, .. } = run.shape;
+            let (scratch, tables) = (run.scratch, &run.tables);
+            let arguments: [Argument; 23] = [
+                run.keys.into(),
+                run.values.into(),
+                run.first.into(),
+                tokens.into(),
+                kv_heads.into(),
+                head_words.into(),
+                run.shape.clusters().into(),
+                (&scratch.means).into(),
+                (&scratch.assigned).into(),
+                (&scratch.centroids).into(),
+                tables.page_tokens.into(),
+                tables.partition_pages.into(),
+                tables.directories.into(),
+                tables.directory.into(),
+                tables.first_row.into(),
+                tables.request_rows.into(),
+                tables.segment_partitions.into(),
+                tables.totals.into(),
+                (&scratch.firsts).into(),
+                tables.summaries.into(),
+                tables.value_means.into(),
+                (&scratch.members).into(),
+                run.member_pages().into(),
+            ];
+            // SAFETY: as above.
+            unsafe { launch(&kernels.cluster.finish, run.of_clusters(), stream, arguments) }
+        }
+
+        /// Pages of clusters to the host, and their valid bits.
+        store: |run, kernels, stream| {
+            let ClusterShape { kv_heads, head_words, .. } = run.shape;
+            let (tables, pages) = (&run.tables, &run.pages);
+            let arguments: [Argument; 16] = [
+                run.keys.into(),
+                run.values.into(),
+                run.first.into(),
+                kv_heads.into(),
+                head_words.into(),
+                tables.page_tokens.into(),
+                tables.totals.into(),
+                (&run.scratch.members).into(),
+                run.member_pages().into(),
+                pages.first_key.into(),
+                pages.host_slabs.into(),
+                pages.first_slab.into(),
+                pages.slab_stride.into(),
+                tables.first_row.into(),
+                pages.host_valid.into(),
+                pages.host_pages.into(),
+            ];
+            let shape = [pages.blocks.into(), cluster::store::BLOCK.into(), 0];
+            // SAFETY: as above.
+            unsafe { launch(&kernels.cluster.store, shape, stream, arguments) }
+        }
+    }
+
+    /// Pages of a row that the list of members has room for.
+    fn member_pages(&self) -> u32 {
+        max_pages(self.shape.tokens, self.shape.clusters(), self.tables.page_tokens)
+    }
+
+    /// `of` for each row.
+    fn rows_of(&self, of: u32) -> usize {
+        self.shape.kv_heads as usize * of as usize
+    }
+
+    /// The launch of kernels that have a warp a cluster.
+    fn of_clusters(&self) -> [u64; 3] {
+        use cluster::update::{BLOCK, SHARED_BYTES, grid};
+        [grid(self.shape.kv_heads, self.shape.clusters()), BLOCK.into(), SHARED_BYTES.into()]
+    }
+
+    unsafe fn assign_of(&self, spans: u32, counted: bool, kernels: &Kernels, stream: &Stream) -> Result<()> {
+        let ClusterShape { tokens, kv_heads, head_words, .. } = self.shape;
+        let ClusterScratch { centroids, biases, assigned, sizes, .. } = self.scratch;
+        let arguments: [Argument; 11] = [
+            self.keys.into(),
+            self.first.into(),
+            tokens.into(),
+            kv_heads.into(),
+            spans.into(),
+            (self.shape.clusters() / spans).into(),
+            centroids.into(),
+            biases.into(),
+            assigned.into(),
+            u32::from(counted).into(),
+            sizes.into(),
+        ];
+        let functions = &kernels.cluster;
+        let function = if head_words == 8 { &functions.assign_64 } else { &functions.assign_128 };
+        let blocks = cluster::assign::grid(kv_heads, tokens, spans);
+        let shape = [blocks, cluster::assign::BLOCK.into(), cluster::assign::shared_bytes(head_words).into()];
+        // SAFETY: as above.
+        unsafe { launch(function, shape, stream, arguments) }
+    }
+
+    /// Refuses sizes that do not fit together.
+    fn check(&self) -> Result<()> {
+        let ClusterShape { tokens, kv_heads, head_words, spans, span_centroids } = self.shape;
+        check_choice("cluster head_words", head_words, &[8, 16])?;
+        check_operand("cluster kv_heads", kv_heads.into(), 1..=ANY)?;
+        check_operand("cluster tokens", tokens.into(), 1..=MAX_TOKENS.into())?;
+        check_operand("cluster spans", spans.into(), 1..=MAX_SPANS.into())?;
+        check_multiple("cluster span_centroids", span_centroids.into(), 8)?;
+        check_operand("cluster span_centroids", span_centroids.into(), 8..=u64::from(tokens / spans))?;
+        let width = u128::from(kv_heads) * u128::from(head_words);
+        let end = u128::from(self.first) + u128::from(tokens);
+        let words = u64::try_from(end * width).unwrap_or(u64::MAX);
+        // Kernels count words in 32 bits.
+        check_operand("cluster words of keys", words, 1..=ANY)?;
+        check_range("cluster keys", 0, words as usize, self.keys.len())?;
+        check_range("cluster values", 0, words as usize, self.values.len())?;
+        self.check_tables()?;
+        self.check_pages()?;
+
+        let (width, clusters) = (width as usize, self.shape.clusters());
+        let ClusterScratch { sums, means, centroids, biases, assigned, sizes, firsts, members } =
+            self.scratch;
+        let listed = self.member_pages() as usize * self.tables.page_tokens as usize;
+        for (what, needed, found) in [
+            ("cluster sums", cluster::sums::parts(tokens) as usize * 2 * width, sums.len()),
+            ("cluster means", 2 * width, means.len()),
+            ("cluster centroids", clusters as usize * width, centroids.len()),
+            ("cluster biases", self.rows_of(clusters), biases.len()),
+            ("cluster assigned", self.rows_of(tokens.next_multiple_of(4)), assigned.len()),
+            ("cluster sizes", self.rows_of(clusters), sizes.len()),
+            ("cluster firsts", self.rows_of(clusters), firsts.len()),
+            ("cluster members", kv_heads as usize * listed, members.len()),
+        ] {
+            check_range(what, 0, needed, found)?;
+        }
+        Ok(())
+    }
+
+    fn check_tables(&self) -> Result<()> {
+        let ClusterShape { tokens, kv_heads, head_words, .. } = self.shape;
+        let tables = &self.tables;
+        check_operand("cluster page_tokens", tables.page_tokens.into(), 1..=ANY)?;
+        check_operand("cluster partition_pages", tables.partition_pages.into(), 1..=ANY)?;
+        let partition_tokens = u64::from(tables.page_tokens) * u64::from(tables.partition_pages);
+        check_operand("cluster tokens of a partition", partition_tokens, 1..=ANY)?;
+        check_operand("cluster segment_partitions", tables.segment_partitions.into(), 1..=ANY)?;
+        let last = u64::from(tables.first_row) + u64::from(kv_heads);
+        check_operand("cluster first_row + kv_heads", last, 1..=tables.request_rows.into())?;
+        let least = max_partitions(tokens, self.shape.clusters(), partition_tokens as u32);
+        check_operand("cluster capacity", tables.capacity.into(), least.into()..=ANY)?;
+        let segments = tables.capacity.div_ceil(tables.segment_partitions) as usize;
+        check_range("cluster directories", tables.directory as usize, segments, tables.directories.len())?;
+        check_length("cluster totals", self.rows_of(2), tables.totals.len())?;
+        // One segment at least: more are the directories' to name.
+        let segment = tables.request_rows as usize * tables.segment_partitions as usize;
+        check_range("cluster partition_tokens", 0, segment, tables.partition_tokens.len())?;
+        check_range("cluster first_pages", 0, segment, tables.first_pages.len())?;
+        let words = segment.saturating_mul(head_words as usize);
+        check_range("cluster summaries", 0, words, tables.summaries.len())?;
+        check_range("cluster value_means", 0, words, tables.value_means.len())
+    }
+
+    fn check_pages(&self) -> Result<()> {
+        let ClusterShape { kv_heads, head_words, .. } = self.shape;
+        let (page_tokens, pages) = (self.tables.page_tokens, &self.pages);
+        let page_words = 2 * u64::from(page_tokens) * u64::from(head_words);
+        check_operand("cluster page words", page_words, 2..=spinkv_kernels::abi::MAX_PAGE_WORDS.into())?;
+        let listed = u64::from(self.member_pages()) * u64::from(page_tokens);
+        check_operand("cluster member_pages * page_tokens", listed, 1..=ANY)?;
+        let all = u64::from(self.member_pages()) * u64::from(kv_heads);
+        check_operand("cluster member_pages * kv_heads", all, 1..=cluster::store::MAX_PAGES.into())?;
+        check_operand("cluster blocks", pages.blocks.into(), 1..=cluster::store::MAX_BLOCKS.into())?;
+        check_length("cluster host_valid", pages.host_slabs.len(), pages.host_valid.len())?;
+        let slab = page_words as usize * SLAB_PAGES as usize;
+        check_range("cluster arena words", 0, slab, pages.host_pages.len() / WORD_BYTES)
+    }
+}
+
+/// Launches `blocks` blocks of `threads` threads and so many bytes of shared memory.
+///
+/// # Safety
+/// Arguments are the kernel's.
+unsafe fn launch<const N: usize>(
+    function: &Function,
+    [blocks, threads, shared_bytes]: [u64; 3],
+    stream: &Stream,
+    arguments: [Argument; N],
+) -> Result<()> {
+    check_operand("cluster blocks", blocks, 1..=i32::MAX as u64)?;
+    let shape = LaunchShape::linear(blocks as u32, threads as u32).with_shared_bytes(shared_bytes as u32);
+    // SAFETY: the caller's word.
+    unsafe { launch_with(function, &shape, stream, arguments) }
+}
