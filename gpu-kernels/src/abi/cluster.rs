@@ -161,7 +161,7 @@ pub mod pages {
     use super::WARP;
 
     /// Threads of a block.
-    pub const BLOCK: u32 = 1024;
+    pub const BLOCK: u32 = 256;
 
     /// Shared memory of a block, in bytes.
     pub const SHARED_BYTES: u32 = 4 * 2 * (BLOCK / WARP);

@@ -2,6 +2,8 @@
 
 #[path = "kernels/attend.rs"]
 mod attend;
+#[path = "kernels/cluster.rs"]
+mod cluster;
 #[path = "kernels/fill_random.rs"]
 mod fill_random;
 #[path = "kernels/index.rs"]

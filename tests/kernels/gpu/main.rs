@@ -9,6 +9,7 @@
 mod attend;
 mod backend;
 mod blas;
+mod cluster;
 mod conformance;
 mod driver;
 mod engine;
@@ -107,6 +108,7 @@ fn main() -> ExitCode {
     let tests = [
         attend::tests(),
         blas::tests(),
+        cluster::tests(),
         engine::tests(),
         fill_random::tests(),
         index::tests(),

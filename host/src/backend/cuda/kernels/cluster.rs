@@ -228,6 +228,7 @@ impl ClusterRun<'_> {
     pub unsafe fn launch(&self, kernels: &Kernels, stream: &Stream) -> Result<()> {
         // SAFETY: each comes behind those that it needs; the caller answers for the rest.
         unsafe {
+            self.sums(kernels, stream)?;
             self.start(kernels, stream)?;
             for _ in 0..cluster::ITERATIONS {
                 self.assign(kernels, stream)?;
@@ -241,16 +242,26 @@ impl ClusterRun<'_> {
     }
 
     launches! {
-        /// The sums of keys, the mean, and the centroids that k-means starts with: two launches.
+        /// Sums of keys, of parts of the run.
+        sums: |run, kernels, stream| {
+            let ClusterShape { tokens, kv_heads, head_words, .. } = run.shape;
+            let width = kv_heads * head_words;
+            let arguments: [Argument; 5] = [
+                run.keys.into(),
+                run.first.into(),
+                tokens.into(),
+                width.into(),
+                (&run.scratch.sums).into(),
+            ];
+            let shape = [cluster::sums::grid(tokens, width), cluster::sums::BLOCK.into(), 0];
+            // SAFETY: order and types are the kernel's; sizes are those of the buffers; the caller answers for what is in them.
+            unsafe { launch(&kernels.cluster.sums, shape, stream, arguments) }
+        }
+
+        /// The mean, and the centroids that k-means starts with.
         start: |run, kernels, stream| {
             let ClusterShape { tokens, kv_heads, head_words, spans, span_centroids } = run.shape;
             let ClusterScratch { sums, means, centroids, biases, .. } = run.scratch;
-            let width = kv_heads * head_words;
-            let blocks = cluster::sums::grid(tokens, width);
-            let arguments: [Argument; 5] =
-                [run.keys.into(), run.first.into(), tokens.into(), width.into(), sums.into()];
-            // SAFETY: order and types are the kernel's; sizes are those of the buffers; the caller answers for what is in them.
-            unsafe { launch(&kernels.cluster.sums, [blocks, cluster::sums::BLOCK.into(), 0], stream, arguments)? };
             let arguments: [Argument; 11] = [
                 run.keys.into(),
                 run.first.into(),
