@@ -6,7 +6,9 @@ use half::bf16;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use spinkv::backend::cuda::driver::{DeviceBuffer, PinnedArena, Result as DriverResult, Stream};
-use spinkv::backend::cuda::kernels::{ClusterPages, ClusterRun, ClusterScratch, ClusterShape, ClusterTables};
+use spinkv::backend::cuda::kernels::{
+    ClusterPages, ClusterRun, ClusterScratch, ClusterShape, ClusterTables, Kernels,
+};
 use spinkv::memory::Word;
 use spinkv_kernels::abi::cluster::{ITERATIONS, NO_TOKEN, max_pages, max_partitions};
 use spinkv_kernels::abi::{SLAB_PAGES, WORD_BYTES, WORD_ELEMENTS};

@@ -74,7 +74,7 @@ pub unsafe fn cluster_update(
         at += 1;
     }
     // Not for a sum of no member, of which the square is no number, nor where members are all as the mean.
-    let valid = square >= f32::MIN_POSITIVE && square < f32::INFINITY;
+    let valid = (f32::MIN_POSITIVE..f32::INFINITY).contains(&square);
     let centroids = Centroids { words: centroids, biases, lanes: head_words };
     // Groups have the same; the first one's lanes write.
     centroids.store(place, centroid, mean, valid && warp::lane_id() < head_words);

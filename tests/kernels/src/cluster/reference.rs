@@ -234,7 +234,7 @@ impl ClusterCase {
             let mut centroid: Vec<f32> =
                 sum.iter().zip(&mean).map(|(sum, mean)| sum * scale - mean).collect();
             let square = self.product(&centroid, &centroid);
-            if square >= f32::MIN_POSITIVE && square < f32::INFINITY {
+            if (f32::MIN_POSITIVE..f32::INFINITY).contains(&square) {
                 let length = rsqrt_approx(square);
                 centroid.iter_mut().for_each(|channel| *channel *= length);
                 self.set_centroid(state, place, &centroid, &mean);
