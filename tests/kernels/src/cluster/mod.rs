@@ -305,7 +305,12 @@ impl ClusterCase {
             }
         }
         self.keys.extend(&nowhere);
-        let number = |rng: &mut ChaCha8Rng| bf16::from_f32(normal(rng));
+        // What is added between two of the large ones that cancel loses bits, so the order of a sum shows.
+        let number = |rng: &mut ChaCha8Rng| match rng.random_range(0..200) {
+            0 => bf16::from_f32(4_194_304.0),
+            1 => bf16::from_f32(-4_194_304.0),
+            _ => bf16::from_f32(normal(rng)),
+        };
         let run = self.first * nowhere.len()..(self.first + self.tokens) * nowhere.len();
         self.values = self.keys.clone();
         for word in &mut self.values[run] {
@@ -340,13 +345,16 @@ impl ClusterCase {
         let partitions = self.segments * self.request_rows * self.segment_partitions;
         let words = |words: usize| vec![POISON; words];
         let poison = POISON as u32;
+        // What is behind the last token may look like a cluster.
+        let mut assigned = vec![self.clusters() as u32 - 1; tokens.next_multiple_of(4)];
+        assigned[..tokens].fill(poison);
         let totals = self.before.iter().flat_map(|row| [[poison; 4], *row]);
         State {
             sums: words(sums::parts(tokens as u32) as usize * kv_heads * 2 * head_words),
             means: words(kv_heads * 2 * head_words),
             centroids: words(clusters * head_words),
             biases: vec![f32::from_bits(poison); clusters],
-            assigned: vec![poison; kv_heads * tokens.next_multiple_of(4)],
+            assigned: assigned.repeat(kv_heads),
             sizes: vec![0; clusters],
             totals: totals.collect(),
             firsts: vec![POISON as u64; clusters],
