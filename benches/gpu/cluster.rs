@@ -125,7 +125,7 @@ fn prompt(bench: &mut Bench, prompt_tokens: u32) -> Result<(), Box<dyn Error>> {
     let page_bytes = u64::from(stored) * (page_words * WORD_BYTES) as u64;
     let shape_of = || Shape::new(name.clone()).context(prompt_tokens);
     // SAFETY: as above, and all stages have run before.
-    let launch = |stage: Stage<'_>| unsafe { stage(&run, &kernels, &stream) };
+    let launch = unsafe { launcher(&run, &kernels, &stream) };
     // `cluster_pages` counts on from run to run, so each begins anew.
     let pages_anew = || {
         totals.fill_bytes(&stream, 0..totals.len(), 0)?;
@@ -157,6 +157,19 @@ fn prompt(bench: &mut Bench, prompt_tokens: u32) -> Result<(), Box<dyn Error>> {
         launch(ClusterRun::finish)
     })?;
     Ok(())
+}
+
+/// Launches stages of `run`, one by one.
+///
+/// # Safety
+/// As for all of them.
+unsafe fn launcher<'a>(
+    run: &'a ClusterRun<'a>,
+    kernels: &'a Kernels,
+    stream: &'a Stream,
+) -> impl Fn(Stage<'a>) -> DriverResult<()> {
+    // SAFETY: the caller's part.
+    move |stage| unsafe { stage(run, kernels, stream) }
 }
 
 /// Refuses to time clusters that are wrong: every token of a head is in one place, and its pages on the host hold it.
