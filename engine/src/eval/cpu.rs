@@ -125,9 +125,9 @@ impl Job<'_> {
         (self.context + self.context * self.context / 4096) as u64
     }
 
-    /// Cost of a cell.
+    /// Cost of a cell: Index and Offload, then its steps.
     fn cell_units(&self, evaluation: &Evaluation) -> u64 {
-        (self.context / 16 + self.context / 1024 * evaluation.steps(self.task) + 8) as u64
+        (self.context / 8 + (self.context / 256 + 16) * evaluation.steps(self.task)) as u64
     }
 
     fn units(&self, evaluation: &Evaluation) -> u64 {

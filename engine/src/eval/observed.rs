@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::time::Instant;
 
 use spinkv::backend::cpu::CpuBackend;
 use spinkv::backend::cpu::math::dot;
@@ -8,7 +9,6 @@ use spinkv::pipeline::{Counters, RequestId};
 use spinkv::{KvConfig, Result};
 
 use super::Recall;
-use super::stored::stored;
 
 /// The CPU backend, and beside it each request's keys, from which every decode step's true attention follows:
 ///
@@ -38,6 +38,7 @@ impl Observed {
     }
 
     fn observe(&mut self, step: &Step<'_>, queries: &[f32]) {
+        let start = Instant::now();
         let Self { inner, keys, recall: Some(recall) } = self else { return };
         let shape = *inner.config().shape();
         let layout = *inner.config().layout();
@@ -67,6 +68,7 @@ impl Observed {
                 }
             }
         }
+        recall.time += start.elapsed();
     }
 }
 
@@ -112,7 +114,7 @@ impl Backend for Observed {
             for entry in step.entries {
                 let new = entry.new * shape.kv_heads * shape.head_dim;
                 let layers = self.keys.get_mut(&entry.request).expect("an admitted request");
-                layers[step.layer].extend(stored(dtype, &keys[first..][..new]));
+                layers[step.layer].extend(keys[first..][..new].iter().map(|element| dtype.round(*element)));
                 first += new;
             }
         }

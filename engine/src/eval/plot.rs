@@ -36,7 +36,9 @@ fn draw(
     root.fill(&WHITE)?;
     let (heading, panels) = root.split_vertically(HEADING);
     let style = (FONT, 17).into_font().style(FontStyle::Bold).color(&BLACK);
-    let title = format!("Accuracy over bytes fetched: {}, {} prompts a point", report.model, report.prompts);
+    let model =
+        Path::new(&report.model).file_name().map_or_else(String::new, |name| name.to_string_lossy().into());
+    let title = format!("Accuracy over bytes fetched: {model}, {} prompts a point", report.prompts);
     heading.draw(&Text::new(title, (14, 10), style))?;
     let methods = distinct(report, |cell| cell.method.clone());
     let mut x = 16;

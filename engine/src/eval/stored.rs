@@ -2,7 +2,7 @@ use std::ops::ControlFlow;
 
 use spinkv::backend::cpu::attend_prompt;
 use spinkv::backend::{Backend, PromptChunk, Step, StepKind};
-use spinkv::memory::{KvDtype, MemoryUsage, RequestPlan};
+use spinkv::memory::{MemoryUsage, RequestPlan};
 use spinkv::pipeline::{Counters, Pipeline, RequestId};
 use spinkv::{Error as KvError, KvConfig, Result as KvResult};
 
@@ -11,9 +11,8 @@ use crate::model::{Model, Wanted};
 
 /// What a prompt leaves behind in every layer: all that a method's Index, Offload and first Select see of it.
 ///
-/// K and V are as pages store them. Storing them once more changes nothing, so a request that is [fed](Self::feed) holds the same
-/// bytes, bit for bit, as one whose prompt passed through the model; the outputs of the prompt's own attention, which is dense
-/// whatever the method, are in `logits` already.
+/// A request that is [fed](Self::feed) holds the same bytes, bit for bit, as one whose prompt passed through the model. The outputs of
+/// the prompt's own attention, which is dense whatever the method, are in `logits` already.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoredPrompt {
     tokens: usize,
@@ -24,7 +23,7 @@ pub struct StoredPrompt {
 
 #[derive(Clone, Debug, Default, PartialEq)]
 struct StoredLayer {
-    /// `[tokens, kv_heads, head_dim]`, rotated.
+    /// `[tokens, kv_heads, head_dim]`, rotated, unrounded.
     keys: Vec<f32>,
     values: Vec<f32>,
     /// Of the last token, `[query_heads, head_dim]`, rotated.
@@ -134,10 +133,9 @@ impl Backend for Capture {
     }
 
     fn offload(&mut self, step: &Step<'_>, keys: &[f32], values: &[f32]) -> KvResult<()> {
-        let dtype = self.config.layout().dtype();
         let layer = &mut self.layers[step.layer];
-        layer.keys.extend(stored(dtype, keys));
-        layer.values.extend(stored(dtype, values));
+        layer.keys.extend_from_slice(keys);
+        layer.values.extend_from_slice(values);
         Ok(())
     }
 
@@ -182,9 +180,4 @@ impl Backend for Capture {
     fn usage(&self) -> MemoryUsage {
         MemoryUsage::default()
     }
-}
-
-/// `elements` as pages store them.
-pub(super) fn stored(dtype: KvDtype, elements: &[f32]) -> impl Iterator<Item = f32> {
-    elements.iter().map(move |element| dtype.round(*element))
 }

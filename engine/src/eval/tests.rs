@@ -3,14 +3,15 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use spinkv::memory::KvDtype;
-use spinkv::pipeline::Budget;
+use spinkv::backend::cpu::CpuBackend;
+use spinkv::memory::{KvDtype, MemoryLimits};
+use spinkv::pipeline::{Budget, Counters, Pipeline};
 
 use super::*;
 use crate::config::ModelConfig;
 use crate::error::Error;
 use crate::model::{DecodeToken, Model};
-use crate::runner::Runner;
+use crate::runner::{CpuRunner, Runner};
 use crate::tokenizer::Tokenizer;
 
 struct Bundled {
@@ -165,40 +166,65 @@ fn a_window_is_text_as_it_stands() {
     }
 }
 
-/// What a cell takes over is what the model's own pass would have given it: the same logits and the same movements at every step.
+/// What a cell takes over is what generation has: the same logits and the same movements at every step.
 #[test]
 fn a_stored_prompt_is_the_plain_path_bit_for_bit() {
     let Bundled { model, tokenizer, .. } = bundled();
     for kv_dtype in [KvDtype::Bf16, KvDtype::F32] {
         let evaluation = evaluation(EvalOptions { kv_dtype, ..small() }).unwrap();
-        let question = evaluation.question(tokenizer, Task::Needle, 1024, 0).unwrap();
-        let stored =
-            StoredPrompt::new(model, &evaluation.dense, &question.prompt, |_, _| ControlFlow::Continue(()));
+        let Question { prompt, .. } = evaluation.question(tokenizer, Task::Needle, 1024, 0).unwrap();
+        let stored = StoredPrompt::new(model, &evaluation.dense, &prompt, |_, _| ControlFlow::Continue(()));
         let stored = stored.unwrap();
         for cell in evaluation.cells().iter().filter(|cell| cell.task == Task::Needle) {
-            let mut runners = [None, Some(&stored)]
-                .map(|stored| CellRunner::new(model, cell.kv.clone(), 0.5, true, stored));
-            let mut requests = Vec::new();
-            let mut prompts = Vec::new();
-            for runner in &mut runners {
-                let request = runner.admit(1024).unwrap();
-                requests.push(request);
-                let nothing = &mut |_, _| ControlFlow::Continue(());
-                prompts.push(runner.prefill(request, &question.prompt, nothing).unwrap());
-            }
-            assert_eq!(prompts[0], prompts[1]);
-            for token in [223, 22, 18, 25, 19] {
-                let [plain, taken] = [0, 1].map(|index| {
-                    let request = requests[index];
-                    let logits = runners[index].decode(&[DecodeToken { request, token }]).unwrap();
-                    let mut recall = runners[index].take_recall().unwrap();
-                    recall.time = Default::default();
-                    (logits, runners[index].counters().unwrap(), recall)
-                });
-                assert_eq!(plain, taken, "{} {kv_dtype:?}", cell.method);
+            let backend = CpuBackend::new(cell.kv.clone(), MemoryLimits::default());
+            let plain = CpuRunner::new(model, Pipeline::new(backend).with_buffering(0.5));
+            let expected = steps(plain, &prompt);
+            for stored in [None, Some(&stored)] {
+                let runner = CellRunner::new(model, cell.kv.clone(), 0.5, true, stored);
+                assert!(
+                    steps(runner, &prompt) == expected,
+                    "{} {kv_dtype:?} {}",
+                    cell.method,
+                    stored.is_some()
+                );
             }
         }
     }
+}
+
+/// The logits of a prompt and of some steps after it, and what had happened to pages by then.
+fn steps(mut runner: impl Runner, prompt: &[u32]) -> Vec<(Vec<f32>, Counters)> {
+    let request = runner.admit(1024).unwrap();
+    let logits = runner.prefill(request, prompt, &mut |_, _| ControlFlow::Continue(())).unwrap();
+    let mut steps = vec![(logits, runner.counters().unwrap())];
+    for token in [223, 22, 18, 25, 19] {
+        let logits = runner.decode(&[DecodeToken { request, token }]).unwrap();
+        steps.push((logits, runner.counters().unwrap()));
+    }
+    assert!(steps[5].1.hits > 0);
+    steps
+}
+
+/// On a GPU all prompts of a cell use one memory: each result is that prompt's alone.
+#[test]
+fn prompts_on_one_memory_are_counted_one_by_one() {
+    let Bundled { model, tokenizer, .. } = bundled();
+    let evaluation = evaluation(small()).unwrap();
+    let cell = evaluation.cells().iter().find(|cell| cell.method.name() == "shadowkv").unwrap();
+    let questions = [0, 1].map(|prompt| evaluation.question(tokenizer, cell.task, 1024, prompt).unwrap());
+    let new = || CellRunner::new(model, cell.kv.clone(), 0.5, true, None);
+    let measured = |runner: &mut CellRunner<'_>, question| {
+        let (mut measured, _) = measure(runner, tokenizer, question, 1024, None).unwrap();
+        assert_eq!(runner.usage().host.pages, 0, "nothing stays admitted");
+        measured.seconds = Seconds::default();
+        measured.recall.as_mut().unwrap().time = Default::default();
+        measured
+    };
+    let apart = questions.each_ref().map(|question| measured(&mut new(), question));
+    let mut runner = new();
+    let together = questions.each_ref().map(|question| measured(&mut runner, question));
+    assert_eq!(together, apart);
+    assert!(apart.iter().all(|one| one.misses > 0 && one.warm_pages > 0));
 }
 
 #[test]
