@@ -229,7 +229,8 @@ fn prompts_on_one_memory_are_counted_one_by_one() {
 
 #[test]
 fn dense_reads_all_attention_and_a_budget_part_of_it() {
-    let evaluation = evaluation(small()).unwrap();
+    let methods = methods(&["dense", "shadowkv:outliers=0"]);
+    let evaluation = evaluation(EvalOptions { methods, ..small() }).unwrap();
     let mut journal = Journal::in_memory();
     run_all(&evaluation, &mut journal, 1);
     let report = Report::new(&evaluation, String::new(), "cpu", &journal);
