@@ -113,8 +113,12 @@ impl Stage {
             match self {
                 Self::Index => step.index.map_or(Ok(()), |index| index.launch(kernels, stream)),
                 Self::Append => step.append.launch(kernels, stream),
-                Self::Score => step.select.map_or(Ok(()), |(score, _)| score.launch(kernels, stream)),
-                Self::Select => step.select.map_or(Ok(()), |(_, select)| select.launch(kernels, stream)),
+                Self::Score => {
+                    step.select.map_or(Ok(()), |select| select.launches().0.launch(kernels, stream))
+                }
+                Self::Select => {
+                    step.select.map_or(Ok(()), |select| select.launches().1.launch(kernels, stream))
+                }
                 Self::Resolve => step.resolve.launch(kernels, stream),
                 Self::Gather => step.gather.launch(kernels, stream),
                 Self::Attend => step.attend.launch(kernels, stream),

@@ -206,9 +206,8 @@ impl Layer {
             if let Some(index) = index {
                 index.launch(&self.kernels, &self.stream)?;
             }
-            if let Some((score, select)) = select {
-                score.launch(&self.kernels, &self.stream)?;
-                select.launch(&self.kernels, &self.stream)?;
+            if let Some(select) = select {
+                select.launch(&self.kernels, &self.stream, |_| Ok(()))?;
             }
         }
         let counts = self.sets[0].id_counts.to_vec(&self.stream)?;

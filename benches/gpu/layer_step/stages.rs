@@ -5,6 +5,7 @@ use spinkv::backend::cuda::kernels::{
     Append, Attend, Awaited, Gather, IndexOperator, IndexStep, OffloadPages, PartitionPages, Resolve, Score,
     SelectPartitions, SummaryTable,
 };
+use spinkv::backend::cuda::operators::{LayerIndex, LayerSelect};
 use spinkv::pipeline::GroupMerge;
 use spinkv_kernels::abi::SEGMENT_KEYS;
 
@@ -18,7 +19,7 @@ impl Layer {
         let tables = self.tables.of(set);
         let set = &self.sets[set];
         LayerStep {
-            index: Some(IndexStep {
+            index: Some(LayerIndex::InTree(IndexStep {
                 table: SummaryTable {
                     operator: IndexOperator::Mean,
                     entries: &self.entries,
@@ -34,7 +35,7 @@ impl Layer {
                 steady: tables.steady,
                 pool: &set.pool,
                 page_tokens: PAGE_TOKENS as u32,
-            }),
+            })),
             append: Append {
                 pages: OffloadPages {
                     entries: &self.entries,
@@ -51,7 +52,7 @@ impl Layer {
                 keys: &self.keys,
                 values: &self.values,
             },
-            select: Some((
+            select: Some(LayerSelect::InTree(
                 Score {
                     entries: &self.entries,
                     directories: tables.directories,

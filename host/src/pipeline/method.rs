@@ -3,6 +3,8 @@ use std::str::FromStr;
 
 use super::{Budget, SteadyZone};
 use crate::KvShape;
+#[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+use crate::backend::cuda::operators::{LoadIndex, LoadSelect, OperatorSizes};
 use crate::partition::PartitionKind;
 
 /// A sparse-attention method: its Index and its Select. Offload, Retrieve and Attention are shared by all.
@@ -146,6 +148,16 @@ pub trait Summarize: fmt::Debug + Send + Sync {
 
     /// Writes the summary of a partition.
     fn summarize(&self, partition: &Partition<'_>, summary: &mut [f32]);
+
+    /// The same on NVIDIA GPUs, for a backend of these sizes; `None`, as by default, for an operator that runs on the CPU alone, which the cuda
+    /// backend refuses. See [`operators`](crate::backend::cuda::operators).
+    ///
+    /// # Errors
+    /// Sizes that its kernels do not have, as [`Error::UnsupportedOnGpu`](crate::Error::UnsupportedOnGpu).
+    #[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+    fn on_gpu<'a>(&'a self, _sizes: &OperatorSizes) -> crate::Result<Option<LoadIndex<'a>>> {
+        Ok(None)
+    }
 }
 
 /// Which of a request's rows something belongs to; methods with weights have others for each.
@@ -258,6 +270,16 @@ pub trait Pick: fmt::Debug + Send + Sync {
     /// Appends to `ids` the partitions to read, of at least one candidate: ascending, each once, within `candidates.ids()`, and at most
     /// `candidates.limit` of them.
     fn pick(&self, candidates: &Candidates<'_>, ids: &mut Vec<u32>);
+
+    /// The same on NVIDIA GPUs, for a backend of these sizes; `None`, as by default, for an operator that runs on the CPU alone, which the cuda
+    /// backend refuses. See [`operators`](crate::backend::cuda::operators).
+    ///
+    /// # Errors
+    /// Sizes that its kernels do not have, as [`Error::UnsupportedOnGpu`](crate::Error::UnsupportedOnGpu).
+    #[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+    fn on_gpu<'a>(&'a self, _sizes: &OperatorSizes) -> crate::Result<Option<LoadSelect<'a>>> {
+        Ok(None)
+    }
 }
 
 /// What a [`Pick`] chooses from: one row and the queries that read it.
@@ -268,6 +290,8 @@ pub struct Candidates<'a> {
     pub place: Place,
     /// Rotated queries of the group, `[group, head_dim]`.
     pub queries: &'a [f32],
+    /// Their position in the sequence: that of its last token.
+    pub position: usize,
     /// Elements of one query.
     pub head_dim: usize,
     /// Summaries, `[partitions, width]`; empty without an Index.

@@ -169,8 +169,14 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
         outputs: &outputs,
         lse: &lse,
     };
-    let right =
-        LayerStep { index: Some(index), append, select: Some((score, select)), resolve, gather, attend };
+    let right = LayerStep {
+        index: Some(index.into()),
+        append,
+        select: Some((score, select).into()),
+        resolve,
+        gather,
+        attend,
+    };
     driver.log();
     // SAFETY: the stand-in's kernels touch nothing.
     let launch = |step: LayerStep<'_>| unsafe { step.launch(&kernels, &stream) };
@@ -180,14 +186,14 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
     launch(LayerStep { index: None, select: None, ..right }).unwrap();
     assert_eq!(launched(&driver), ["append", "resolve", "gather", "attend_64"]);
 
-    let with_table = |table| LayerStep { index: Some(IndexStep { table, ..index }), ..right };
+    let with_table = |table| LayerStep { index: Some(IndexStep { table, ..index }.into()), ..right };
     let with_pages = |pages| LayerStep { append: Append { pages, ..append }, ..right };
-    let with_score = |score| LayerStep { select: Some((score, select)), ..right };
-    let with_select = |select| LayerStep { select: Some((score, select)), ..right };
+    let with_score = |score| LayerStep { select: Some((score, select).into()), ..right };
+    let with_select = |select| LayerStep { select: Some((score, select).into()), ..right };
     let with_resolve = |resolve| LayerStep { resolve, ..right };
     let with_gather = |gather| LayerStep { gather, ..right };
     let with_attend = |attend| LayerStep { attend, ..right };
-    let pages_of_four = LayerStep { index: Some(IndexStep { page_tokens: 4, ..index }), ..right };
+    let pages_of_four = LayerStep { index: Some(IndexStep { page_tokens: 4, ..index }.into()), ..right };
     let of_layer_0 = Marks { forced: None, masked: None, words: 1, first_row: 0 };
     let other_logits = SelectPartitions { logits: &more_logits, ..select };
     for (what, expected, found, wrong) in [
@@ -235,10 +241,10 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
     }
     let summarised_elsewhere = with_table(SummaryTable { summaries: &other_pool, ..summary_table });
     let bounds = LayerStep {
-        index: Some(IndexStep {
-            table: SummaryTable { operator: IndexOperator::Bounds, ..summary_table },
-            ..index
-        }),
+        index: Some(
+            IndexStep { table: SummaryTable { operator: IndexOperator::Bounds, ..summary_table }, ..index }
+                .into(),
+        ),
         ..right
     };
     for (what, wrong) in [

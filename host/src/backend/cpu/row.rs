@@ -315,6 +315,7 @@ impl Row {
                 let candidates = Candidates {
                     place,
                     queries,
+                    position: entry.after() - 1,
                     head_dim,
                     summaries: &in_one_piece(config, summaries, ids),
                     first,

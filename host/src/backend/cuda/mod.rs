@@ -1,13 +1,15 @@
 //! NVIDIA GPUs.
 //!
 //! The [`driver`] layer (devices, memory, streams, modules, launches, graphs), the [`kernels`] on it, a decode step's stages as one
-//! [`LayerStep`], what comes back between steps by a [`Restore`], and all of it as a [`CudaBackend`].
+//! [`LayerStep`], what comes back between steps by a [`Restore`], and all of it as a [`CudaBackend`]; a method's own
+//! Index and Select as [`operators`].
 
 mod backend;
 pub mod blas;
 pub mod driver;
 mod host_memory;
 pub mod kernels;
+pub mod operators;
 mod restore;
 mod step;
 

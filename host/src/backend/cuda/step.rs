@@ -1,9 +1,8 @@
 use bytemuck::Pod;
 
 use super::driver::{DeviceBuffer, DriverError, Graph, Result, Stream, check_length, check_operand};
-use super::kernels::{
-    Append, Attend, Awaited, Gather, IndexOperator, IndexStep, Kernels, Resolve, Score, SelectPartitions,
-};
+use super::kernels::{Append, Attend, Awaited, Gather, IndexOperator, IndexStep, Kernels, Resolve};
+use super::operators::{LayerIndex, LayerSelect, StepIndex};
 
 /// One layer of a decode step from Index to Attention: all five stages, in this order on one stream. Every decision is taken on the
 /// GPU, from entries, tables and queries that lie there, so it can be captured once and replayed for every step of a batch.
@@ -16,11 +15,11 @@ use super::kernels::{
 #[derive(Clone, Copy, Debug)]
 pub struct LayerStep<'a> {
     /// Index: summaries of the partitions that leave the steady zone; `None` for methods without.
-    pub index: Option<IndexStep<'a>>,
+    pub index: Option<LayerIndex<'a>>,
     /// Offload: the new tokens, and pages that they fill.
     pub append: Append<'a>,
     /// Select: the queries against the summaries, and the best partitions of each row.
-    pub select: Option<(Score<'a>, SelectPartitions<'a>)>,
+    pub select: Option<LayerSelect<'a>>,
     /// Retrieve: tables, and what to copy.
     pub resolve: Resolve<'a>,
     /// Retrieve: the copies.
@@ -42,14 +41,14 @@ impl LayerStep<'_> {
         let first_row = layer * kv_heads;
         let (page_tokens, head_words) = (pages.page_tokens as usize, pages.head_words as usize);
         let page_words = page_tokens.saturating_mul(head_words).saturating_mul(2);
-        if let Some(IndexStep { table, page_tokens: of_index, .. }) = index {
+        if let Some(StepIndex { rows, page_tokens: of_index, .. }) = index.map(|index| index.stage()) {
             all(&[
-                ("index requests", requests, table.entries.len()),
-                ("index kv_heads", kv_heads, table.kv_heads as usize),
-                ("index first_row", first_row, table.first_row as usize),
-                ("index request_rows", request_rows, table.request_rows as usize),
-                ("index head_words", head_words, table.head_words as usize),
-                ("index page_tokens", page_tokens, *of_index as usize),
+                ("index requests", requests, rows.entries.len()),
+                ("index kv_heads", kv_heads, rows.kv_heads as usize),
+                ("index first_row", first_row, rows.first_row as usize),
+                ("index request_rows", request_rows, rows.request_rows as usize),
+                ("index head_words", head_words, rows.head_words as usize),
+                ("index page_tokens", page_tokens, of_index as usize),
             ])?;
         }
         all(&[
@@ -57,7 +56,7 @@ impl LayerStep<'_> {
             ("append kv_heads", kv_heads, pages.kv_heads as usize),
             ("append first_row", first_row, pages.first_row as usize),
         ])?;
-        if let Some((score, select)) = select {
+        if let Some((score, select)) = select.as_ref().map(LayerSelect::launches) {
             all(&[
                 ("score requests", requests, score.entries.len()),
                 ("score kv_heads", kv_heads, score.kv_heads as usize),
@@ -117,15 +116,15 @@ impl LayerStep<'_> {
             ("attend steady", at(tables.steady), at(attend.steady)),
             ("attend pool", at(gather.device_pages), at(attend.pool)),
         ];
-        if let Some(IndexStep { table, steady, pool, .. }) = index {
+        if let Some(StepIndex { rows, steady, pool, .. }) = index.map(|index| index.stage()) {
             same.extend([
-                ("index entries", at(resolve.entries), at(table.entries)),
-                ("index directories", at(tables.directories), at(table.directories)),
+                ("index entries", at(resolve.entries), at(rows.entries)),
+                ("index directories", at(tables.directories), at(rows.directories)),
                 ("index steady", at(tables.steady), at(steady)),
                 ("index pool", at(gather.device_pages), at(pool)),
             ]);
         }
-        if let Some((score, select)) = select {
+        if let Some((score, select)) = select.as_ref().map(LayerSelect::launches) {
             same.extend([
                 ("score entries", at(resolve.entries), at(score.entries)),
                 ("score directories", at(tables.directories), at(score.directories)),
@@ -138,10 +137,14 @@ impl LayerStep<'_> {
             );
         }
         // Not Select's entries: a layer may select by limits of its own.
-        if let (Some((score, _)), Some(IndexStep { table, .. })) = (select, index) {
-            same.push(("score summaries", at(table.summaries), at(score.summaries)));
-            let bounds = u64::from(table.operator == IndexOperator::Bounds);
-            check_operand("score bounds", score.bounds.into(), bounds..=bounds)?;
+        if let (Some(select), Some(index)) = (select, index) {
+            let (score, _) = select.launches();
+            same.push(("score summaries", at(index.stage().rows.summaries), at(score.summaries)));
+            // What a method's own operators make of summaries is theirs to know.
+            if let (LayerSelect::InTree(..), LayerIndex::InTree(IndexStep { table, .. })) = (select, index) {
+                let bounds = u64::from(table.operator == IndexOperator::Bounds);
+                check_operand("score bounds", score.bounds.into(), bounds..=bounds)?;
+            }
         }
         if let Some(Awaited { copy_counts, arrived }) = attend.awaited {
             // What nobody counts would be awaited for ever.
@@ -195,11 +198,8 @@ impl LayerStep<'_> {
             }
             self.append.launch(kernels, stream)?;
             behind(stream)?;
-            if let Some((score, select)) = &self.select {
-                score.launch(kernels, stream)?;
-                behind(stream)?;
-                select.launch(kernels, stream)?;
-                behind(stream)?;
+            if let Some(select) = &self.select {
+                select.launch(kernels, stream, &behind)?;
             }
             self.resolve.launch(kernels, stream)?;
             behind(stream)?;

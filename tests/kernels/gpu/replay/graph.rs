@@ -8,6 +8,7 @@ use spinkv::backend::cuda::kernels::{
     Append, Attend, Awaited, Gather, IndexOperator, IndexStep, KvTables, OffloadPages, PartitionPages,
     Resolve, Score, SelectPartitions, SummaryTable,
 };
+use spinkv::backend::cuda::operators::{LayerIndex, LayerSelect};
 use spinkv::backend::cuda::{LayerStep, capture_step};
 use spinkv::pipeline::GroupMerge;
 use spinkv_kernels::abi::SEGMENT_KEYS;
@@ -40,7 +41,7 @@ impl World<'_> {
     fn layer<'a>(&'a self, layer: usize, inputs: &'a Inputs, lists: &'a LayerLists) -> LayerStep<'a> {
         let device = &self.device;
         LayerStep {
-            index: Some(IndexStep {
+            index: Some(LayerIndex::InTree(IndexStep {
                 table: SummaryTable {
                     operator: IndexOperator::Mean,
                     entries: &inputs.entries,
@@ -56,7 +57,7 @@ impl World<'_> {
                 steady: &device.steady,
                 pool: &device.pool,
                 page_tokens: PAGE_TOKENS as u32,
-            }),
+            })),
             append: Append {
                 pages: OffloadPages {
                     entries: &inputs.entries,
@@ -73,7 +74,7 @@ impl World<'_> {
                 keys: &inputs.keys,
                 values: &inputs.values,
             },
-            select: Some((
+            select: Some(LayerSelect::InTree(
                 Score {
                     entries: &inputs.entries,
                     directories: &device.directories,

@@ -86,6 +86,8 @@ pub(super) struct Lists {
     pub statistics: DeviceBuffer<f32>,
     /// What Select keeps of rows that shared memory cannot hold.
     pub keys: DeviceBuffer<Word>,
+    /// `[rows]` of what a method's own Select needs.
+    pub scratch: DeviceBuffer<Word>,
     pub ids: DeviceBuffer<u32>,
     pub id_counts: DeviceBuffer<u32>,
     pub pages: DeviceBuffer<u32>,
@@ -151,6 +153,7 @@ impl Lists {
             logits: DeviceBuffer::zeroed(stream, scored * stride)?,
             statistics: DeviceBuffer::zeroed(stream, scored * score::tiles(stride as u32) as usize * 2)?,
             keys: DeviceBuffer::zeroed(stream, keys)?,
+            scratch: DeviceBuffer::zeroed(stream, rows * sizes.scratch_words)?,
             ids: DeviceBuffer::zeroed(stream, rows * id_stride)?,
             id_counts: DeviceBuffer::zeroed(stream, rows)?,
             pages: DeviceBuffer::zeroed(stream, rows * list_capacity)?,
@@ -186,6 +189,7 @@ impl Lists {
             logits: self.logits.part(0..scored * stride)?,
             statistics: self.statistics.part(0..scored * score::tiles(stride as u32) as usize * 2)?,
             keys: whole(&self.keys)?,
+            scratch: self.scratch.part(0..rows * sizes.scratch_words)?,
             ids: self.ids.part(0..rows * id_stride)?,
             id_counts: self.id_counts.part(0..rows)?,
             pages: self.pages.part(0..rows * list_capacity)?,
@@ -205,7 +209,7 @@ impl Lists {
             [&self.ids, &self.id_counts, &self.pages, &self.arrived, &self.no_pages, &self.arrivals];
         let numbers = numbers.into_iter().map(DeviceBuffer::bytes).sum::<u64>();
         let floats = [&self.logits, &self.statistics, &self.lse].map(DeviceBuffer::bytes);
-        let words = [&self.keys, &self.partials].map(DeviceBuffer::bytes);
+        let words = [&self.keys, &self.partials, &self.scratch].map(DeviceBuffer::bytes);
         let counts = self.counts.iter().map(|counts| 3 * count_stride(counts.pages.len()) as u64 * 4);
         numbers
             + floats.iter().sum::<u64>()

@@ -6,6 +6,7 @@
 mod device;
 mod elastic;
 mod outliers;
+mod own;
 mod prompt;
 mod request;
 mod sizes;
@@ -23,6 +24,7 @@ use crate::memory::{Admission, HostArena, HostProgress, MemoryLimits, MemoryUsag
 use crate::pipeline::{Counters, Reach, RequestId};
 use crate::{Error, KvConfig, Result};
 use device::{Lists, RowCounts, Tables};
+use own::Own;
 use prompt::Prompt;
 use request::{Request, is_resident};
 use sizes::Sizes;
@@ -40,6 +42,7 @@ pub struct CudaBackend {
     config: KvConfig,
     sizes: Sizes,
     kernels: Kernels,
+    own: Own,
     stream: Arc<Stream>,
     tables: Tables,
     lists: Lists,
@@ -74,13 +77,15 @@ pub struct CudaBytes {
     pub summaries: u64,
     /// What the stages hand on.
     pub lists: u64,
+    /// What a method's own operators hold.
+    pub operators: u64,
 }
 
 impl CudaBytes {
     /// All kinds together.
     pub fn total(&self) -> u64 {
-        let Self { pages, tables, summaries, lists } = self;
-        pages + tables + summaries + lists
+        let Self { pages, tables, summaries, lists, operators } = self;
+        pages + tables + summaries + lists + operators
     }
 }
 
@@ -97,7 +102,7 @@ impl CudaBackend {
     /// need it.
     ///
     /// # Errors
-    /// [`Error::UnsupportedOnGpu`] for a shape, layout or method that the kernels do not have, those of [`RequestPlan::new`] for the
+    /// [`Error::UnsupportedOnGpu`] for a shape, layout or method that the kernels do not have, what a method's own operators refuse, those of [`RequestPlan::new`] for the
     /// longest request, [`Error::EmptyRequest`] for no requests, [`Error::OutOfHostMemory`] for less than a slab of each layer, and
     /// [`Error::Driver`], for instance for selections of more pages than a block has shared memory for, or out of GPU memory.
     pub fn new(context: &Context, config: KvConfig, limits: &CudaLimits) -> Result<Self> {
@@ -110,6 +115,8 @@ impl CudaBackend {
                 [sizes.slot_stride, sizes.segments, sizes.list_capacity].map(|size| size as u32);
             Resolve::check_capacity(&kernels, slots, segments, list)?;
         }
+        let own = Own::load(&config, &sizes.operators(&config), &stream)?;
+        let sizes = Sizes { scratch_words: own.scratch_words(), ..sizes };
         let tables = Tables::new(&sizes, &stream)?;
         let (lists, counts) = Lists::new(&sizes, &kernels, &stream)?;
         let memory = PinnedArena::with_capacity(context, sizes.host_bytes as usize)?;
@@ -137,6 +144,7 @@ impl CudaBackend {
             config,
             sizes,
             kernels,
+            own,
             stream,
             tables,
             lists,
@@ -191,6 +199,7 @@ impl CudaBackend {
             tables: self.tables.bytes(),
             summaries: self.tables.summaries.bytes(),
             lists: self.lists.bytes() + self.prompt.bytes(),
+            operators: self.own.bytes(),
         }
     }
 

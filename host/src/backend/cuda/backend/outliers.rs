@@ -1,7 +1,8 @@
 //! The partitions of a prompt that every step reads: found and marked on the GPU, layer by layer.
 
 use super::super::driver::{DeviceBuffer, Result as DriverResult, Stream};
-use super::super::kernels::{ChunkSpread, IndexPrompts, MarkPartitions, TopK};
+use super::super::kernels::{ChunkSpread, MarkPartitions, TopK};
+use super::super::operators::PromptIndex;
 use super::stages::Stages;
 use super::{CudaBackend, Sizes};
 
@@ -51,19 +52,19 @@ impl Outliers {
         &self,
         backend: &CudaBackend,
         stages: &Stages<'_>,
-        index: &IndexPrompts<'_>,
+        index: &PromptIndex<'_>,
         stream: &Stream,
     ) -> DriverResult<()> {
         let sizes = &backend.sizes;
-        if sizes.always == 0 || index.chunks == 0 {
+        if sizes.always == 0 || index.partitions == 0 {
             return Ok(());
         }
         let spread = ChunkSpread {
-            entries: index.table.entries,
+            entries: index.rows.entries,
             keys: index.keys,
             first_token: index.first_token,
-            first_chunk: index.first_chunk,
-            chunks: index.chunks,
+            first_chunk: index.first_partition,
+            chunks: index.partitions,
             kv_heads: sizes.kv_heads as u32,
             head_words: sizes.head_words as u32,
             chunk_tokens: sizes.partition_tokens as u32,
@@ -83,11 +84,11 @@ impl Outliers {
             selected: &self.found,
         };
         let mark = MarkPartitions {
-            entries: index.table.entries,
+            entries: index.rows.entries,
             ids: &self.ids,
             counts: &self.found,
             capacity: sizes.always as u32,
-            first_row: index.table.first_row,
+            first_row: index.rows.first_row,
             kv_heads: sizes.kv_heads as u32,
             words: sizes.mark_words as u32,
             marks: &backend.tables.marks,

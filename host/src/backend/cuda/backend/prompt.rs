@@ -7,7 +7,8 @@ use std::ops::Range;
 use spinkv_kernels::abi::{Entry, prefill};
 
 use super::super::driver::{DeviceBuffer, Event, Result as DriverResult, Stream};
-use super::super::kernels::{IndexPrompts, Kernels, Prefill, StorePrompt};
+use super::super::kernels::{Kernels, Prefill, StorePrompt};
+use super::super::operators::PromptIndex;
 use super::device::{Lists, RowCounts};
 use super::outliers::Outliers;
 use super::stages::Stages;
@@ -261,18 +262,20 @@ impl CudaBackend {
         self.prompt.follow(&self.stream)?;
         let prompt = &self.prompt;
         let stages = Stages { backend: self, lists: &prompt.lists, layer: step.layer };
-        let Some(table) = stages.summary_table(&prompt.stored) else { return Ok(()) };
-        let launch = IndexPrompts {
-            table,
+        let Some(rows) = stages.summary_rows(&prompt.stored) else { return Ok(()) };
+        let index = PromptIndex {
+            rows,
             keys,
             first_token: &prompt.first_token,
-            first_chunk: &prompt.first_partition,
-            chunks: prompt.partitions,
+            first_partition: &prompt.first_partition,
+            partitions: prompt.partitions,
         };
         // SAFETY: the entry is the prompt's, which has segments for all its partitions; keys are not written before `done`.
         unsafe {
-            launch.launch(&self.kernels, &prompt.side)?;
-            Ok(prompt.outliers.launch(self, &stages, &launch, &prompt.side)?)
+            if index.partitions > 0 {
+                stages.index_prompt(index).launch(&self.kernels, &prompt.side)?;
+            }
+            Ok(prompt.outliers.launch(self, &stages, &index, &prompt.side)?)
         }
     }
 
@@ -310,13 +313,9 @@ impl CudaBackend {
         last.copy_from(&self.stream, 0, queries, queries.len() - words, words)?;
         prompt.follow(&self.stream)?;
         let stages = Stages { backend: self, lists: &prompt.lists, layer: step.layer };
-        let Some((score, select)) = stages.select(last) else { return Ok(()) };
+        let Some(select) = stages.select(last) else { return Ok(()) };
         // SAFETY: the entry is the prompt's; its summaries are written by the launches before.
-        unsafe {
-            score.launch(&self.kernels, &prompt.side)?;
-            select.launch(&self.kernels, &prompt.side)?;
-        }
-        Ok(())
+        Ok(unsafe { select.launch(&self.kernels, &prompt.side, |_| Ok(())) }?)
     }
 
     pub(super) fn retrieve_prompt(&mut self, step: &Step<'_>) -> Result<()> {

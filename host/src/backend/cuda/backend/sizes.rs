@@ -2,6 +2,8 @@ use spinkv_kernels::abi::attend::blocks_of_group;
 use spinkv_kernels::abi::{MAX_SLOTS, SEGMENT_KEYS, SLAB_PAGES, WORD_ELEMENTS, gather};
 
 use super::super::kernels::{IndexOperator, Kernels, PartitionPages};
+use super::super::operators::OperatorSizes;
+use super::own::Own;
 use crate::memory::{KvDtype, RequestPlan};
 use crate::pipeline::{Budget, GroupMerge, Index, PartitionScore, Reach, Select};
 use crate::{Error, KvConfig, Result};
@@ -25,7 +27,10 @@ pub struct CudaLimits {
 /// What Index makes and Select reads.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Summaries {
-    pub operator: IndexOperator,
+    /// `None` without an Index, and for the method's own.
+    pub operator: Option<IndexOperator>,
+    /// Words of a summary; 0 without an Index.
+    pub words: usize,
     pub score: PartitionScore,
     pub merge: GroupMerge,
     pub budget: Budget,
@@ -79,6 +84,8 @@ pub(super) struct Sizes {
     pub planned_pages: usize,
     /// Bytes of the host arena.
     pub host_bytes: u64,
+    /// Words of scratch that a method's own Select has for a row; 0 until that is loaded.
+    pub scratch_words: usize,
 }
 
 impl Sizes {
@@ -112,18 +119,41 @@ impl Sizes {
                 gather::MAX_LISTS
             ));
         }
-        let method = config.method();
+        let (method, width) = (config.method(), config.summary_width());
         let summaries = match (method.index(), method.select()) {
-            (Index::MeanKey, Select::TopK { score: score @ PartitionScore::DotProduct, merge, budget }) => {
-                Some(Summaries { operator: IndexOperator::Mean, score, merge, budget })
-            }
-            (Index::KeyBounds, Select::TopK { score: score @ PartitionScore::Bound, merge, budget }) => {
-                Some(Summaries { operator: IndexOperator::Bounds, score, merge, budget })
-            }
             (Index::Nothing, Select::Nothing | Select::Everything) => None,
-            _ => return refuse(format!("method {}: it has operators of its own", method.name())),
+            (_, Select::Nothing | Select::Everything) => {
+                return refuse(format!("method {}: it makes summaries that nothing reads", method.name()));
+            }
+            (index, select) => {
+                let operator = match index {
+                    Index::MeanKey => Some(IndexOperator::Mean),
+                    Index::KeyBounds => Some(IndexOperator::Bounds),
+                    Index::Nothing | Index::Custom(_) => None,
+                };
+                if !width.is_multiple_of(WORD_ELEMENTS) {
+                    return refuse(format!("summaries of {width} elements: a multiple of {WORD_ELEMENTS}"));
+                }
+                let words = width / WORD_ELEMENTS;
+                match select {
+                    Select::TopK { score, merge, budget } => {
+                        Some(Summaries { operator, words, score, merge, budget })
+                    }
+                    Select::Custom { budget, .. } => {
+                        let (score, merge) = (PartitionScore::DotProduct, GroupMerge::Max);
+                        Some(Summaries { operator, words, score, merge, budget })
+                    }
+                    Select::Nothing | Select::Everything => None,
+                }
+            }
         };
         let ruled = config.reaches().iter().any(|reach| *reach != Reach::Selected);
+        if ruled && matches!(method.select(), Select::Custom { .. }) {
+            return refuse(format!(
+                "rows that reach otherwise than method {}, whose Select is its own",
+                method.name()
+            ));
+        }
         if ruled && summaries.is_none() {
             return refuse(format!(
                 "rows that reach otherwise than method {}, which scores nothing",
@@ -168,7 +198,7 @@ impl Sizes {
             let slab = (SLAB_PAGES as usize * layout.page_bytes()) as u64;
             (limits.requests * plan.host_slabs()).max(shape.layers) as u64 * slab
         });
-        Ok(Self {
+        let sizes = Self {
             requests: limits.requests,
             max_tokens: limits.max_tokens,
             layers: shape.layers,
@@ -201,7 +231,24 @@ impl Sizes {
             pool_pages: planned_pages,
             planned_pages: planned_pages.saturating_sub(extra),
             host_bytes,
-        })
+            scratch_words: 0,
+        };
+        Own::check(config, &sizes.operators(config))?;
+        Ok(sizes)
+    }
+
+    /// What a method's own operators are loaded for.
+    pub fn operators(&self, config: &KvConfig) -> OperatorSizes {
+        OperatorSizes {
+            shape: *config.shape(),
+            requests: self.requests,
+            max_tokens: self.max_tokens,
+            page_tokens: self.page_tokens,
+            partition_tokens: self.partition_tokens,
+            summary_width: config.summary_width(),
+            stride: self.stride,
+            capacity: self.id_stride,
+        }
     }
 
     /// Rows of a request.
@@ -221,8 +268,7 @@ impl Sizes {
 
     /// Words of the summaries of one segment, of all rows.
     pub fn summary_words(&self) -> usize {
-        let parts = self.summaries.map_or(0, |summaries| summaries.operator.parts() as usize);
-        self.rows() * self.segment_partitions * parts * self.head_words
+        self.rows() * self.segment_partitions * self.summaries.map_or(0, |summaries| summaries.words)
     }
 
     /// Blocks that share a row's tokens in the attention of a batch, of which all requests, or not all, are resident.

@@ -4,8 +4,11 @@ use std::cell::Cell;
 
 use super::super::driver::{DeviceBuffer, Result as DriverResult};
 use super::super::kernels::{
-    Append, Attend, Awaited, Gather, IndexStep, Marks, OffloadPages, Resolve, Score, SelectPartitions,
-    SummaryTable,
+    Append, Attend, Awaited, Gather, IndexOperator, IndexStep, Marks, OffloadPages, Resolve, Score,
+    SelectPartitions,
+};
+use super::super::operators::{
+    GpuIndex, LayerIndex, LayerSelect, PromptIndex, PromptLaunch, SelectStage, StepIndex, SummaryRows,
 };
 use super::super::step::LayerStep;
 use super::device::Lists;
@@ -90,7 +93,10 @@ impl CudaBackend {
                 };
                 // Which launches end a stage, by their number.
                 let appended = usize::from(step.index.is_some());
-                let selected = step.select.map(|_| appended + 2);
+                let selected = step.select.map(|select| match select {
+                    LayerSelect::InTree(..) => appended + 2,
+                    LayerSelect::Own(..) => appended + 1,
+                });
                 let launched = Cell::new(0);
                 step.launch_with(kernels, stream, |_| {
                     let number = launched.replace(launched.get() + 1);
@@ -149,12 +155,9 @@ impl CudaBackend {
             return Ok(());
         }
         self.launch(step, |stages| {
-            let Some((score, select)) = stages.select(queries) else { return Ok(()) };
+            let Some(select) = stages.select(queries) else { return Ok(()) };
             // SAFETY: as in index_step.
-            unsafe {
-                score.launch(&self.kernels, &self.stream)?;
-                select.launch(&self.kernels, &self.stream)
-            }
+            unsafe { select.launch(&self.kernels, &self.stream, |_| Ok(())) }
         })
     }
 
@@ -192,11 +195,11 @@ impl<'a> Stages<'a> {
         &self.backend.sizes
     }
 
-    pub fn summary_table(&self, entries: &'a DeviceBuffer<Entry>) -> Option<SummaryTable<'a>> {
+    /// Where summaries go; `None` without an Index.
+    pub fn summary_rows(&self, entries: &'a DeviceBuffer<Entry>) -> Option<SummaryRows<'a>> {
         let (sizes, tables) = (self.sizes(), &self.backend.tables);
-        let Summaries { operator, .. } = sizes.summaries?;
-        Some(SummaryTable {
-            operator,
+        let Summaries { words, .. } = sizes.summaries.filter(|summaries| summaries.words > 0)?;
+        Some(SummaryRows {
             entries,
             directories: &tables.directories,
             first_row: (self.layer * sizes.kv_heads) as u32,
@@ -205,8 +208,22 @@ impl<'a> Stages<'a> {
             head_words: sizes.head_words as u32,
             partition_tokens: sizes.partition_tokens as u32,
             segment_partitions: sizes.segment_partitions as u32,
+            summary_words: words as u32,
             summaries: &tables.summaries,
         })
+    }
+
+    /// The Index in the tree, or the method's own.
+    fn operator(&self) -> std::result::Result<IndexOperator, &'a dyn GpuIndex> {
+        let operator = self.sizes().summaries.and_then(|summaries| summaries.operator);
+        operator.ok_or_else(|| self.backend.own.index.as_deref().expect("an Index in the tree or its own"))
+    }
+
+    pub fn index_prompt(&self, index: PromptIndex<'a>) -> PromptLaunch<'a> {
+        match self.operator() {
+            Ok(operator) => PromptLaunch::InTree(operator, index),
+            Err(own) => PromptLaunch::Own(own, index),
+        }
     }
 
     pub fn offload_pages(&self, entries: &'a DeviceBuffer<Entry>) -> OffloadPages<'a> {
@@ -225,13 +242,14 @@ impl<'a> Stages<'a> {
         }
     }
 
-    fn index(&self) -> Option<IndexStep<'a>> {
-        let (sizes, tables) = (self.sizes(), &self.backend.tables);
-        Some(IndexStep {
-            table: self.summary_table(&self.lists.entries)?,
-            steady: &tables.steady,
-            pool: &tables.pool,
-            page_tokens: sizes.page_tokens as u32,
+    fn index(&self) -> Option<LayerIndex<'a>> {
+        let (rows, tables) = (self.summary_rows(&self.lists.entries)?, &self.backend.tables);
+        let (steady, pool, page_tokens) = (&tables.steady, &tables.pool, self.sizes().page_tokens as u32);
+        Some(match self.operator() {
+            Ok(operator) => {
+                LayerIndex::InTree(IndexStep { table: rows.table(operator), steady, pool, page_tokens })
+            }
+            Err(own) => LayerIndex::Own(own, StepIndex { rows, steady, pool, page_tokens }),
         })
     }
 
@@ -239,9 +257,9 @@ impl<'a> Stages<'a> {
         Append { pages: self.offload_pages(&self.lists.entries), keys, values }
     }
 
-    pub fn select(&self, queries: &'a DeviceBuffer<Word>) -> Option<(Score<'a>, SelectPartitions<'a>)> {
+    pub fn select(&self, queries: &'a DeviceBuffer<Word>) -> Option<LayerSelect<'a>> {
         let (sizes, tables, lists) = (self.sizes(), &self.backend.tables, self.lists);
-        let Summaries { score, merge, .. } = sizes.summaries?;
+        let Summaries { score, merge, words, .. } = sizes.summaries?;
         let bounds = score == PartitionScore::Bound;
         let (kv_heads, group) = (sizes.kv_heads as u32, sizes.group as u32);
         let stride = sizes.stride as u32;
@@ -252,7 +270,7 @@ impl<'a> Stages<'a> {
             queries,
             kv_heads,
             group,
-            head_words: sizes.head_words as u32,
+            head_words: if bounds { sizes.head_words } else { words } as u32,
             bounds,
             segment_partitions: sizes.segment_partitions as u32,
             request_rows: sizes.rows() as u32,
@@ -288,7 +306,10 @@ impl<'a> Stages<'a> {
             ids: &lists.ids,
             selected: &lists.id_counts,
         };
-        Some((score, select))
+        Some(match self.backend.own.select.as_deref() {
+            Some(own) => LayerSelect::Own(own, SelectStage { score, select, scratch: &lists.scratch }),
+            None => LayerSelect::InTree(score, select),
+        })
     }
 
     pub fn resolve(&self) -> Resolve<'a> {
