@@ -32,10 +32,6 @@ pub fn chunk_bounds(bench: &mut Bench) -> Result<(), Box<dyn Error>> {
     run(bench, "chunk_bounds", IndexOperator::Bounds)
 }
 
-pub fn gate_pool(bench: &mut Bench) -> Result<(), Box<dyn Error>> {
-    run(bench, "gate_pool", IndexOperator::Gate)
-}
-
 fn run(bench: &mut Bench, name: &'static str, operator: IndexOperator) -> Result<(), Box<dyn Error>> {
     let stream = bench.stream.clone();
     let kernels = bench.kernels.clone();
@@ -131,7 +127,6 @@ fn check(
         match operator {
             IndexOperator::Mean => cpu::mean_key(&keys, &mut expected),
             IndexOperator::Bounds => cpu::key_bounds(&keys, &mut expected),
-            IndexOperator::Gate => cpu::gate_pool(&keys, &mut expected),
         }
         let segment = directories[request * segments + chunk / segment_partitions] as usize;
         let place = (segment * kv_heads + head) * segment_partitions + chunk % segment_partitions;

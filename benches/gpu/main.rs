@@ -47,7 +47,7 @@ use spinkv_benches::sampling::LEAST_REPEATS;
 #[derive(Parser)]
 #[command(name = "bench-gpu", max_term_width = 110, verbatim_doc_comment)]
 struct Arguments {
-    /// Only groups whose name holds this: gather (and gather_bulk, restore), resolve, select, chunk_mean, chunk_bounds, gate_pool, cluster,
+    /// Only groups whose name holds this: gather (and gather_bulk, restore), resolve, select, chunk_mean, chunk_bounds, cluster,
     /// write_back, append, attend, layer_step, prefill (and prefill_wgmma), linear (and gemm, gemm_wgmma), store_prompt, model (embed,
     /// rms_norm, rotate, swiglu, argmax, sample), engine (prompts and decode steps of a whole model).
     filter: Option<String>,
@@ -86,7 +86,6 @@ const GROUPS: &[(&str, Group)] = &[
     ("select", select::run),
     ("chunk_mean", index::chunk_mean),
     ("chunk_bounds", index::chunk_bounds),
-    ("gate_pool", index::gate_pool),
     ("cluster", cluster::run),
     ("write_back", offload::write_back),
     ("append", offload::append),

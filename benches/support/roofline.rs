@@ -21,7 +21,7 @@ const CEILINGS: [(&str, &str); 3] =
 
 /// A stage's kernels share a colour, after Okabe and Ito, which all eyes can tell apart; each has a mark.
 const STAGES: [(&str, RGBColor, &[&str]); 5] = [
-    ("Index", RGBColor(0, 114, 178), &["chunk_mean", "chunk_bounds", "gate_pool"]),
+    ("Index", RGBColor(0, 114, 178), &["chunk_mean", "chunk_bounds"]),
     ("Offload", RGBColor(204, 121, 167), &["append", "store_prompt", "write_back"]),
     ("Select", RGBColor(0, 158, 115), &["score", "select", "score + select", "top_k"]),
     ("Retrieve", RGBColor(213, 94, 0), &["gather", "gather_bulk", "restore", "resolve", "resolve+gather"]),
@@ -258,7 +258,7 @@ mod tests {
         ]) {
             assert!(svg.contains(name), "{name} is not in the picture");
         }
-        assert!(!svg.contains("gate_pool"), "a name without a point");
+        assert!(!svg.contains("chunk_bounds"), "a name without a point");
     }
 
     #[test]

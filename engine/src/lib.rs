@@ -6,6 +6,7 @@ pub mod config;
 pub mod cuda;
 pub mod error;
 pub mod eval;
+pub mod gates;
 pub mod generate;
 pub mod memory;
 pub mod model;

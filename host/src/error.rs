@@ -15,6 +15,21 @@ pub enum Error {
     #[error("invalid attention shape: {reason}")]
     InvalidShape { reason: String },
 
+    #[error("method {method:?} needs learned gates, and none are given")]
+    NoGates { method: String },
+
+    #[error("gates of rank {rank}: a multiple of 16 from 16 to {limit} is needed")]
+    GateRank { rank: usize, limit: usize },
+
+    #[error("the rotary position embedding of {of} has {found} elements a head, {expected} are needed")]
+    GateRotary { of: &'static str, expected: usize, found: usize },
+
+    #[error("gates of {found} layers for a model of {expected}")]
+    GateLayers { expected: usize, found: usize },
+
+    #[error("gate of layer {layer}: its {tensor} has {found} elements, {expected} are needed")]
+    GateTensor { layer: usize, tensor: &'static str, expected: usize, found: usize },
+
     #[error("invalid page layout: {reason}")]
     InvalidLayout { reason: String },
 

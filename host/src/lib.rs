@@ -54,12 +54,15 @@ pub mod algorithms;
 pub mod backend;
 mod config;
 mod error;
+pub mod gates;
 pub mod memory;
 pub mod paging;
 pub mod partition;
 pub mod pipeline;
+mod rotary;
 mod shape;
 
 pub use config::{KvConfig, RowsByReach};
 pub use error::{Error, Result, nearest_name};
+pub use rotary::Rotary;
 pub use shape::KvShape;

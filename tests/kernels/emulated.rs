@@ -6,6 +6,8 @@ mod attend;
 mod cluster;
 #[path = "emulated/fill_random.rs"]
 mod fill_random;
+#[path = "emulated/gate.rs"]
+mod gate;
 #[path = "emulated/index.rs"]
 mod index;
 #[path = "emulated/linear.rs"]

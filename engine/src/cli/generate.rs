@@ -1,15 +1,18 @@
 use std::io::{IsTerminal, Read};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use spinkv::algorithms::{MethodOptions, OwnOptions, RowRules};
+use spinkv::algorithms::{MethodOptions, OwnOptions, RowRules, SEER_ATTENTION};
 use spinkv::backend::BackendKind;
+use spinkv::gates::Gates;
 use spinkv::memory::{KvDtype, MemoryLimits};
 use spinkv::pipeline::{Budget, SteadyZone};
 use spinkv_engine::config::ModelConfig;
+use spinkv_engine::gates;
 use spinkv_engine::generate::{Event, GenerateOptions, Generation, Prepared, generate};
 use spinkv_engine::model::Model;
 use spinkv_engine::sampling::SamplingParams;
@@ -50,7 +53,7 @@ pub(crate) struct GenerateArguments {
     #[arg(value_name = "-", value_parser = ["-"], group = "source", hide_possible_values = true)]
     stdin: Option<String>,
 
-    /// Sparse-attention method: dense, streaming-llm, shadowkv, quest or token-topk
+    /// Sparse-attention method: dense, streaming-llm, shadowkv, quest, token-topk or seer-attention
     #[arg(long, default_value = "shadowkv", value_name = "NAME", help_heading = "Attention")]
     method: String,
 
@@ -77,6 +80,10 @@ pub(crate) struct GenerateArguments {
     /// chunk=TOKENS, merge=max|sum|mean
     #[arg(long, value_name = "NAME=VALUE", help_heading = "Attention")]
     method_option: Vec<String>,
+
+    /// Learned gates, for seer-attention: a safetensors file [default: gates.safetensors beside the checkpoint]
+    #[arg(long, value_name = "FILE", help_heading = "Attention")]
+    gates: Option<PathBuf>,
 
     /// The first layers that read everything, whatever the budget
     #[arg(long, default_value_t = 0, value_name = "LAYERS", help_heading = "Attention")]
@@ -317,7 +324,7 @@ impl GenerateArguments {
         let rules = RowRules { dense_layers: self.dense_layers, steady_heads };
         Ok(GenerateOptions {
             method: self.method.clone(),
-            method_options: MethodOptions { budget, steady, own, rules },
+            method_options: MethodOptions { budget, steady, own, rules, gates: self.read_gates()? },
             page_tokens: self.page_tokens,
             kv_dtype: if self.kv_dtype == "f32" { KvDtype::F32 } else { KvDtype::Bf16 },
             limits: MemoryLimits {
@@ -338,6 +345,28 @@ impl GenerateArguments {
             ignore_eos: self.ignore_eos,
             record_trace: self.record_trace.is_some(),
         })
+    }
+
+    /// The gates, if the method needs them: of a file, or as random as the weights.
+    fn read_gates(&self) -> Result<Option<Arc<Gates>>> {
+        if self.method != SEER_ATTENTION {
+            return Ok(None);
+        }
+        let read = match (&self.gates, &self.random_weights) {
+            (None, Some(name)) => {
+                let config = ModelConfig::preset(name)?;
+                gates::random(
+                    &self.layers.map_or(Ok(config.clone()), |layers| config.with_layers(layers))?,
+                    self.seed,
+                )
+            }
+            (file, _) => {
+                let directory = self.model.clone().unwrap_or_else(demo::model);
+                let config = ModelConfig::open(&directory)?;
+                gates::open(file.clone().unwrap_or_else(|| directory.join(gates::FILE)), &config)
+            }
+        };
+        Ok(Some(Arc::new(read?)))
     }
 
     pub(super) fn read_prompt(&self, model: &Path) -> Result<Prompt> {

@@ -125,7 +125,8 @@ fn generate(
         name: context.device().name.clone(),
         products: model.products(),
         before,
-        weights,
+        // A method's gates are weights, too.
+        weights: weights + kv.operators,
         activations,
         prompt: of_prompt,
         kv_pages: kv.pages,

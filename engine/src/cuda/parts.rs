@@ -69,8 +69,8 @@ impl Parts {
         let chunk_tokens = PREFILL_CHUNK.min(max_tokens);
         let context = stream.context();
         Ok(Self {
-            frequencies: DeviceBuffer::from_slice(&stream, rope.frequencies())?,
-            magnitude: rope.magnitude(),
+            frequencies: DeviceBuffer::from_slice(&stream, rope.rotary().frequencies())?,
+            magnitude: rope.rotary().magnitude(),
             eps: config.rms_norm_eps as f32,
             query_heads: config.query_heads,
             kv_heads: config.kv_heads,

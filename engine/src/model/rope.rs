@@ -1,13 +1,13 @@
 use std::f64::consts::TAU;
 
+use spinkv::Rotary;
+
 use crate::config::{Llama3Scaling, RopeConfig, RopeScaling, YarnScaling};
 
 /// Rotary position embedding, half-split: element `i` of a head turns with element `i + head_dim / 2`.
 #[derive(Debug)]
 pub(crate) struct Rope {
-    /// `[head_dim / 2]`.
-    frequencies: Vec<f32>,
-    magnitude: f32,
+    rotary: Rotary,
 }
 
 /// Cosines and sines of a run of positions, times the magnitude, each `[positions, head_dim / 2]`.
@@ -31,33 +31,23 @@ impl Rope {
             }
         };
         let frequencies = frequencies.into_iter().map(|frequency| frequency as f32).collect();
-        Self { frequencies, magnitude: magnitude as f32 }
+        Self { rotary: Rotary::new(frequencies, magnitude as f32) }
     }
 
-    /// Radians a token of each pair of dimensions, `[head_dim / 2]`.
-    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "kernels turn heads by it"))]
-    pub fn frequencies(&self) -> &[f32] {
-        &self.frequencies
-    }
-
-    /// Factor of every cosine and sine; 1 unless YaRN lengthens them.
-    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "kernels turn heads by it"))]
-    pub fn magnitude(&self) -> f32 {
-        self.magnitude
+    /// Frequencies and magnitude.
+    pub fn rotary(&self) -> &Rotary {
+        &self.rotary
     }
 
     /// The rotations of `positions`.
     pub fn rotations(&self, positions: impl ExactSizeIterator<Item = usize>) -> Rotations {
-        let half = self.frequencies.len();
+        let (half, magnitude) = (self.rotary.frequencies().len(), self.rotary.magnitude());
         let mut cosines = Vec::with_capacity(positions.len() * half);
         let mut sines = Vec::with_capacity(positions.len() * half);
         for position in positions {
-            for frequency in &self.frequencies {
-                // The angle is rounded to f32 as PyTorch does: at 32K tokens that moves it by up to 0.002, and
-                // weights were trained with it.
-                let (sine, cosine) = f64::from(position as f32 * frequency).sin_cos();
-                cosines.push(cosine as f32 * self.magnitude);
-                sines.push(sine as f32 * self.magnitude);
+            for (cosine, sine) in self.rotary.angles(position) {
+                cosines.push(cosine * magnitude);
+                sines.push(sine * magnitude);
             }
         }
         Rotations { cosines, sines, half }

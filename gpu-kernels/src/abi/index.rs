@@ -1,4 +1,4 @@
-/// The launch of the kernels that index prompts: `chunk_mean`, `chunk_bounds`, `gate_pool`.
+/// The launch of the kernels that index prompts: `chunk_mean`, `chunk_bounds`.
 pub mod index_prompts {
     /// Threads of a block.
     pub const BLOCK: u32 = 256;
@@ -12,7 +12,7 @@ pub mod index_prompts {
     }
 }
 
-/// The launch of the kernels that index in a decode step: `chunk_mean_step`, `chunk_bounds_step`, `gate_pool_step`. A block an entry.
+/// The launch of the kernels that index in a decode step: `chunk_mean_step`, `chunk_bounds_step`. A block an entry.
 pub mod index_step {
     /// Threads of a block.
     pub const BLOCK: u32 = 128;
@@ -33,6 +33,4 @@ pub mod summary_parts {
     pub const MEAN: u32 = 1;
     /// The least, the greatest.
     pub const BOUNDS: u32 = 2;
-    /// The greatest, the least, the mean: what SeerAttention-R's gate projects.
-    pub const GATE: u32 = 3;
 }

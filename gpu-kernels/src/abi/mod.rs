@@ -4,6 +4,7 @@ pub mod attend;
 pub mod cluster;
 mod entry;
 pub mod fill_random;
+pub mod gate;
 pub mod gemm;
 mod index;
 pub mod linear;

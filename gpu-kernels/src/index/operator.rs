@@ -20,7 +20,7 @@ pub(super) trait Operator: Copy {
     fn add(&mut self, word: U32x4);
 
     /// The words of the summary, `PARTS` of them; `scale` is 1 / tokens.
-    fn parts(self, scale: f32) -> [U32x4; 3];
+    fn parts(self, scale: f32) -> [U32x4; 2];
 }
 
 /// Walks a partition: token 0 of it to token `tokens - 1`, whose word of the key `load` gives. This order is that of all sums.
@@ -121,7 +121,7 @@ impl Operator for Mean {
     }
 
     #[inline(always)]
-    fn parts(self, scale: f32) -> [U32x4; 3] {
+    fn parts(self, scale: f32) -> [U32x4; 2] {
         let [a, b, c, d, e, f, g, h] = self.sums;
         let mean = U32x4 {
             x: bf16::pack(a * scale, b * scale),
@@ -129,7 +129,7 @@ impl Operator for Mean {
             z: bf16::pack(e * scale, f * scale),
             w: bf16::pack(g * scale, h * scale),
         };
-        [mean, U32x4::default(), U32x4::default()]
+        [mean, U32x4::default()]
     }
 }
 
@@ -171,7 +171,7 @@ impl Operator for Bounds {
     }
 
     #[inline(always)]
-    fn parts(self, _: f32) -> [U32x4; 3] {
+    fn parts(self, _: f32) -> [U32x4; 2] {
         let (mut least, mut greatest) = ([0; 4], [0; 4]);
         let mut pair = 0;
         while pair < 4 {
@@ -182,36 +182,7 @@ impl Operator for Bounds {
             greatest[pair] = bf16::pack(self.greatest[2 * pair], self.greatest[2 * pair + 1]) & numbers | nan;
             pair += 1;
         }
-        [of(least), of(greatest), U32x4::default()]
-    }
-}
-
-/// The greatest, the least and the mean: what SeerAttention-R's gate projects.
-#[derive(Clone, Copy)]
-pub(super) struct Gate {
-    bounds: Bounds,
-    mean: Mean,
-}
-
-impl Operator for Gate {
-    const PARTS: u32 = summary_parts::GATE;
-
-    #[inline(always)]
-    fn new() -> Self {
-        Self { bounds: Bounds::new(), mean: Mean::new() }
-    }
-
-    #[inline(always)]
-    fn add(&mut self, word: U32x4) {
-        self.bounds.add(word);
-        self.mean.add(word);
-    }
-
-    #[inline(always)]
-    fn parts(self, scale: f32) -> [U32x4; 3] {
-        let [least, greatest, _] = self.bounds.parts(scale);
-        let [mean, ..] = self.mean.parts(scale);
-        [greatest, least, mean]
+        [of(least), of(greatest)]
     }
 }
 

@@ -2,7 +2,7 @@
 //! without a checkpoint.
 
 mod argmax;
-mod elements;
+pub(crate) mod elements;
 mod embed;
 mod fill_random;
 mod rms_norm;

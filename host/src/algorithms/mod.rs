@@ -4,6 +4,7 @@ mod dense;
 mod options;
 mod per_row;
 mod quest;
+mod seer_attention;
 mod shadowkv;
 mod streaming_llm;
 mod token_topk;
@@ -14,6 +15,7 @@ pub use dense::Dense;
 pub use options::{MethodOptions, OwnOptions, OwnOptionsReader};
 pub use per_row::{HeadRule, PerRow, RowRules};
 pub use quest::Quest;
+pub use seer_attention::{SeerAttention, TRAINED_BLOCK};
 pub use shadowkv::ShadowKv;
 pub use streaming_llm::StreamingLlm;
 pub use token_topk::TokenTopK;
@@ -22,16 +24,20 @@ use crate::pipeline::Method;
 use crate::{Error, Result, nearest_name};
 
 /// The names of the methods.
-pub const NAMES: [&str; 5] = ["dense", "streaming-llm", "shadowkv", "quest", "token-topk"];
+pub const NAMES: [&str; 6] = ["dense", "streaming-llm", "shadowkv", "quest", "token-topk", SEER_ATTENTION];
+
+/// The name of [`SeerAttention`], which needs [gates](MethodOptions::gates).
+pub const SEER_ATTENTION: &str = "seer-attention";
 
 /// The method of a name, as users give it.
 ///
 /// # Errors
 /// [`Error::UnknownMethod`], with the nearest name if one is near; [`Error::InvalidBudget`] for a budget that no
-/// method could run with; [`Error::UnknownMethodOption`] and [`Error::InvalidMethodOption`] for options of its own.
+/// method could run with; [`Error::UnknownMethodOption`] and [`Error::InvalidMethodOption`] for options of its own;
+/// [`Error::NoGates`] for a method that needs them.
 /// [`KvConfig::new`](crate::KvConfig::new) checks the rest.
 pub fn by_name(name: &str, options: &MethodOptions) -> Result<Arc<dyn Method>> {
-    let MethodOptions { budget, steady, ref own, ref rules } = *options;
+    let MethodOptions { budget, steady, ref own, ref rules, ref gates } = *options;
     let mut own = own.read(name);
     let method: Arc<dyn Method> = match name {
         "dense" => Arc::new(Dense { steady }),
@@ -39,6 +45,10 @@ pub fn by_name(name: &str, options: &MethodOptions) -> Result<Arc<dyn Method>> {
         "shadowkv" => Arc::new(ShadowKv::new(budget, steady).with_options(&mut own)?),
         "quest" => Arc::new(Quest::new(budget, steady).with_options(&mut own)?),
         "token-topk" => Arc::new(TokenTopK { budget, steady }),
+        SEER_ATTENTION => {
+            let gates = gates.clone().ok_or_else(|| Error::NoGates { method: name.to_owned() })?;
+            Arc::new(SeerAttention::from_options(gates, budget, steady, &mut own)?)
+        }
         _ => {
             let suggestion = nearest_name(name, &NAMES);
             return Err(Error::UnknownMethod { name: name.to_owned(), known: NAMES.to_vec(), suggestion });
@@ -60,7 +70,12 @@ mod tests {
     #[test]
     fn every_name_is_its_methods_name() {
         for name in NAMES {
-            assert_eq!(by_name(name, &MethodOptions::default()).unwrap().name(), name);
+            match by_name(name, &MethodOptions::default()) {
+                Ok(method) => assert_eq!(method.name(), name),
+                Err(error) => {
+                    assert_eq!((error, name), (Error::NoGates { method: name.to_owned() }, SEER_ATTENTION))
+                }
+            }
         }
     }
 

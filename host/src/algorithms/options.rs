@@ -1,7 +1,9 @@
 use std::fmt::Display;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use super::RowRules;
+use crate::gates::Gates;
 use crate::pipeline::{Budget, SteadyZone};
 use crate::{Error, Result, nearest_name};
 
@@ -16,6 +18,8 @@ pub struct MethodOptions {
     pub own: OwnOptions,
     /// Rows that do otherwise than the method says.
     pub rules: RowRules,
+    /// Learned gates, for methods that need them.
+    pub gates: Option<Arc<Gates>>,
 }
 
 impl Default for MethodOptions {
@@ -26,6 +30,7 @@ impl Default for MethodOptions {
             steady: SteadyZone::default(),
             own: OwnOptions::default(),
             rules: RowRules::default(),
+            gates: None,
         }
     }
 }

@@ -1,11 +1,14 @@
 //! The cuda backend without a GPU: what it refuses, launches and writes into tables and entries. The stand-in's kernels touch nothing.
 
+#[path = "backend/operators.rs"]
+mod operators;
+
 use std::sync::Arc;
 
 use spinkv::algorithms::{Dense, HeadRule, PerRow, Quest, RowRules, ShadowKv, StreamingLlm, TokenTopK};
-use spinkv::backend::Step;
 use spinkv::backend::cuda::driver::{Context, DeviceBuffer, DriverError};
-use spinkv::backend::cuda::{CudaBackend, CudaLimits};
+use spinkv::backend::cuda::{CudaBackend, CudaBytes, CudaLimits};
+use spinkv::backend::{Backend, Step};
 use spinkv::memory::{KvDtype, PageLayout, Word};
 use spinkv::pipeline::{Budget, Method, Pipeline, RequestId, SteadyZone};
 use spinkv::{Error, KvConfig, KvShape};

@@ -6,6 +6,8 @@ mod attend;
 mod cluster;
 #[path = "kernels/fill_random.rs"]
 mod fill_random;
+#[path = "kernels/gate.rs"]
+mod gate;
 #[path = "kernels/index.rs"]
 mod index;
 #[path = "kernels/linear.rs"]

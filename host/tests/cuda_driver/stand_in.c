@@ -127,7 +127,7 @@ static const struct kernel { const char *name, *parameters; } kernels[] = {
     {"gemm", "aauuuuaa"}, {"gemm_wgmma", "aauuuuaa"},
     {"chunk_mean", "aaaaauuuuuuua"}, {"chunk_mean_step", "aaaauuuuuuua"},
     {"chunk_bounds", "aaaaauuuuuuua"}, {"chunk_bounds_step", "aaaauuuuuuua"},
-    {"gate_pool", "aaaaauuuuuuua"}, {"gate_pool_step", "aaaauuuuuuua"},
+    {"gate_key", "aaaaauuuuuuuafauaufafa"}, {"gate_key_step", "aaaauuuuuuuafauaufafa"}, {"gate_query", "aauuuuafauaufafa"},
     {"chunk_spread", "aaaauuuuua"}, {"mark", "aaauuuua"},
     {"cluster_sums", "auuua"}, {"cluster_start", "auuuuuuaaaa"}, {"cluster_assign_64", "auuuuuaaaua"},
     {"cluster_assign_128", "auuuuuaaaua"}, {"cluster_update", "auuuuuuaaaa"}, {"cluster_pages", "auuuauuuuuaaaa"},

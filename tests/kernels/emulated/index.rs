@@ -47,13 +47,3 @@ fn chunk_bounds_on_random_shapes() {
 fn chunk_bounds_in_random_orders() {
     in_random_orders(Operator::Bounds);
 }
-
-#[test]
-fn gate_pool_on_random_shapes() {
-    on_random_shapes(Operator::Gate);
-}
-
-#[test]
-fn gate_pool_in_random_orders() {
-    in_random_orders(Operator::Gate);
-}

@@ -15,7 +15,6 @@ fn of_operator(operator: Operator) -> [Test; 3] {
     let name = match operator {
         Operator::Mean => "chunk_mean",
         Operator::Bounds => "chunk_bounds",
-        Operator::Gate => "gate_pool",
     };
     [
         test(format!("{name}::random_shapes"), move |machine| {
@@ -37,7 +36,6 @@ macro_rules! table {
             operator: match $case.operator {
                 Operator::Mean => IndexOperator::Mean,
                 Operator::Bounds => IndexOperator::Bounds,
-                Operator::Gate => IndexOperator::Gate,
             },
             entries: $entries,
             directories: $directories,

@@ -14,6 +14,7 @@ mod conformance;
 mod driver;
 mod engine;
 mod fill_random;
+mod gate;
 mod index;
 mod kernels;
 mod linear;
@@ -111,6 +112,7 @@ fn main() -> ExitCode {
         cluster::tests(),
         engine::tests(),
         fill_random::tests(),
+        gate::tests(),
         index::tests(),
         kernels::tests(),
         linear::tests(),

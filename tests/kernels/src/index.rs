@@ -1,4 +1,4 @@
-//! Cases of Index: `chunk_mean`, `chunk_bounds`, `gate_pool`, for prompts and for a decode step.
+//! Cases of Index: `chunk_mean`, `chunk_bounds`, for prompts and for a decode step.
 
 use cuda_std::emulator::{Buffer, Fault, Launch};
 use half::bf16;
@@ -6,7 +6,7 @@ use half::slice::HalfFloatSliceExt;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use spinkv::backend::cpu::{gate_pool, key_bounds, mean_key};
+use spinkv::backend::cpu::{key_bounds, mean_key};
 use spinkv_kernels::abi::{Entry, WORD_ELEMENTS, index_prompts, index_step, summary_parts};
 use spinkv_kernels::index;
 
@@ -20,20 +20,17 @@ pub enum Operator {
     Mean,
     /// `chunk_bounds`.
     Bounds,
-    /// `gate_pool`.
-    Gate,
 }
 
 impl Operator {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Mean, Self::Bounds, Self::Gate];
+    pub const ALL: [Self; 2] = [Self::Mean, Self::Bounds];
 
     /// Words of a summary for each word of a key.
     pub fn parts(self) -> usize {
         let parts = match self {
             Self::Mean => summary_parts::MEAN,
             Self::Bounds => summary_parts::BOUNDS,
-            Self::Gate => summary_parts::GATE,
         };
         parts as usize
     }
@@ -43,7 +40,6 @@ impl Operator {
         match self {
             Self::Mean => mean_key(keys, summary),
             Self::Bounds => key_bounds(keys, summary),
-            Self::Gate => gate_pool(keys, summary),
         }
     }
 }
@@ -297,7 +293,6 @@ impl PromptIndexCase {
         let kernel = match table.operator {
             Operator::Mean => index::chunk_mean,
             Operator::Bounds => index::chunk_bounds,
-            Operator::Gate => index::gate_pool,
         };
         // At least a block, also for a batch without a chunk: its threads must find that there is nothing to do.
         let blocks = index_prompts::grid(self.chunks() as u32 * kv_heads * head_words).max(1);
@@ -413,7 +408,6 @@ impl StepIndexCase {
         let kernel = match table.operator {
             Operator::Mean => index::chunk_mean_step,
             Operator::Bounds => index::chunk_bounds_step,
-            Operator::Gate => index::gate_pool_step,
         };
         Launch::new(self.entries.len() as u32, index_step::BLOCK).seed(schedule).run(|| {
             // SAFETY: the emulator checks every access.

@@ -4,6 +4,7 @@ pub mod attend;
 pub mod cluster;
 pub mod emulated;
 pub mod fill_random;
+pub mod gate;
 pub mod gather;
 pub mod index;
 pub mod linear;

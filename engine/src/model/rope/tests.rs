@@ -18,7 +18,7 @@ fn rope(theta: f64, head_dim: usize, scaling: YarnScaling) -> Rope {
 /// Numbers of the published formula, worked out with 40 digits.
 fn check(rope: &Rope, expected: &[(usize, f64)]) {
     for &(pair, frequency) in expected {
-        let found = f64::from(rope.frequencies()[pair]);
+        let found = f64::from(rope.rotary().frequencies()[pair]);
         assert!((found / frequency - 1.0).abs() < 1e-6, "pair {pair}: {found}, not {frequency}");
     }
 }
@@ -27,7 +27,7 @@ fn check(rope: &Rope, expected: &[(usize, f64)]) {
 #[test]
 fn yarn_divides_slow_pairs_and_leaves_fast_ones() {
     let rope = rope(1e6, 128, yarn(4.0, 32768));
-    assert_eq!(rope.frequencies().len(), 64);
+    assert_eq!(rope.rotary().frequencies().len(), 64);
     check(
         &rope,
         &[
@@ -57,7 +57,7 @@ fn yarn_takes_other_betas_bases_and_head_dims() {
     let rope = rope(1e4, 64, YarnScaling { beta_fast: 64.0, beta_slow: 2.0, ..yarn(16.0, 4096) });
     check(&rope, &[(8, 0.1), (10, 0.04812344033), (16, 0.004230769231), (20, 0.0004256912235)]);
     check(&rope, &[(22, 1.111424631e-4), (24, 6.25e-5), (30, 1.111424631e-5)]);
-    assert_eq!(rope.frequencies().len(), 32);
+    assert_eq!(rope.rotary().frequencies().len(), 32);
 }
 
 /// Both ends of the ramp at one pair: no division by zero, a step instead.
@@ -73,7 +73,7 @@ fn the_attention_factor_lengthens_every_rotation() {
     let scaling = YarnScaling { attention_factor: 1.25, ..yarn(4.0, 32768) };
     let long = rope(1e6, 8, scaling);
     let plain = rope(1e6, 8, YarnScaling { attention_factor: 1.0, ..scaling });
-    assert_eq!((long.magnitude(), plain.magnitude()), (1.25, 1.0));
+    assert_eq!((long.rotary().magnitude(), plain.rotary().magnitude()), (1.25, 1.0));
     let turn = |rope: &Rope| {
         let mut heads: Vec<f32> = (0..3 * 2 * 8).map(|i| (i as f32 * 0.7).sin()).collect();
         rope.rotations([0, 5, 40_000].into_iter()).apply(0, 2, &mut heads);
@@ -87,6 +87,6 @@ fn the_attention_factor_lengthens_every_rotation() {
 #[test]
 fn without_yarn_nothing_is_lengthened() {
     let plain = Rope::new(&RopeConfig { theta: 1e6, scaling: None }, 128);
-    assert_eq!(plain.magnitude(), 1.0);
+    assert_eq!(plain.rotary().magnitude(), 1.0);
     check(&plain, &[(0, 1.0), (32, 0.001), (48, 3.16227766e-5)]);
 }

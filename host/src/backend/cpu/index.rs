@@ -30,17 +30,6 @@ pub fn key_bounds(keys: &[f32], summary: &mut [f32]) {
     }
 }
 
-/// What SeerAttention-R's gate projects of `keys`, `[tokens, head_dim]`, into `summary`, `[3, head_dim]`: the greatest and the least as
-/// in [`key_bounds`], the mean as in [`mean_key`].
-pub fn gate_pool(keys: &[f32], summary: &mut [f32]) {
-    let head_dim = summary.len() / 3;
-    let (bounds, mean) = summary.split_at_mut(2 * head_dim);
-    key_bounds(keys, bounds);
-    // The gate has them the other way round.
-    bounds.rotate_left(head_dim);
-    mean_key(keys, mean);
-}
-
 /// The least cosine between any of `keys`, `[tokens, head_dim]`, and their mean: how badly the mean stands for them. What has
 /// squares that add up to less than the least normal number, such as 0, has a cosine of 0 with anything; a NaN, and what overflows, makes
 /// it NaN.
@@ -148,12 +137,5 @@ mod tests {
             outliers(&cosines, count, &mut ids);
             assert_eq!(ids, expected, "{count}");
         }
-    }
-
-    #[test]
-    fn the_gate_pools_greatest_least_and_mean() {
-        let mut summary = [9.0; 6];
-        gate_pool(&KEYS, &mut summary);
-        assert_eq!(summary, [6.0, 0.0, -4.0, -0.0, 1.0, 0.0]);
     }
 }

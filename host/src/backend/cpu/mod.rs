@@ -8,6 +8,7 @@ mod attend;
 mod attend_prompt;
 mod audit;
 mod backend;
+mod gate;
 mod gather;
 mod index;
 pub mod linalg;
@@ -19,8 +20,9 @@ mod select;
 pub use attend::attend;
 pub use attend_prompt::{attend_prompt, attend_prompt_scratch};
 pub use backend::CpuBackend;
+pub use gate::{gate_key, gate_query};
 pub use gather::gather;
-pub use index::{gate_pool, key_bounds, least_cosine, mean_key, outliers};
+pub use index::{key_bounds, least_cosine, mean_key, outliers};
 pub use offload::{OffloadPages, OffloadTables, write_back};
 pub use select::{
     Wish, bound, choose, merge_heads, score, score_bounds, score_partitions, top_k, top_k_beside,

@@ -15,8 +15,8 @@ fn an_index_of_prompts_is_checked_and_launched() {
     let (first_token, first_chunk, directories, other) = (table(2), table(3), table(4), table(1));
     let entries = |count| DeviceBuffer::from_slice(&stream, &vec![Entry::default(); count]).unwrap();
     let (entries, no_entries, keys) = (entries(2), entries(0), words(64));
-    // A segment of each operator: 6 rows of 8 partitions of 4 words, once, twice, thrice.
-    let [mean, bounds, gate, one_short] = [192, 2 * 192, 3 * 192, 191].map(words);
+    // A segment of each operator: 6 rows of 8 partitions of 4 words, once, twice.
+    let [mean, bounds, one_short] = [192, 2 * 192, 191].map(words);
     let table = SummaryTable {
         operator: IndexOperator::Mean,
         entries: &entries,
@@ -53,18 +53,16 @@ fn an_index_of_prompts_is_checked_and_launched() {
     assert_eq!(below, Err(operand("index first_row + kv_heads", 7, 1, 6)));
     let segment = |len, limit| Err(short("index summaries of a segment", len, limit));
     assert_eq!(with(SummaryTable { summaries: &one_short, ..table }), segment(192, 191));
-    let gate_in_bounds = SummaryTable { operator: IndexOperator::Gate, summaries: &bounds, ..table };
-    assert_eq!(with(gate_in_bounds), segment(3 * 192, 2 * 192));
+    let bounds_in_mean = SummaryTable { operator: IndexOperator::Bounds, ..table };
+    assert_eq!(with(bounds_in_mean), segment(2 * 192, 192));
     let max = u64::from(index_prompts::MAX_WORDS);
     let many = launch(IndexPrompts { chunks: (max / 8) as u32 + 1, ..right });
     assert_eq!(many, Err(operand("index chunks * kv_heads * head_words", max / 8 * 8 + 8, 0, max)));
     assert_eq!(driver.log(), [""; 0], "nothing was launched");
 
-    for (operator, name, summaries) in [
-        (IndexOperator::Mean, "chunk_mean", &mean),
-        (IndexOperator::Bounds, "chunk_bounds", &bounds),
-        (IndexOperator::Gate, "gate_pool", &gate),
-    ] {
+    for (operator, name, summaries) in
+        [(IndexOperator::Mean, "chunk_mean", &mean), (IndexOperator::Bounds, "chunk_bounds", &bounds)]
+    {
         let table = SummaryTable { operator, summaries, ..table };
         with(table).unwrap();
         let [token, chunk, directories] =
@@ -94,7 +92,6 @@ fn an_index_of_prompts_is_checked_and_launched() {
     for (operator, name, summaries) in [
         (IndexOperator::Mean, "chunk_mean_step", &mean),
         (IndexOperator::Bounds, "chunk_bounds_step", &bounds),
-        (IndexOperator::Gate, "gate_pool_step", &gate),
     ] {
         launch(IndexStep { table: SummaryTable { operator, summaries, ..table }, ..right }).unwrap();
         let [steady, directories] = [&steady, &directories].map(DeviceBuffer::address);

@@ -1,9 +1,9 @@
 use spinkv_kernels::abi::{Entry, index_prompts, index_step, summary_parts};
 
 use super::super::driver::{
-    Argument, DeviceBuffer, Function, LaunchShape, Result, Stream, check_length, check_operand, check_range,
-    launch_with,
+    Argument, DeviceBuffer, Function, LaunchShape, Result, Stream, check_length, check_operand, launch_with,
 };
+use super::super::operators::SummaryRows;
 use super::Kernels;
 use super::offload::check_page;
 use crate::memory::Word;
@@ -15,8 +15,6 @@ pub enum IndexOperator {
     Mean,
     /// The least and the greatest: `chunk_bounds`, `chunk_bounds_step`.
     Bounds,
-    /// The greatest, the least and the mean: `gate_pool`, `gate_pool_step`.
-    Gate,
 }
 
 impl IndexOperator {
@@ -25,7 +23,6 @@ impl IndexOperator {
         match self {
             Self::Mean => summary_parts::MEAN,
             Self::Bounds => summary_parts::BOUNDS,
-            Self::Gate => summary_parts::GATE,
         }
     }
 }
@@ -65,29 +62,11 @@ pub struct SummaryTable<'a> {
 impl SummaryTable<'_> {
     /// Refuses entries that are none, and sizes that no model has.
     fn check(&self) -> Result<u32> {
-        let requests = self.entries.len();
-        for (what, size) in [
-            ("index requests", requests as u64),
-            ("index kv_heads", self.kv_heads.into()),
-            ("index head_words", self.head_words.into()),
-            ("index partition_tokens", self.partition_tokens.into()),
-            ("index segment_partitions", self.segment_partitions.into()),
-        ] {
-            check_operand(what, size, 1..=u32::MAX.into())?;
-        }
-        // The layer's rows are rows of the request.
-        let last = u64::from(self.first_row) + u64::from(self.kv_heads);
-        check_operand("index first_row + kv_heads", last, 1..=self.request_rows.into())?;
-        // One segment at least: more are the directories' to name.
-        let rows = u128::from(self.request_rows) * u128::from(self.segment_partitions);
-        let words = rows * u128::from(self.operator.parts()) * u128::from(self.head_words);
-        let words = usize::try_from(words).unwrap_or(usize::MAX);
-        check_range("index summaries of a segment", 0, words, self.summaries.len())?;
-        Ok(requests as u32)
+        SummaryRows::from(*self).check()
     }
 }
 
-/// A launch of `chunk_mean`, `chunk_bounds` or `gate_pool`: summaries of a ragged batch of prompts, one layer.
+/// A launch of `chunk_mean` or `chunk_bounds`: summaries of a ragged batch of prompts, one layer.
 #[derive(Clone, Copy, Debug)]
 pub struct IndexPrompts<'a> {
     /// Where they go. Of an entry `directory`, `new_partition` and `new_partitions` are read.
@@ -148,7 +127,7 @@ impl IndexPrompts<'_> {
     }
 }
 
-/// A launch of `chunk_mean_step`, `chunk_bounds_step` or `gate_pool_step`: summaries of the partitions that leave the steady zone in a
+/// A launch of `chunk_mean_step` or `chunk_bounds_step`: summaries of the partitions that leave the steady zone in a
 /// decode step, one layer.
 #[derive(Clone, Copy, Debug)]
 pub struct IndexStep<'a> {

@@ -6,6 +6,7 @@
 mod attend;
 mod cluster;
 mod fill_random;
+mod gate;
 mod gather;
 mod index;
 mod linear;
@@ -23,6 +24,7 @@ mod top_k;
 pub use attend::{Attend, Awaited};
 pub use cluster::{ClusterPages, ClusterRun, ClusterScratch, ClusterShape, ClusterTables};
 pub use fill_random::FillRandom;
+pub use gate::{GateKeys, GateKeysStep, GateQueries, GateWeights};
 pub use gather::{Gather, GatherVariant};
 pub use index::{IndexOperator, IndexPrompts, IndexStep, SummaryTable};
 pub use linear::{Linear, LinearOutput, LinearVariant};
@@ -52,7 +54,9 @@ pub struct Kernels {
     gather_bulk: Option<Function>,
     mean: IndexFunctions,
     bounds: IndexFunctions,
-    gate: IndexFunctions,
+    gate_key: Function,
+    gate_key_step: Function,
+    gate_query: Function,
     chunk_spread: Function,
     mark: Function,
     cluster: ClusterFunctions,
@@ -104,7 +108,9 @@ impl Kernels {
             gather_bulk: (arch != PtxArch::Sm80).then(|| shared("gather_bulk")).transpose()?,
             mean: index("chunk_mean", "chunk_mean_step")?,
             bounds: index("chunk_bounds", "chunk_bounds_step")?,
-            gate: index("gate_pool", "gate_pool_step")?,
+            gate_key: module.function("gate_key")?,
+            gate_key_step: module.function("gate_key_step")?,
+            gate_query: module.function("gate_query")?,
             chunk_spread: module.function("chunk_spread")?,
             mark: module.function("mark")?,
             cluster: ClusterFunctions::load(&module, shared)?,
@@ -131,10 +137,13 @@ impl Kernels {
 
     /// All of them, with what the driver's compiler made of them.
     pub fn functions(&self) -> impl Iterator<Item = &Function> {
-        let index = [&self.mean, &self.bounds, &self.gate];
+        let index = [&self.mean, &self.bounds];
         let index = index.into_iter().flat_map(|kernels| [&kernels.prompts, &kernels.step]);
         let rest = [&self.score, &self.select, &self.top_k, &self.resolve, &self.gather, &self.append];
         let rest = index.chain(rest).chain([
+            &self.gate_key,
+            &self.gate_key_step,
+            &self.gate_query,
             &self.chunk_spread,
             &self.mark,
             &self.store_prompt,
@@ -155,7 +164,6 @@ impl Kernels {
         match operator {
             IndexOperator::Mean => &self.mean,
             IndexOperator::Bounds => &self.bounds,
-            IndexOperator::Gate => &self.gate,
         }
     }
 
