@@ -2,16 +2,23 @@
 
 use std::ops::ControlFlow;
 
-use spinkv::algorithms::MethodOptions;
+use spinkv::algorithms::{MethodOptions, OwnOptions};
 use spinkv::pipeline::Budget;
 use spinkv_engine::generate::{GenerateOptions, Prepared, generate};
 use spinkv_tests::checkpoints::Bundled;
 
 /// The prompts, of those whose names begin with `group`, that `method` answers.
 fn answered(bundled: &Bundled, method: &str, group: &str) -> Vec<String> {
+    answered_with(bundled, method, &[], group)
+}
+
+/// The same with options of the method's own.
+fn answered_with(bundled: &Bundled, method: &str, options: &[&str], group: &str) -> Vec<String> {
+    let mut own = OwnOptions::default();
+    options.iter().for_each(|option| own.add(option).expect("an option"));
     let options = GenerateOptions {
         method: method.to_owned(),
-        method_options: MethodOptions { budget: Budget::Tokens(1024), ..MethodOptions::default() },
+        method_options: MethodOptions { budget: Budget::Tokens(1024), own, ..MethodOptions::default() },
         max_tokens: 9,
         ignore_eos: true,
         ..GenerateOptions::default()
@@ -62,12 +69,26 @@ fn dense_answers_every_16k_prompt() {
     assert_eq!(answered(&Bundled::open("needle-tiny"), "dense", "needle_16k").len(), 4);
 }
 
-/// needle_16k_1 needs ShadowKV's outlier chunks, which this version does not have. When it has, this test is to
-/// change.
 #[test]
-fn shadowkv_answers_all_16k_prompts_with_1024_tokens_but_the_one_that_needs_outliers() {
-    let answered = answered(&Bundled::open("needle-tiny"), "shadowkv", "needle_16k");
-    assert_eq!(answered, ["needle_16k_0", "needle_16k_2", "needle_16k_3"]);
+fn shadowkv_answers_every_16k_prompt_with_1024_tokens() {
+    assert_eq!(answered(&Bundled::open("needle-tiny"), "shadowkv", "needle_16k").len(), 4);
+}
+
+/// What its outlier chunks are for: no landmark leads to the fact.
+#[test]
+fn shadowkv_without_outliers_misses_the_one_that_needs_them() {
+    let answered = answered_with(&Bundled::open("needle-tiny"), "shadowkv", &["outliers=0"], "needle_16k_1");
+    assert!(answered.is_empty(), "{answered:?}");
+}
+
+#[test]
+fn quest_answers_every_4k_prompt_with_1024_tokens() {
+    assert_eq!(answered(&Bundled::open("needle-tiny"), "quest", "needle_4k").len(), 8);
+}
+
+#[test]
+fn token_topk_answers_every_4k_prompt_with_1024_tokens() {
+    assert_eq!(answered(&Bundled::open("needle-tiny"), "token-topk", "needle_4k").len(), 8);
 }
 
 #[test]

@@ -437,7 +437,7 @@ fn kernels_are_told_how_partitions_and_pages_relate_and_how_they_are_scored() {
         (quest(), 8, ["1", "2"], ["1", "1.00", "0"]),
         (quest(), 16, ["1", "1"], ["1", "1.00", "0"]),
         (token_topk(), 8, ["8", "1"], ["0", "0.12", "1"]),
-        (token_topk(), 32, ["32", "1"], ["0", "0.12", "1"]),
+        (token_topk(), 16, ["16", "1"], ["0", "0.12", "1"]),
     ] {
         let mut run = Run::with_pages(&driver, page_tokens, method, &limits(1));
         let request = run.pipeline.admit(200).unwrap();

@@ -9,7 +9,7 @@ typedef unsigned long long address;
 
 /* What the GPU has, and what of it is said to be free. */
 #ifndef MEMORY_BYTES
-#define MEMORY_BYTES (1 << 20)
+#define MEMORY_BYTES (6 << 20)
 #define FREE_BYTES 1000
 #endif
 
