@@ -183,8 +183,7 @@ fn rows_have_slots_by_how_far_they_reach() {
     let driver = driver();
     let run = Run::new(&driver, per_row(shadowkv()), &limits(1));
     let least = run.pipeline.plan(200).unwrap().least_gpu_pages();
-    // Of the ring's page that plans do not count there are as many as rows.
-    let room = CudaLimits { gpu_pages: Some(least + 2 + 4), ..limits(1) };
+    let room = CudaLimits { gpu_pages: Some(least + 2), ..limits(1) };
     let mut run = Run::new(&driver, per_row(shadowkv()), &room);
     let request = run.pipeline.admit(200).unwrap();
     assert_eq!(run.pipeline.admitted(request).unwrap().row.buffering_pages, 2);
@@ -207,9 +206,8 @@ fn a_decode_step_launches_its_stages_in_order_and_uploads_entries_once() {
     let all = ["chunk_mean_step", "append", "score", "select", "resolve", "gather", "attend_64"];
     let none = ["append", "resolve", "gather", "attend_64"];
     let bounds = ["chunk_bounds_step", "append", "score", "select", "resolve", "gather", "attend_64"];
-    let cases: [(Arc<dyn Method>, &[&str]); 7] = [
+    let cases: [(Arc<dyn Method>, &[&str]); 6] = [
         (shadowkv(), &all),
-        (per_row(shadowkv()), &all),
         (with_outliers(), &all),
         (quest(), &bounds),
         (token_topk(), &all),
