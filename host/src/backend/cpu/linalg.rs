@@ -2,22 +2,36 @@
 
 use gemm::Parallelism;
 
+/// What matrices are of: f32, or f64 where a method needs the digits.
+pub trait Number: Copy + 'static {
+    /// 1.
+    const ONE: Self;
+}
+
+impl Number for f32 {
+    const ONE: Self = 1.0;
+}
+
+impl Number for f64 {
+    const ONE: Self = 1.0;
+}
+
 /// A matrix view: element `(i, j)` is `data[i * row_stride + j * column_stride]`.
 #[derive(Clone, Copy, Debug)]
-pub struct Matrix<'a> {
-    data: &'a [f32],
+pub struct Matrix<'a, T = f32> {
+    data: &'a [T],
     rows: usize,
     columns: usize,
     row_stride: usize,
     column_stride: usize,
 }
 
-impl<'a> Matrix<'a> {
+impl<'a, T> Matrix<'a, T> {
     /// A row-major matrix whose rows start `row_stride` elements apart.
     ///
     /// # Panics
     /// If `data` does not hold all elements.
-    pub fn new(data: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
+    pub fn new(data: &'a [T], rows: usize, columns: usize, row_stride: usize) -> Self {
         check_bounds(data.len(), rows, columns, row_stride);
         Self { data, rows, columns, row_stride, column_stride: 1 }
     }
@@ -36,19 +50,19 @@ impl<'a> Matrix<'a> {
 
 /// A row-major matrix view to write.
 #[derive(Debug)]
-pub struct MatrixMut<'a> {
-    data: &'a mut [f32],
+pub struct MatrixMut<'a, T = f32> {
+    data: &'a mut [T],
     rows: usize,
     columns: usize,
     row_stride: usize,
 }
 
-impl<'a> MatrixMut<'a> {
+impl<'a, T> MatrixMut<'a, T> {
     /// A row-major matrix whose rows start `row_stride` elements apart.
     ///
     /// # Panics
     /// If `data` does not hold all elements, or rows overlap.
-    pub fn new(data: &'a mut [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
+    pub fn new(data: &'a mut [T], rows: usize, columns: usize, row_stride: usize) -> Self {
         assert!(row_stride >= columns, "rows of {columns} elements overlap at stride {row_stride}");
         check_bounds(data.len(), rows, columns, row_stride);
         Self { data, rows, columns, row_stride }
@@ -68,7 +82,13 @@ pub enum Old {
 ///
 /// # Panics
 /// If the dimensions do not agree.
-pub fn matmul(out: MatrixMut<'_>, old: Old, a: Matrix<'_>, b: Matrix<'_>, parallel: bool) {
+pub fn matmul<T: Number>(
+    out: MatrixMut<'_, T>,
+    old: Old,
+    a: Matrix<'_, T>,
+    b: Matrix<'_, T>,
+    parallel: bool,
+) {
     assert_eq!((out.rows, out.columns, a.columns), (a.rows, b.columns, b.rows), "matrix dimensions");
     let parallelism =
         if parallel { Parallelism::Rayon(rayon::current_num_threads()) } else { Parallelism::None };
@@ -90,8 +110,8 @@ pub fn matmul(out: MatrixMut<'_>, old: Old, a: Matrix<'_>, b: Matrix<'_>, parall
             b.data.as_ptr(),
             b.column_stride as isize,
             b.row_stride as isize,
-            1.0,
-            1.0,
+            T::ONE,
+            T::ONE,
             false,
             false,
             false,

@@ -12,6 +12,7 @@ mod gate;
 mod gather;
 mod index;
 pub mod linalg;
+pub mod low_rank;
 pub mod math;
 mod offload;
 mod row;
