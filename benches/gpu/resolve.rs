@@ -130,6 +130,7 @@ impl Batch {
             pages: &self.pages,
             page_counts: &self.counts[0],
             copies: &self.copies,
+            copy_keys: None,
             copy_counts: &self.counts[1],
             arrived: &self.counts[3],
             faults: &self.counts[2],

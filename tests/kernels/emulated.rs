@@ -12,6 +12,8 @@ mod gate;
 mod index;
 #[path = "emulated/linear.rs"]
 mod linear;
+#[path = "emulated/low_rank.rs"]
+mod low_rank;
 #[path = "emulated/model.rs"]
 mod model;
 #[path = "emulated/offload.rs"]

@@ -103,6 +103,7 @@ impl Layer {
                 pages: &set.pages,
                 page_counts: &set.page_counts,
                 copies: &set.copies,
+                copy_keys: None,
                 copy_counts: &set.copy_counts,
                 arrived: &set.arrived,
                 faults: &set.faults,

@@ -48,8 +48,8 @@ pub struct Entry {
     pub new_partitions: u32,
     /// Row 0 in the marks: those of row `r` are the words from `(first_marks + r) * mark_words` on.
     pub first_marks: u32,
-    /// Not used; keeps the size a multiple of 16 bytes.
-    pub unused: u32,
+    /// Its basis among those of all requests, if its keys are kept in low rank.
+    pub basis: u32,
 }
 
 // SAFETY: twenty u32 without padding, any bits.
@@ -80,7 +80,7 @@ mod device {
             let U32x4 { x: slot_stride, y: slots, z: first_steady, w: sink_pages } = words.load(1);
             let U32x4 { x: ring_pages, y: first_slab, z: slab_stride, w: first_partition } = words.load(2);
             let U32x4 { x: partitions, y: limit, z: leaving_key, w: leaving } = words.load(3);
-            let U32x4 { x: new_partition, y: new_partitions, z: first_marks, .. } = words.load(4);
+            let U32x4 { x: new_partition, y: new_partitions, z: first_marks, w: basis } = words.load(4);
             Self {
                 tokens,
                 clock,
@@ -101,7 +101,7 @@ mod device {
                 new_partition,
                 new_partitions,
                 first_marks,
-                unused: 0,
+                basis,
             }
         }
 

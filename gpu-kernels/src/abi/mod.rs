@@ -8,6 +8,7 @@ pub mod gate;
 pub mod gemm;
 mod index;
 pub mod linear;
+pub mod low_rank;
 pub mod model;
 mod offload;
 pub mod prefill;

@@ -5,13 +5,14 @@
 //!
 //! Of prompts, the chunks that their means stand least for can be marked, to be read by every step: `chunk_spread`, `top_k`, `mark`.
 //!
-//! [`cluster`] makes partitions of keys that are alike, for methods whose summaries are those of clusters.
+//! [`cluster`] makes partitions of keys that are alike, for methods whose summaries are those of clusters. [`low_rank`] finds what a layer's keys have in common.
 
 mod chunk_bounds;
 mod chunk_mean;
 mod chunk_spread;
 pub mod cluster;
 mod gate_key;
+pub mod low_rank;
 mod mark;
 mod operator;
 mod prompts;

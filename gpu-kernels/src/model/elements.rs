@@ -1,6 +1,7 @@
 //! Words and their elements.
 
-use cuda_std::{U32x4, bf16};
+use cuda_std::view::LoadCache;
+use cuda_std::{Global, U32x4, bf16};
 
 /// The four numbers of a word of f32.
 #[inline(always)]
@@ -39,4 +40,13 @@ pub fn eight_of(word: U32x4) -> [f32; 8] {
 #[inline(always)]
 pub fn word_of_eight([a, b, c, d, e, f, g, h]: [f32; 8]) -> U32x4 {
     U32x4 { x: bf16::pack(a, b), y: bf16::pack(c, d), z: bf16::pack(e, f), w: bf16::pack(g, h) }
+}
+
+/// Eight numbers of f32, which are two words.
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+#[inline(always)]
+pub unsafe fn eight_at(numbers: Global<U32x4>, at: usize) -> [f32; 8] {
+    let [a, b, c, d] = quad_of(numbers.load_with(2 * at, LoadCache::ReadOnly));
+    let [e, f, g, h] = quad_of(numbers.load_with(2 * at + 1, LoadCache::ReadOnly));
+    [a, b, c, d, e, f, g, h]
 }

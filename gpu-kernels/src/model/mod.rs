@@ -11,6 +11,7 @@ mod sample;
 mod shares;
 mod sin_cos;
 mod swiglu;
+pub(crate) mod turn;
 
 pub use argmax::argmax;
 pub use embed::embed;

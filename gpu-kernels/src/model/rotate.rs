@@ -2,8 +2,8 @@ use cuda_std::math::{fma, rsqrt_approx};
 use cuda_std::prelude::*;
 use cuda_std::warp::{FULL_MASK, WARP_SIZE, warp_shuffle_xor};
 
-use super::elements::{eight_of, quad_of, word_of_eight};
-use super::sin_cos::sin_cos;
+use super::elements::{eight_at, eight_of};
+use super::turn::Turn;
 use crate::abi::model::rotate::{BLOCK, group_heads, groups};
 use crate::abi::{ENTRY_WORDS, WARP};
 
@@ -134,51 +134,6 @@ pub unsafe fn rotate(
         }
         group += warps_of_token;
     }
-}
-
-/// By how much eight elements of a half turn.
-#[derive(Clone, Copy)]
-struct Turn {
-    sines: [f32; 8],
-    cosines: [f32; 8],
-}
-
-impl Turn {
-    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-    #[inline(always)]
-    unsafe fn new(position: u32, frequencies: Global<U32x4>, word: usize, factor: f32) -> Self {
-        let frequencies = eight_at(frequencies, word);
-        let (mut sines, mut cosines) = ([0.0; 8], [0.0; 8]);
-        let mut at = 0;
-        while at < sines.len() {
-            let (sine, cosine) = sin_cos(position as f32 * frequencies[at]);
-            (sines[at], cosines[at]) = (sine * factor, cosine * factor);
-            at += 1;
-        }
-        Self { sines, cosines }
-    }
-
-    #[inline(always)]
-    fn apply(&self, x: [f32; 8], y: [f32; 8]) -> (U32x4, U32x4) {
-        let (mut a, mut b) = ([0.0; 8], [0.0; 8]);
-        let mut at = 0;
-        while at < a.len() {
-            let (sine, cosine) = (self.sines[at], self.cosines[at]);
-            a[at] = fma(x[at], cosine, -(y[at] * sine));
-            b[at] = fma(y[at], cosine, x[at] * sine);
-            at += 1;
-        }
-        (word_of_eight(a), word_of_eight(b))
-    }
-}
-
-/// Eight numbers of f32, which are two words.
-#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-#[inline(always)]
-unsafe fn eight_at(numbers: Global<U32x4>, at: usize) -> [f32; 8] {
-    let [a, b, c, d] = quad_of(numbers.load_with(2 * at, LoadCache::ReadOnly));
-    let [e, f, g, h] = quad_of(numbers.load_with(2 * at + 1, LoadCache::ReadOnly));
-    [a, b, c, d, e, f, g, h]
 }
 
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]

@@ -69,6 +69,12 @@ impl Lists {
         part_of(self.lists, copy, |list| self.starts.load(list as usize))
     }
 
+    /// Copies of the lists before list `list`, which may be one beyond the last.
+    #[inline(always)]
+    pub unsafe fn start(&self, list: u32) -> u32 {
+        self.starts.load(list as usize)
+    }
+
     /// Counts the words from `first` to `end` of all pages, put end to end, as arrived in their lists: who then finds them counted, and
     /// acquires, finds them on the device.
     ///

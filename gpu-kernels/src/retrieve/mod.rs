@@ -4,9 +4,11 @@ mod gather;
 #[cfg(any(not(target_arch = "nvptx64"), sm_90))]
 mod gather_bulk;
 mod lists;
+mod rebuild_keys;
 mod resolve;
 
 pub use gather::gather;
 #[cfg(any(not(target_arch = "nvptx64"), sm_90))]
 pub use gather_bulk::gather_bulk;
+pub use rebuild_keys::{rebuild_keys_64, rebuild_keys_128};
 pub use resolve::resolve;

@@ -12,6 +12,8 @@ mod gate;
 mod index;
 #[path = "kernels/linear.rs"]
 mod linear;
+#[path = "kernels/low_rank.rs"]
+mod low_rank;
 #[path = "kernels/model.rs"]
 mod model;
 #[path = "kernels/offload.rs"]

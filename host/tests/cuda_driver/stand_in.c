@@ -118,7 +118,7 @@ int cuEventDestroy_v2(void *event) { return 0; }
 /* The kernels, and the types of their parameters: an address, an unsigned, a float. */
 static const struct kernel { const char *name, *parameters; } kernels[] = {
     {"scale", "auf"}, {"fault", "auf"}, {"gather", "aauuaauau"}, {"gather_bulk", "aauuaauau"},
-    {"resolve", "auuuaauuuaaaaaaaauuuaaaaaa"},
+    {"resolve", "auuuaauuuaaaaaaaauuuaaaauaaa"},
     {"score", "aaaauuuuuuufuaa"}, {"select", "aaauuuuuffaauuuuuauaaaa"}, {"top_k", "aaauuauaa"},
     {"attend_64", "auuuaauaauauafaauuaaaa"}, {"attend_128", "auuuaauaauauafaauuaaaa"},
     {"prefill_64", "aaaaaauuufaa"}, {"prefill_128", "aaaaaauuufaa"},
@@ -136,6 +136,9 @@ static const struct kernel { const char *name, *parameters; } kernels[] = {
     {"append", "aaaaaaaauuuuu"}, {"store_prompt", "aaaaaaaaaauuuuu"}, {"write_back", "aauaauuaa"},
     {"embed", "aauua"}, {"rms_norm", "aauufa"}, {"rotate", "auuuuauuafaaufuauaa"}, {"swiglu", "aua"},
     {"argmax", "auuaaa"}, {"sample", "auuaa"},
+    {"unrotate", "auuuuafa"}, {"gram", "auuua"}, {"gram_sum", "auua"},
+    {"row_dots", "aauuua"}, {"row_sums", "aauuua"}, {"inverse_factor", "auua"}, {"store_basis", "auuaua"},
+    {"rebuild_keys_64", "aaauuauuuaauaafua"}, {"rebuild_keys_128", "aaauuauuuaauaafua"},
 };
 
 int cuModuleLoadDataEx(void **module, const char *text, unsigned count, unsigned *options, void **values) {

@@ -135,6 +135,7 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
         pages: &pages,
         page_counts: &counts,
         copies: &page_copies,
+        copy_keys: None,
         copy_counts: &counts,
         arrived: &arrived,
         faults: &counts,

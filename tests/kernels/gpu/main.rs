@@ -18,6 +18,7 @@ mod gate;
 mod index;
 mod kernels;
 mod linear;
+mod low_rank;
 mod model;
 mod offload;
 mod outliers;
@@ -116,6 +117,7 @@ fn main() -> ExitCode {
         index::tests(),
         kernels::tests(),
         linear::tests(),
+        low_rank::tests(),
         model::tests(),
         offload::tests(),
         outliers::tests(),

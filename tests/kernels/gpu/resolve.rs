@@ -43,6 +43,7 @@ fn resolve_step(
     let pages = DeviceBuffer::from_slice(stream, &poisoned.pages)?;
     let page_counts = DeviceBuffer::from_slice(stream, &poisoned.page_counts)?;
     let copies = DeviceBuffer::from_slice(stream, &poisoned.copies)?;
+    let copy_keys = DeviceBuffer::from_slice(stream, &poisoned.copy_keys)?;
     let copy_counts = DeviceBuffer::from_slice(stream, &poisoned.copy_counts)?;
     let arrived = DeviceBuffer::from_slice(stream, &poisoned.arrived)?;
     let faults = DeviceBuffer::from_slice(stream, &poisoned.faults)?;
@@ -63,6 +64,7 @@ fn resolve_step(
         pages: &pages,
         page_counts: &page_counts,
         copies: &copies,
+        copy_keys: ResolveCase::keyed(number).then_some(&copy_keys),
         copy_counts: &copy_counts,
         arrived: &arrived,
         faults: &faults,
@@ -73,6 +75,7 @@ fn resolve_step(
         pages: pages.to_vec(stream)?,
         page_counts: page_counts.to_vec(stream)?,
         copies: copies.to_vec(stream)?,
+        copy_keys: copy_keys.to_vec(stream)?,
         copy_counts: copy_counts.to_vec(stream)?,
         arrived: arrived.to_vec(stream)?,
         faults: faults.to_vec(stream)?,

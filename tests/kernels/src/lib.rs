@@ -8,6 +8,7 @@ pub mod gate;
 pub mod gather;
 pub mod index;
 pub mod linear;
+pub mod low_rank;
 pub mod model;
 pub mod offload;
 pub mod outliers;

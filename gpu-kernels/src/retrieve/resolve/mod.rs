@@ -39,6 +39,8 @@ use slots::Scratch;
 /// | `pages` | `[batch * kv_heads, list_capacity]` | physical pages of the selection, in its order |
 /// | `page_counts` | `[batch * kv_heads]` | how many |
 /// | `copies` | `[batch * kv_heads, list_capacity]` | the misses, in the selection's order |
+/// | `copy_keys` | `[batch * kv_heads, list_capacity]` | the misses' page keys, for what is rebuilt instead of copied. Written if `keyed` is 1, else not touched |
+/// | `keyed` | 0 or 1 | |
 /// | `copy_counts` | `[batch * kv_heads]` | how many |
 /// | `arrived` | `[batch * kv_heads]` | set to 0, for [`gather`](super::gather()) to count in |
 /// | `faults` | `[batch * kv_heads]` | [`NO_FAULT`], or why the row's counts are 0 and nothing was evicted. Pages that leave the steady zone are taken over all the same, if the host has them: the step is tried again with those passed over by [`leaving_key`](Entry::leaving_key) and [`leaving`](Entry::leaving), so that the tail begins where it did |
@@ -82,6 +84,8 @@ pub unsafe fn resolve(
     pages: GlobalMut<u32>,
     page_counts: GlobalMut<u32>,
     copies: GlobalMut<PageCopy>,
+    copy_keys: GlobalMut<u32>,
+    keyed: u32,
     copy_counts: GlobalMut<u32>,
     arrived: GlobalMut<u32>,
     faults: GlobalMut<u32>,
@@ -195,6 +199,9 @@ pub unsafe fn resolve(
                 miss as usize,
                 PageCopy { host_page: scratch.sources.load(miss as usize), device_page },
             );
+            if keyed != 0 {
+                copy_keys.store((block * list_capacity + miss) as usize, key);
+            }
             miss += BLOCK;
         }
     }

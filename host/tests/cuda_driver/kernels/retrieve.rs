@@ -129,6 +129,7 @@ fn a_resolve_is_checked_and_launched() {
         pages: &pages,
         page_counts: &rows,
         copies: &copies,
+        copy_keys: None,
         copy_counts: &rows,
         arrived: &rows,
         faults: &rows,
@@ -155,6 +156,7 @@ fn a_resolve_is_checked_and_launched() {
         ("resolve ids", 36, 41, Resolve { ids: &table(41), ..right }),
         ("resolve id_counts", 6, 7, Resolve { id_counts: &table(7), ..right }),
         ("resolve pages", 30, 31, Resolve { pages: &table(31), ..right }),
+        ("resolve copy_keys", 30, 31, Resolve { copy_keys: Some(&table(31)), ..right }),
         ("resolve copy_counts", 6, 5, Resolve { copy_counts: &table(5), ..right }),
         ("resolve arrived", 6, 5, Resolve { arrived: &table(5), ..right }),
         ("resolve faults", 6, 5, Resolve { faults: &table(5), ..right }),
@@ -172,4 +174,13 @@ fn a_resolve_is_checked_and_launched() {
     );
     let log = driver.log();
     assert!(log.len() == 1 && log[0].starts_with(&start), "{log:?} and not {start}");
+    let lists = |keys: &DeviceBuffer<u32>, keyed: u32| {
+        let [copies, keys, counts] = [copies.address(), keys.address(), rows.address()];
+        format!(" {copies:#x} {keys:#x} {keyed} {counts:#x} {counts:#x} {counts:#x}")
+    };
+    assert!(log[0].ends_with(&lists(&rows, 0)), "{log:?}");
+    let keys = table(30);
+    launch(Resolve { copy_keys: Some(&keys), ..right }).unwrap();
+    let log = driver.log();
+    assert!(log.last().is_some_and(|line| line.ends_with(&lists(&keys, 1))), "{log:?}");
 }

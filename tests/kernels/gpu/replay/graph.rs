@@ -134,6 +134,7 @@ impl World<'_> {
                 pages: &lists.pages,
                 page_counts: &lists.page_counts,
                 copies: &lists.copies,
+                copy_keys: None,
                 copy_counts: &lists.copy_counts,
                 arrived: &lists.arrived,
                 faults: &lists.faults,

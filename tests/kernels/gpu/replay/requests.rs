@@ -174,7 +174,7 @@ impl World<'_> {
                 new_partition: before.end as u32,
                 new_partitions: leaving as u32,
                 first_marks: 0,
-                unused: 0,
+                basis: 0,
             };
         }
         self.device.inputs.entries.write(stream, 0, &entries)?;

@@ -24,6 +24,7 @@ impl ResolveCase {
                 (Buffer::from_slice(&poisoned.pages), Buffer::from_slice(&poisoned.page_counts));
             let (copies, copy_counts) =
                 (Buffer::from_slice(&poisoned.copies), Buffer::from_slice(&poisoned.copy_counts));
+            let copy_keys = Buffer::from_slice(&poisoned.copy_keys);
             let arrived = Buffer::from_slice(&poisoned.arrived);
             let faults = Buffer::from_slice(&poisoned.faults);
             let shared =
@@ -57,6 +58,8 @@ impl ResolveCase {
                         pages.view_mut(),
                         page_counts.view_mut(),
                         copies.view_mut(),
+                        copy_keys.view_mut(),
+                        Self::keyed(number).into(),
                         copy_counts.view_mut(),
                         arrived.view_mut(),
                         faults.view_mut(),
@@ -68,6 +71,7 @@ impl ResolveCase {
                 pages: pages.to_vec(),
                 page_counts: page_counts.to_vec(),
                 copies: copies.to_vec(),
+                copy_keys: copy_keys.to_vec(),
                 copy_counts: copy_counts.to_vec(),
                 arrived: arrived.to_vec(),
                 faults: faults.to_vec(),

@@ -42,6 +42,8 @@ pub struct Lists {
     pub page_counts: Vec<u32>,
     /// `[rows, list capacity]`: misses.
     pub copies: Vec<PageCopy>,
+    /// `[rows, list capacity]`: their page keys.
+    pub copy_keys: Vec<u32>,
     /// `[rows]`: how many.
     pub copy_counts: Vec<u32>,
     /// `[rows]`: words of the misses that are there, none yet.
@@ -174,10 +176,16 @@ impl ResolveCase {
             pages: vec![WILD; entries],
             page_counts: vec![WILD; rows],
             copies: vec![PageCopy { host_page: WILD, device_page: WILD }; entries],
+            copy_keys: vec![WILD; entries],
             copy_counts: vec![WILD; rows],
             arrived: vec![WILD; rows],
             faults: vec![WILD; rows],
         }
+    }
+
+    /// Whether a step lists its misses' page keys.
+    pub fn keyed(step: usize) -> bool {
+        step.is_multiple_of(2)
     }
 
     /// Rows of a step's batch.
@@ -201,6 +209,9 @@ impl ResolveCase {
             let listed = |count: u32| row * capacity..row * capacity + count as usize;
             let (pages, copies) = (listed(of.page_counts[row]), listed(of.copy_counts[row]));
             same(&at(&format!("pages of row {row}")), &lists.pages[pages.clone()], &of.pages[pages])?;
+            let keys = if Self::keyed(step) { of } else { &self.poisoned(step) };
+            let what = at(&format!("keys of the copies of row {row}"));
+            same(&what, &lists.copy_keys[copies.clone()], &keys.copy_keys[copies.clone()])?;
             same(&at(&format!("copies of row {row}")), &lists.copies[copies.clone()], &of.copies[copies])?;
         }
         same(&at("segments"), &tables.segments, &expected.segments)?;
@@ -234,11 +245,13 @@ fn same<T: PartialEq + Debug>(what: &str, found: &[T], expected: &[T]) -> Result
 
 impl Lists {
     /// Adds a row.
-    fn add(&mut self, pages: &[u32], copies: &[PageCopy], fault: u32, capacity: u32) {
+    fn add(&mut self, pages: &[u32], copies: &[(u32, PageCopy)], fault: u32, capacity: u32) {
         let end = self.pages.len() + capacity as usize;
         self.pages.extend(pages);
         self.pages.resize(end, WILD);
-        self.copies.extend(copies);
+        self.copies.extend(copies.iter().map(|(_, copy)| copy));
+        self.copy_keys.extend(copies.iter().map(|(key, _)| key));
+        self.copy_keys.resize(end, WILD);
         self.copies.resize(end, PageCopy { host_page: WILD, device_page: WILD });
         self.page_counts.push(pages.len() as u32);
         self.copy_counts.push(copies.len() as u32);

@@ -156,6 +156,7 @@ impl Batch {
             pages: Vec::new(),
             page_counts: Vec::new(),
             copies: Vec::new(),
+            copy_keys: Vec::new(),
             copy_counts: Vec::new(),
             arrived: Vec::new(),
             faults: Vec::new(),
@@ -286,7 +287,7 @@ impl Request {
             new_partition: WILD,
             new_partitions: WILD,
             first_marks: WILD,
-            unused: WILD,
+            basis: WILD,
         }
     }
 
@@ -366,9 +367,9 @@ impl Row {
         let mut out = Resolution::default();
         self.cache.resolve(&mut self.map, &selection, &mut out).expect("it was found to fit");
         let pages: Vec<_> = out.pages.iter().map(|page| page.0).collect();
-        let copies = out.copies.iter().map(|copy| PageCopy {
-            host_page: self.slabs[(copy.key / SLAB_PAGES) as usize] * SLAB_PAGES + copy.key % SLAB_PAGES,
-            device_page: copy.page.0,
+        let copies = out.copies.iter().map(|copy| {
+            let host_page = self.slabs[(copy.key / SLAB_PAGES) as usize] * SLAB_PAGES + copy.key % SLAB_PAGES;
+            (copy.key, PageCopy { host_page, device_page: copy.page.0 })
         });
         lists.add(&pages, &copies.collect::<Vec<_>>(), NO_FAULT, list_capacity);
     }

@@ -328,6 +328,7 @@ impl<'a> Stages<'a> {
             pages: &lists.pages,
             page_counts: &counts.pages,
             copies: &lists.copies,
+            copy_keys: None,
             copy_counts: &counts.copies,
             arrived: &lists.arrived,
             faults: &counts.faults,

@@ -11,6 +11,7 @@ mod gather;
 mod index;
 mod linear;
 mod linear_plan;
+mod low_rank;
 mod model;
 mod offload;
 mod outliers;
@@ -28,6 +29,10 @@ pub use gate::{GateKeys, GateKeysStep, GateQueries, GateWeights};
 pub use gather::{Gather, GatherVariant};
 pub use index::{IndexOperator, IndexPrompts, IndexStep, SummaryTable};
 pub use linear::{Linear, LinearOutput, LinearVariant};
+pub use low_rank::{
+    BasisScratch, Gram, InverseFactor, LowRankBasis, RebuildKeys, RowProduct, SmallPivots, StoreBasis,
+    Unrotate, Weights,
+};
 pub use model::{Argmax, Embed, HeadNorms, Positions, RmsNorm, Rotate, Sample, Swiglu};
 pub use offload::{Append, OffloadPages, StorePrompt, ValidBits, WriteBack};
 pub use outliers::{ChunkSpread, MarkPartitions};
@@ -39,6 +44,7 @@ pub use top_k::TopK;
 
 use cluster::ClusterFunctions;
 use index::IndexFunctions;
+use low_rank::LowRankFunctions;
 use model::ModelFunctions;
 
 use spinkv_kernels::{abi, ptx};
@@ -74,6 +80,7 @@ pub struct Kernels {
     prefill_wgmma_64: Option<Function>,
     prefill_wgmma_128: Option<Function>,
     model: ModelFunctions,
+    low_rank: LowRankFunctions,
     /// For [`TOKEN_TILES`](abi::linear::TOKEN_TILES) tokens.
     linear: [Function; 4],
     gemm: Function,
@@ -92,7 +99,7 @@ impl Kernels {
         let text = ptx(arch.name()).expect("PTX is built for every PtxArch");
         let module = Module::from_ptx(context, text)?;
         // Of shared memory these take as much as their rows need, up to all that a block can have.
-        let shared = |name| {
+        let shared = |name: &str| {
             let function = module.function(name)?;
             let fixed = function.attributes().static_shared_bytes;
             function.allow_shared_bytes(context.device().limits.opt_in_shared_bytes.saturating_sub(fixed))?;
@@ -128,6 +135,7 @@ impl Kernels {
             prefill_wgmma_64: hopper("prefill_wgmma_64")?,
             prefill_wgmma_128: hopper("prefill_wgmma_128")?,
             model: ModelFunctions::load(&module)?,
+            low_rank: LowRankFunctions::load(&module, shared)?,
             linear: [shared("linear_8")?, shared("linear_16")?, shared("linear_32")?, shared("linear_64")?],
             gemm: shared("gemm")?,
             gemm_wgmma: hopper("gemm_wgmma")?,
@@ -154,7 +162,7 @@ impl Kernels {
             &self.prefill_128,
             &self.fill_random,
         ]);
-        let rest = rest.chain(self.model.all()).chain(self.cluster.all());
+        let rest = rest.chain(self.model.all()).chain(self.cluster.all()).chain(self.low_rank.all());
         let rest = rest.chain(&self.linear).chain([&self.gemm]);
         let optional = [&self.gather_bulk, &self.prefill_wgmma_64, &self.prefill_wgmma_128, &self.gemm_wgmma];
         rest.chain(optional.into_iter().flatten())

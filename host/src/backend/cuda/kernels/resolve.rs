@@ -65,6 +65,8 @@ pub struct Resolve<'a> {
     pub page_counts: &'a DeviceBuffer<u32>,
     /// `[batch * kv_heads, list capacity]`: the misses.
     pub copies: &'a DeviceBuffer<PageCopy>,
+    /// `[batch * kv_heads, list capacity]`: the misses' page keys, for a [`RebuildKeys`](super::RebuildKeys).
+    pub copy_keys: Option<&'a DeviceBuffer<u32>>,
     /// `[batch * kv_heads]`.
     pub copy_counts: &'a DeviceBuffer<u32>,
     /// `[batch * kv_heads]`: set to 0, for [`Gather`](super::Gather) to count in.
@@ -131,12 +133,15 @@ impl Resolve<'_> {
         ] {
             check_length(what, expected, found)?;
         }
+        if let Some(copy_keys) = self.copy_keys {
+            check_length("resolve copy_keys", rows * list_capacity, copy_keys.len())?;
+        }
         let (page_partitions, partition_pages) = match self.partitions {
             PartitionPages::Pages(pages) => (1, pages),
             PartitionPages::Shared(partitions) => (partitions, 1),
         };
         check_operand("resolve partitions", u64::from(page_partitions.min(partition_pages)), any)?;
-        let arguments: [Argument; 26] = [
+        let arguments: [Argument; 28] = [
             self.entries.into(),
             kv_heads.into(),
             layer.into(),
@@ -160,6 +165,9 @@ impl Resolve<'_> {
             self.pages.into(),
             self.page_counts.into(),
             self.copies.into(),
+            // Without them it is not touched.
+            self.copy_keys.unwrap_or(self.copy_counts).into(),
+            u32::from(self.copy_keys.is_some()).into(),
             self.copy_counts.into(),
             self.arrived.into(),
             self.faults.into(),

@@ -1,0 +1,84 @@
+use spinkv_kernel_tests::low_rank::{
+    BasisCase, FactorCase, GramCase, ProductCase, RebuildCase, UnrotateCase,
+};
+
+use super::SHAPES;
+
+/// Of what is found in many launches, or takes its time.
+const LONG_SHAPES: u64 = 12;
+/// Orders of one shape.
+const ORDERS: u64 = 20;
+
+#[test]
+fn unrotate_on_random_shapes() {
+    for seed in 0..SHAPES {
+        let case = UnrotateCase::random(seed);
+        let plain = case.emulate(seed).unwrap_or_else(|fault| panic!("seed {seed}: {fault}"));
+        case.check(&plain).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
+    }
+}
+
+#[test]
+fn gram_on_random_shapes() {
+    let cases = (0..2 * LONG_SHAPES).map(|seed| (seed, GramCase::random(seed)));
+    for (seed, case) in cases.chain((0..4).map(|seed| (seed, GramCase::long(seed)))) {
+        let gram = case.emulate(seed).unwrap_or_else(|fault| panic!("seed {seed}: {fault}"));
+        case.check(&gram).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
+    }
+}
+
+#[test]
+fn row_products_on_random_shapes() {
+    for seed in 0..SHAPES / 2 {
+        let case = ProductCase::random(seed);
+        let out = case.emulate(seed).unwrap_or_else(|fault| panic!("seed {seed}: {fault}"));
+        case.check(&out).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
+    }
+}
+
+#[test]
+fn inverse_factor_on_random_vectors() {
+    for seed in 0..SHAPES {
+        let case = FactorCase::random(seed);
+        let factor = case.emulate(seed).unwrap_or_else(|fault| panic!("seed {seed}: {fault}"));
+        case.check(&factor).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}\n{case:?}"));
+    }
+}
+
+#[test]
+fn products_and_factors_in_random_orders() {
+    let (product, factor) = (ProductCase::random(1), FactorCase::large(2, 40));
+    // In bits: sums are in one order.
+    let first = (product.emulate(0).unwrap(), factor.emulate(0).unwrap());
+    for schedule in 1..ORDERS {
+        let again = (product.emulate(schedule).unwrap(), factor.emulate(schedule).unwrap());
+        assert_eq!(again, first, "schedule {schedule}");
+    }
+}
+
+#[test]
+fn a_basis_is_as_good_as_the_cpus() {
+    for seed in 0..LONG_SHAPES {
+        let case = BasisCase::random(seed);
+        let basis = case.emulate(seed).unwrap_or_else(|fault| panic!("seed {seed}: {fault}"));
+        case.check(&basis).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
+    }
+}
+
+#[test]
+fn rebuild_keys_on_random_lists() {
+    for seed in 0..SHAPES {
+        let case = RebuildCase::random(seed);
+        let pool = case.emulate(seed).unwrap_or_else(|fault| panic!("seed {seed}: {fault}"));
+        case.check(&pool).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
+    }
+}
+
+#[test]
+fn rebuild_keys_in_random_orders() {
+    let case = RebuildCase::random(SHAPES + 3);
+    let first = case.emulate(0).unwrap();
+    for schedule in 1..ORDERS {
+        assert_eq!(case.emulate(schedule).unwrap(), first, "schedule {schedule}");
+    }
+}
