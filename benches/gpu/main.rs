@@ -12,6 +12,7 @@ mod gather;
 mod index;
 mod layer_step;
 mod linear;
+mod low_rank;
 mod measure;
 mod model;
 mod offload;
@@ -49,6 +50,8 @@ use spinkv_benches::sampling::LEAST_REPEATS;
 struct Arguments {
     /// Only groups whose name holds this: gather (and gather_bulk, restore), resolve, select, chunk_mean, chunk_bounds, cluster,
     /// write_back, append, attend, layer_step, prefill (and prefill_wgmma), linear (and gemm, gemm_wgmma), store_prompt, model (embed,
+    /// Only groups whose name holds this: gather (and gather_bulk, restore), resolve, select, chunk_mean, chunk_bounds, gate_pool,
+    /// write_back, append, attend, layer_step, prefill (and prefill_wgmma), linear (and gemm, gemm_wgmma), low_rank (and rebuild_keys), store_prompt, model (embed,
     /// rms_norm, rotate, swiglu, argmax, sample), engine (prompts and decode steps of a whole model).
     filter: Option<String>,
     /// Timed repetitions of each row, at least 10.
@@ -93,6 +96,7 @@ const GROUPS: &[(&str, Group)] = &[
     ("layer_step", layer_step::run),
     ("prefill", prefill::run),
     ("linear gemm gemm_wgmma", linear::run),
+    ("low_rank rebuild_keys", low_rank::run),
     ("store_prompt", offload::store_prompt),
     ("engine", engine::run),
     ("model embed rms_norm rotate swiglu argmax sample", model::run),

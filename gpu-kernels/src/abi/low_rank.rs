@@ -46,8 +46,8 @@ pub mod gram {
     /// Steps whose products are summed by the tensor cores, which cut sums off; the sums of so many are added with rounding.
     pub const RUN: u32 = 32;
 
-    /// The most shares of the tokens.
-    pub const MAX_SHARES: u32 = 64;
+    /// The most shares of the tokens: of narrow keys, of which there is little to do.
+    pub const MAX_SHARES: u32 = 16;
 
     /// Threads of a block of `gram_sum`; each has a word of a tile.
     pub const SUM_BLOCK: u32 = 256;
