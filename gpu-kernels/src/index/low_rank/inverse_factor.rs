@@ -1,4 +1,4 @@
-use cuda_std::math::{fma, max, rsqrt_approx};
+use cuda_std::math::{fma, rsqrt_approx};
 use cuda_std::prelude::*;
 use cuda_std::shared;
 use cuda_std::warp::FULL_MASK;
@@ -13,7 +13,7 @@ use crate::abi::low_rank::inverse_factor::{BLOCK, LEAST_KEPT, LEAST_RAISED};
 /// |---|---|---|
 /// | `products` | `[rank, rank]` | symmetric |
 /// | `rank` | 1 to [`MAX_RANK`](crate::abi::low_rank::MAX_RANK) | |
-/// | `drops` | 0 or 1 | what becomes of vectors that nearly depend on those before them: their pivots are raised to [`LEAST_RAISED`], or those below [`LEAST_KEPT`] drop their vectors |
+/// | `drops` | 0 or 1 | what becomes of vectors that nearly depend on those before them: their pivots are raised to [`LEAST_RAISED`] and nothing of them is taken from those behind, or those below [`LEAST_KEPT`] drop their vectors |
 /// | `factor` | `[rank, rank]` | written; 0 above the diagonal, and in row and column of a vector that is dropped or has length 0 |
 ///
 /// Vectors count as of length 1. What [`inverse_factor`] on the CPU does in f64, in its order.
@@ -50,8 +50,10 @@ pub unsafe fn inverse_factor(products: Global<f32>, rank: u32, drops: u32, facto
     let mut step = 0;
     while step < rank {
         let pivot_row = rest.slice((step * rank) as usize, rank as usize);
-        let pivot = pivot(pivot_row.load(step as usize), scales.load(step as usize), drops);
-        let inverse = if pivot > 0.0 { 1.0 / pivot } else { 0.0 };
+        let pivot = pivot_row.load(step as usize);
+        // Nothing of a small pivot's vector is taken from those behind: it would be rounding more than direction.
+        let takes = pivot >= least(drops) && scales.load(step as usize) > 0.0;
+        let inverse = if takes { 1.0 / pivot } else { 0.0 };
         let mut row = step + 1 + thread / WARP;
         while row < rank {
             let own = rest.slice((row * rank) as usize, rank as usize);
@@ -78,7 +80,14 @@ pub unsafe fn inverse_factor(products: Global<f32>, rank: u32, drops: u32, facto
     while at < rank * rank {
         let (row, column) = (at / rank, at % rank);
         let diagonal = rest.load((row * rank + row) as usize);
-        let root = inverse_root(pivot(diagonal, scales.load(row as usize), drops));
+        let root = if diagonal >= least(drops) {
+            inverse_root(diagonal)
+        } else if drops == 0 {
+            inverse_root(LEAST_RAISED)
+        } else {
+            0.0
+        };
+        let root = if scales.load(row as usize) > 0.0 { root } else { 0.0 };
         let element = if column < row {
             rest.load(at as usize)
         } else if column == row {
@@ -91,16 +100,10 @@ pub unsafe fn inverse_factor(products: Global<f32>, rank: u32, drops: u32, facto
     }
 }
 
-/// The pivot that is taken where `rest` is left of a vector with scale `scale`; 0 if the vector is dropped.
+/// The least pivot that stays as it is.
 #[inline(always)]
-fn pivot(rest: f32, scale: f32, drops: u32) -> f32 {
-    if drops != 0 {
-        if rest >= LEAST_KEPT { rest } else { 0.0 }
-    } else if scale > 0.0 {
-        max(rest, LEAST_RAISED)
-    } else {
-        0.0
-    }
+fn least(drops: u32) -> f32 {
+    if drops != 0 { LEAST_KEPT } else { LEAST_RAISED }
 }
 
 /// 1 / sqrt, 0 of what is not above 0.

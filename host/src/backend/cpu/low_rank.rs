@@ -10,7 +10,7 @@
 //! the eigenvectors themselves: `K V V^T` is the same for every orthonormal basis `V` of a subspace.
 //!
 //! Any `L` gives a `Q` of the same span, so those on the way only have to keep its vectors apart: small pivots are raised ([`Pivots::Raised`]),
-//! which leaves such a vector short and those behind it not quite orthogonal to it, until the next product. The last two orthonormalise, and drop
+//! which leaves such a vector short and those behind it as they are, until the next product. The last two orthonormalise, and drop
 //! what depends on the vectors before it ([`Pivots::Dropped`]): a dropped direction is zero everywhere.
 //!
 //! So it is a handful of matrix products and small factors, which a GPU has too. Only the first, and the coefficients, grow with the
@@ -26,7 +26,8 @@ pub const ITERATIONS: usize = 8;
 /// What becomes of the pivots of vectors that nearly depend on those before them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pivots {
-    /// Those below [`LEAST_RAISED`] are raised to it.
+    /// Those below [`LEAST_RAISED`] are raised to it, and nothing of their vectors is taken from those behind: it would be rounding more than
+    /// direction, and would grow from pivot to pivot.
     Raised,
     /// Those below [`LEAST_KEPT`] drop their vectors.
     Dropped,
@@ -265,17 +266,20 @@ pub fn inverse_factor(products: &[f64], n: usize, small: Pivots) -> Vec<f64> {
     }
     let mut roots = vec![0.0; n];
     for j in 0..n {
-        let pivot = match small {
-            Pivots::Raised if scales[j] > 0.0 => rest[j * n + j].max(LEAST_RAISED),
-            Pivots::Dropped if rest[j * n + j] >= LEAST_KEPT => rest[j * n + j],
-            _ => 0.0,
+        let pivot = rest[j * n + j];
+        let (root, inverse) = match small {
+            _ if scales[j] == 0.0 => (0.0, 0.0),
+            Pivots::Raised if pivot >= LEAST_RAISED => (inverse_root(pivot), 1.0 / pivot),
+            Pivots::Raised => (inverse_root(LEAST_RAISED), 0.0),
+            Pivots::Dropped if pivot >= LEAST_KEPT => (inverse_root(pivot), 1.0 / pivot),
+            Pivots::Dropped => (0.0, 0.0),
         };
-        roots[j] = inverse_root(pivot);
+        roots[j] = root;
         rest[j * n + j] = 1.0;
         let (upper, lower) = rest.split_at_mut((j + 1) * n);
         let pivot_row = &upper[j * n..];
         for row in lower.chunks_exact_mut(n) {
-            let multiplier = if pivot > 0.0 { row[j] / pivot } else { 0.0 };
+            let multiplier = row[j] * inverse;
             row[j] = 0.0;
             row.iter_mut().zip(pivot_row).for_each(|(element, of_pivot)| *element -= multiplier * of_pivot);
         }

@@ -165,8 +165,9 @@ fn an_inverse_factor_makes_vectors_orthonormal_and_drops_what_depends() {
             assert!((dot(a, b) - right).abs() < 1e-9, "{i}, {j}: {made:?}");
         }
     }
-    // A raised pivot leaves a vector that depends on another short.
-    let raised = inverse_factor(&[1.0, 1.0, 1.0, 1.0], 2, Pivots::Raised);
+    // A raised pivot leaves a vector that depends on another short, and takes nothing of it from a third.
+    let raised = inverse_factor(&[1.0, 1.0, 0.0, 1.0, 1.0, 1e-3, 0.0, 1e-3, 1.0], 3, Pivots::Raised);
     let root = LEAST_RAISED.sqrt().recip();
-    assert!((raised[2] + root).abs() < 1e-9 && (raised[3] - root).abs() < 1e-9, "{raised:?}");
+    assert!((raised[3] + root).abs() < 1e-9 && (raised[4] - root).abs() < 1e-9, "{raised:?}");
+    assert_eq!(raised[6..], [0.0, 0.0, 1.0]);
 }
