@@ -8,11 +8,14 @@ use std::sync::Arc;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use spinkv::algorithms::{Dense, HeadRule, PerRow, Quest, RowRules, ShadowKv, StreamingLlm, TokenTopK};
+use spinkv::algorithms::{
+    Dense, HeadRule, PerRow, Quest, RowRules, SeerAttention, ShadowKv, StreamingLlm, TokenTopK,
+};
 use spinkv::backend::cuda::CudaLimits;
+use spinkv::gates::{Gates, LayerGate};
 use spinkv::partition::PartitionMap;
 use spinkv::pipeline::{Budget, GroupMerge, Method, SteadyZone};
-use spinkv::{Error, KvShape};
+use spinkv::{Error, KvShape, Rotary};
 use spinkv_tests::Style;
 
 use super::{Machine, Outcome, Test, ensure, test};
@@ -28,6 +31,7 @@ pub fn tests() -> Vec<Test> {
     vec![
         test("backend::outputs_are_attention_over_what_was_selected", outputs),
         test("backend::prompts_of_every_length_near_a_border", borders),
+        test("backend::gates_select_as_on_the_cpu", gates),
         test("backend::soak_1000_steps", soak),
         test("backend::what_does_not_fit_is_refused_and_costs_nothing", refusals),
     ]
@@ -118,6 +122,58 @@ fn borders(machine: &Machine) -> Outcome {
         run.step(&[request])?;
     }
     Ok(())
+}
+
+/// Blocks by a learned gate: a method whose Index and Select are its own, against the CPU's.
+fn gates(machine: &Machine) -> Outcome {
+    for (number, (group, head_dim, page_tokens, block, rank, norms)) in
+        [(5, 128, 16, 64, 128, true), (4, 64, 8, 16, 64, false), (1, 64, 32, 32, 16, true)]
+            .into_iter()
+            .enumerate()
+    {
+        let shape = shape(group, head_dim);
+        let gates = random_gates(shape, rank, norms, machine.seed + number as u64);
+        let method =
+            SeerAttention::new(gates.clone(), Budget::Tokens(3 * block), STEADY).with_block(block)?;
+        let run = Run::new(machine, shape, page_tokens, Arc::new(method), &limits(3, 900))?;
+        let mut run = run.with_gates(gates);
+        let requests: Vec<_> = [0, 9, 700]
+            .into_iter()
+            .map(|prompt| {
+                let seed = machine.seed + prompt as u64;
+                run.start(sequence(shape, Style::Random, prompt + 200, seed), prompt)
+            })
+            .collect::<Result<_, _>>()?;
+        for _ in 0..180 {
+            run.step(&requests)?;
+        }
+        for request in requests {
+            run.audit(request)?;
+            run.release(request);
+        }
+        run.ensure_empty()?;
+    }
+    Ok(())
+}
+
+/// Random gates whose weights bf16 has.
+fn random_gates(shape: KvShape, rank: usize, norms: bool, seed: u64) -> Arc<Gates> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut weights = |elements: usize, width: f32| -> Vec<f32> {
+        (0..elements).map(|_| half::bf16::from_f32(rng.random_range(-width..width)).to_f32()).collect()
+    };
+    let layers = (0..shape.layers).map(|_| LayerGate {
+        query: weights(shape.kv_heads * rank * shape.group() * shape.head_dim, 0.2),
+        key: weights(shape.kv_heads * rank * 3 * shape.head_dim, 0.2),
+        query_norm: norms.then(|| weights(rank, 2.0)),
+        key_norm: norms.then(|| weights(rank, 2.0)),
+    });
+    let layers = layers.collect();
+    let rotary = |head_dim: usize| {
+        let frequencies = (0..head_dim / 2).map(|i| 1e6_f32.powf(-2.0 * i as f32 / head_dim as f32));
+        Rotary::new(frequencies.collect(), 1.0)
+    };
+    Arc::new(Gates::new(shape, rank, rotary(shape.head_dim), rotary(rank), layers).expect("valid gates"))
 }
 
 /// Requests come and go at random for 1,000 steps, in the middle of prompts, too, with room for less than what they want.

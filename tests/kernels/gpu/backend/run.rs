@@ -4,11 +4,16 @@ use std::sync::Arc;
 
 use half::bf16;
 use libtest_mimic::Failed;
-use spinkv::backend::cpu::{key_bounds, least_cosine, mean_key, score_partitions, top_k_beside};
+use spinkv::backend::cpu::{
+    self, gate_key, gate_query, key_bounds, least_cosine, mean_key, score_partitions, top_k_beside,
+};
 use spinkv::backend::cuda::driver::{DeviceBuffer, DriverError};
 use spinkv::backend::cuda::{CudaBackend, CudaLimits};
+use spinkv::gates::Gates;
 use spinkv::memory::{KvDtype, MemoryUsage, PageLayout, Word};
-use spinkv::pipeline::{Counters, Index, Method, PartitionScore, Pipeline, Place, Reach, RequestId, Select};
+use spinkv::pipeline::{
+    Counters, GroupMerge, Index, Method, PartitionScore, Pipeline, Place, Reach, RequestId, Select,
+};
 use spinkv::{Error, KvConfig, KvShape};
 use spinkv_tests::{Sequence, Style, dense_reference};
 
@@ -62,6 +67,8 @@ pub struct Run<'a> {
     machine: &'a Machine,
     pipeline: Pipeline<CudaBackend>,
     sequences: HashMap<RequestId, Sequence>,
+    /// Those that the method selects by, if it does by any.
+    gates: Option<Arc<Gates>>,
 }
 
 impl<'a> Run<'a> {
@@ -76,7 +83,12 @@ impl<'a> Run<'a> {
         let config = KvConfig::new(shape, layout, method)?;
         let backend = CudaBackend::new(&machine.context, config, limits)?;
         let pipeline = Pipeline::new(backend).with_buffering(limits.buffering);
-        Ok(Self { machine, pipeline, sequences: HashMap::new() })
+        Ok(Self { machine, pipeline, sequences: HashMap::new(), gates: None })
+    }
+
+    /// The same for a method that selects by `gates`.
+    pub fn with_gates(self, gates: Arc<Gates>) -> Self {
+        Self { gates: Some(gates), ..self }
     }
 
     /// A request whose prompt passes through all layers, in chunks of queries.
@@ -241,8 +253,12 @@ impl<'a> Run<'a> {
         let mut summary = vec![0.0; config.summary_width()];
         let summarise = |id: u32| {
             let keys = self.keys(request, layer, kv_head, id);
-            match config.method().index() {
-                Index::KeyBounds => key_bounds(&keys, &mut summary),
+            match (config.method().index(), &self.gates) {
+                (_, Some(gates)) => {
+                    let first = id as usize * config.partition_tokens();
+                    gate_key(gates, Place { layer, kv_head }, first, &keys, &mut summary);
+                }
+                (Index::KeyBounds, None) => key_bounds(&keys, &mut summary),
                 _ => mean_key(&keys, &mut summary),
             }
             summary.iter().map(|element| bf16::from_f32(*element).to_f32()).collect::<Vec<_>>()
@@ -302,13 +318,25 @@ impl<'a> Run<'a> {
     ) -> Result<(), Wrong> {
         let (config, sequence) = (self.pipeline.config(), &self.sequences[&request]);
         let KvShape { kv_heads, query_heads, head_dim, .. } = *config.shape();
-        let Select::TopK { score, merge, .. } = config.method().select() else { return Ok(()) };
         let (group, partitions) = (query_heads / kv_heads, config.retrievable_partitions(token + 1));
         let queries = sequence.queries(layer, token..token + 1);
         let queries = &queries[kv_head * group * head_dim..][..group * head_dim];
         let summaries = self.summaries(request, layer, kv_head, partitions.clone());
         let mut scores = vec![0.0; partitions.len()];
-        score_partitions(score, queries, &summaries, head_dim, merge, &mut scores);
+        let score = match (config.method().select(), &self.gates) {
+            (Select::TopK { score, merge, .. }, _) => {
+                score_partitions(score, queries, &summaries, head_dim, merge, &mut scores);
+                Some(score)
+            }
+            (_, Some(gates)) => {
+                let (mut query, mut logits) = (vec![0.0; gates.rank()], scores.clone());
+                gate_query(gates, Place { layer, kv_head }, token, queries, &mut query);
+                let query: Vec<f32> = query.iter().map(|x| bf16::from_f32(*x).to_f32()).collect();
+                cpu::score(&query, &summaries, gates.rank(), GroupMerge::Max, &mut scores, &mut logits);
+                None
+            }
+            _ => return Ok(()),
+        };
         let mut expected = Vec::new();
         let marked = |at: u32| always.contains(&(at + partitions.start));
         top_k_beside(&scores, ids.len() - always.len(), &marked, &mut expected);
@@ -317,9 +345,13 @@ impl<'a> Run<'a> {
         let least = best.map(|at| scores[*at as usize]).fold(f32::INFINITY, f32::min);
         let expected: Vec<u32> = expected.iter().map(|id| id + partitions.start).collect();
         let room = match score {
-            PartitionScore::DotProduct => 5e-4 * least,
+            Some(PartitionScore::DotProduct) => 5e-4 * least,
+            // An element of a gate key or query may be rounded the other way.
+            None => 2e-2 * least,
             // What is summed up may cancel.
-            PartitionScore::Bound => 1e-5 * scores.iter().fold(0.0, |most: f32, score| most.max(score.abs())),
+            Some(PartitionScore::Bound) => {
+                1e-5 * scores.iter().fold(0.0, |most: f32, score| most.max(score.abs()))
+            }
         };
         let near = |id: &u32| (of(*id) - least).abs() <= room;
         let missed = expected.iter().filter(|id| !ids.contains(id) && !near(id));
