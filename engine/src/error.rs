@@ -261,6 +261,13 @@ pub enum Error {
         limit: usize,
     },
 
+    /// A prompt that cannot go on, since another one has begun and has the model's activations.
+    #[error("the prompt of request {request:?} cannot go on: another prompt has begun since")]
+    PromptReplaced {
+        /// The request.
+        request: spinkv::pipeline::RequestId,
+    },
+
     /// A generation of no tokens.
     #[error("0 tokens asked for; at least 1 is needed")]
     NothingToGenerate,

@@ -7,13 +7,14 @@ mod weights;
 
 use std::path::Path;
 
-pub use forward::{DecodeToken, PREFILL_CHUNK, Wanted};
+pub use forward::{DecodeToken, PREFILL_CHUNK, Prompt, Wanted};
 
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use rope::Rope;
 use spinkv::KvShape;
+pub use weights::STREAMED_TOKENS;
 use weights::{Layer, Linear};
 
 /// A model with its weights in memory, as f32.

@@ -7,14 +7,32 @@ use spinkv::memory::{MemoryUsage, RequestPlan};
 use spinkv::pipeline::{Counters, Pipeline, RequestId, StageTimes};
 
 use crate::config::ModelConfig;
-use crate::error::Result;
-use crate::model::{DecodeToken, Model, Wanted};
+use crate::error::{Error, Result};
+use crate::model::{DecodeToken, Model, Prompt, Wanted};
 use crate::sampling::Sampler;
+
+/// The next tokens of a batch.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Drawn {
+    /// One a request; `None` where no logit is a finite number.
+    pub tokens: Vec<Option<u32>>,
+    /// `[batch, vocab_size]` if that was asked for, else empty.
+    pub logits: Vec<f32>,
+}
 
 /// A model with KV memory for its requests.
 pub trait Runner {
+    /// A prompt between two layers.
+    type Prompt;
+
     /// The model's dimensions.
     fn config(&self) -> &ModelConfig;
+
+    /// Checks that the runner could admit a request of up to `max_tokens` tokens if it had no other.
+    ///
+    /// # Errors
+    /// As for [`admit`](Self::admit); no waiting helps.
+    fn check(&self, max_tokens: usize) -> Result<()>;
 
     /// Admits a request of up to `max_tokens` tokens.
     ///
@@ -35,13 +53,41 @@ pub trait Runner {
     /// done, as (done, total), and may break off.
     ///
     /// # Errors
-    /// [`Error::Cancelled`](crate::Error::Cancelled), and what the model or its memory refuses.
+    /// Those of [`begin_prompt`](Self::begin_prompt) and [`prompt_layer`](Self::prompt_layer).
     fn prefill(
         &mut self,
         request: RequestId,
         tokens: &[u32],
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
-    ) -> Result<Vec<f32>>;
+    ) -> Result<Vec<f32>> {
+        let mut prompt = self.begin_prompt(request, tokens)?;
+        loop {
+            if let Some(logits) = self.prompt_layer(&mut prompt, progress)? {
+                return Ok(logits);
+            }
+        }
+    }
+
+    /// A prompt before its first layer. A runner may have the activations of one prompt alone, so one that has begun before and is not through
+    /// may be unable to go on.
+    ///
+    /// # Errors
+    /// [`Error::EmptyPrompt`](crate::Error::EmptyPrompt), [`Error::TokenOutOfVocabulary`](crate::Error::TokenOutOfVocabulary), and what the
+    /// model refuses.
+    fn begin_prompt(&mut self, request: RequestId, tokens: &[u32]) -> Result<Self::Prompt>;
+
+    /// The next layer of a prompt, between whose layers decode steps of other requests may run. `progress` hears of parts of the whole prompt
+    /// that are done, as (done, total), and may break off. After the last layer it returns the logits of the prompt's last token,
+    /// `[vocab_size]`.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`](crate::Error::Cancelled), [`Error::PromptReplaced`](crate::Error::PromptReplaced), and what the model or its
+    /// memory refuses; the prompt and its request can then only be dropped and released.
+    fn prompt_layer(
+        &mut self,
+        prompt: &mut Self::Prompt,
+        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<Option<Vec<f32>>>;
 
     /// One decode step for a batch of distinct requests; their logits, `[batch, vocab_size]`.
     ///
@@ -49,12 +95,35 @@ pub trait Runner {
     /// What the model or its memory refuses.
     fn decode(&mut self, batch: &[DecodeToken]) -> Result<Vec<f32>>;
 
+    /// One decode step for a batch of distinct requests, and each one's next token, drawn by its sampler: `None` where no logit is a finite
+    /// number. With `logits`, those come back too; without them a GPU's stay there.
+    ///
+    /// # Errors
+    /// Those of [`decode`](Self::decode); no random number is then taken.
+    ///
+    /// # Panics
+    /// If there are not as many samplers as requests.
+    fn next_tokens(
+        &mut self,
+        batch: &[DecodeToken],
+        samplers: &mut [&mut Sampler],
+        logits: bool,
+    ) -> Result<Drawn> {
+        assert_eq!(batch.len(), samplers.len(), "a sampler a request");
+        let all = self.decode(batch)?;
+        let vocab_size = self.config().vocab_size;
+        let rows = all.chunks_exact(vocab_size).zip(samplers);
+        let tokens = rows.map(|(row, sampler)| sampler.sample(row).ok()).collect();
+        Ok(Drawn { tokens, logits: if logits { all } else { Vec::new() } })
+    }
+
     /// One decode step of one request, and its next token.
     ///
     /// # Errors
     /// Those of [`decode`](Self::decode), and [`Error::NoFiniteLogit`](crate::Error::NoFiniteLogit).
     fn next_token(&mut self, part: DecodeToken, sampler: &mut Sampler) -> Result<u32> {
-        sampler.sample(&self.decode(&[part])?)
+        let drawn = self.next_tokens(&[part], &mut [sampler], false)?;
+        drawn.tokens[0].ok_or(Error::NoFiniteLogit { len: self.config().vocab_size })
     }
 
     /// What happened to pages so far.
@@ -90,8 +159,15 @@ impl<'a> CpuRunner<'a> {
 }
 
 impl Runner for CpuRunner<'_> {
+    type Prompt = Prompt;
+
     fn config(&self) -> &ModelConfig {
         self.model.config()
+    }
+
+    fn check(&self, max_tokens: usize) -> Result<()> {
+        let plan = self.pipeline.plan(max_tokens)?;
+        Ok(plan.check_limits(self.pipeline.config(), self.pipeline.backend().limits())?)
     }
 
     fn admit(&mut self, max_tokens: usize) -> Result<RequestId> {
@@ -106,14 +182,17 @@ impl Runner for CpuRunner<'_> {
         Ok(*self.pipeline.admitted(request)?)
     }
 
-    fn prefill(
+    fn begin_prompt(&mut self, request: RequestId, tokens: &[u32]) -> Result<Prompt> {
+        self.model.begin_prompt(request, tokens, Wanted::Last)
+    }
+
+    fn prompt_layer(
         &mut self,
-        request: RequestId,
-        tokens: &[u32],
+        prompt: &mut Prompt,
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
-    ) -> Result<Vec<f32>> {
-        let hidden = self.model.prefill(&mut self.pipeline, request, tokens, Wanted::Last, progress)?;
-        Ok(self.model.logits(&hidden))
+    ) -> Result<Option<Vec<f32>>> {
+        let hidden = self.model.prompt_layer(&mut self.pipeline, prompt, progress)?;
+        Ok(hidden.map(|hidden| self.model.logits(&hidden)))
     }
 
     fn decode(&mut self, batch: &[DecodeToken]) -> Result<Vec<f32>> {

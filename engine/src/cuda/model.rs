@@ -1,12 +1,11 @@
 use std::collections::HashMap;
-use std::ops::ControlFlow;
 
 use spinkv::KvConfig;
 use spinkv::backend::Step;
 use spinkv::backend::cuda::driver::{Context, Event, Graph, Result as DriverResult, Stream};
 use spinkv::backend::cuda::kernels::{Argmax, Positions, RmsNorm, Sample};
 use spinkv::backend::cuda::{CudaBackend, CudaLimits, StepTensors};
-use spinkv::pipeline::{Pipeline, RequestId};
+use spinkv::pipeline::Pipeline;
 use spinkv_kernels::abi::WORD_ELEMENTS;
 use spinkv_kernels::abi::model::sample::SampleParams;
 
@@ -23,10 +22,12 @@ use crate::model::DecodeToken;
 /// The residual stream is f32, what is multiplied bf16, sums f32. Work is enqueued on one stream, and only results are waited for.
 #[derive(Debug)]
 pub struct CudaModel {
-    config: ModelConfig,
-    weights: DeviceWeights,
-    pipeline: Pipeline<CudaBackend>,
-    parts: Parts,
+    pub(super) config: ModelConfig,
+    pub(super) weights: DeviceWeights,
+    pub(super) pipeline: Pipeline<CudaBackend>,
+    pub(super) parts: Parts,
+    /// Prompts that have begun; the newest one has the activations.
+    pub(super) prompts: u64,
     /// By the size of the batch, and whether all its requests are resident.
     graphs: HashMap<(usize, bool), Graph>,
     /// Bytes of GPU memory that were in use before this.
@@ -65,7 +66,16 @@ impl CudaModel {
         let parts = Parts::new(&config, weights.sizes(), &backend, options)?;
         let pipeline = Pipeline::new(backend).with_buffering(options.limits.buffering);
         let context = context.clone();
-        Ok(Self { config, weights, pipeline, parts, graphs: HashMap::new(), used_before, context })
+        Ok(Self {
+            config,
+            weights,
+            pipeline,
+            parts,
+            prompts: 0,
+            graphs: HashMap::new(),
+            used_before,
+            context,
+        })
     }
 
     /// The model's dimensions.
@@ -112,74 +122,6 @@ impl CudaModel {
             kv: self.pipeline.backend().allocated(),
             in_use: memory.total_bytes - memory.free_bytes,
         })
-    }
-
-    /// Passes a prompt through the model, layer by layer: only two layers' keys and values are held outside the KV memory at a time. A
-    /// layer's Index, write-back and warm start run under the next layer. `progress` hears of each layer that is done, as (done, total),
-    /// and may break off. Returns the logits of the last token.
-    ///
-    /// # Errors
-    /// [`Error::TokenOutOfVocabulary`], [`Error::Cancelled`] if `progress` broke off, and those of [`Pipeline::prefill`].
-    pub fn prefill(
-        &mut self,
-        request: RequestId,
-        tokens: &[u32],
-        mut progress: impl FnMut(usize, usize) -> ControlFlow<()>,
-    ) -> Result<Vec<f32>> {
-        check_ids(tokens.iter().copied(), self.config.vocab_size)?;
-        let (layers, sizes, parts) = (self.weights.layers.len(), *self.weights.sizes(), &self.parts);
-        let limit = parts.prompt_ids.len();
-        if tokens.len() > limit {
-            return Err(Error::PromptTooLong { tokens: tokens.len(), limit });
-        }
-        parts.prompt_ids.write(&parts.stream, 0, tokens)?;
-        parts.embed(&self.weights, &parts.prompt_ids, tokens.len(), &parts.prompt_residual)?;
-        for (index, layer) in self.weights.layers.iter().enumerate() {
-            let kv = parts.prompt_kv[index % 2].part(&sizes, tokens.len())?;
-            let mut prompt = self.pipeline.prefill(request, index, tokens.len(), &kv.keys, &kv.values)?;
-            let chunks = tokens.len().div_ceil(parts.chunk_tokens);
-            // Nothing reads the last layer's outputs but the last one.
-            let skipped = if index + 1 == layers { chunks - 1 } else { 0 };
-            prompt.skip(skipped * parts.chunk_tokens)?;
-            for chunk in 0..chunks {
-                let first = chunk * parts.chunk_tokens;
-                let count = parts.chunk_tokens.min(tokens.len() - first);
-                let hidden = sizes.hidden;
-                let residual = parts.prompt_residual.part(first * hidden..(first + count) * hidden)?;
-                let positions = Positions::From(first as u32);
-                parts.project(&sizes, layer, &residual, count, &parts.chunk, positions, first, &kv)?;
-                if chunk >= skipped {
-                    let words = 0..count * sizes.queries / WORD_ELEMENTS;
-                    let queries = parts.chunk.queries.part(words.clone())?;
-                    let mut attended = parts.chunk.attended.part(words)?;
-                    prompt.attend(count, &queries, &mut attended)?;
-                    parts.finish(&sizes, layer, &residual, count, &parts.chunk)?;
-                }
-            }
-            // The host is at most one layer ahead, so that progress is true and breaking off is quick.
-            parts.layer_done[index % 2].record(&parts.stream)?;
-            if index > 0 {
-                parts.layer_done[(index + 1) % 2].synchronize()?;
-                if progress(index, layers).is_break() {
-                    return Err(Error::Cancelled);
-                }
-            }
-        }
-        let last = RmsNorm {
-            residual: &parts.prompt_residual,
-            weight: &self.weights.final_norm,
-            first_token: tokens.len() as u32 - 1,
-            tokens: 1,
-            eps: parts.eps,
-            normed: &parts.step.normed,
-        };
-        // SAFETY: all of it is used on this stream alone.
-        unsafe { last.launch(&parts.kernels, &parts.stream) }?;
-        parts.head(&self.weights, 1)?;
-        let logits = parts.read_logits(&sizes, 1)?;
-        // The last layer's write-back is part of the prompt.
-        self.pipeline.backend_mut().finish_prompt()?;
-        if progress(layers, layers).is_break() { Err(Error::Cancelled) } else { Ok(logits) }
     }
 
     /// One decode step for a batch of distinct requests, as a graph. Returns their logits, `[batch, vocab_size]`.
@@ -349,7 +291,7 @@ impl CudaModel {
 }
 
 /// Refuses ids that the model does not have.
-fn check_ids(mut ids: impl Iterator<Item = u32>, vocab_size: usize) -> Result<()> {
+pub(super) fn check_ids(mut ids: impl Iterator<Item = u32>, vocab_size: usize) -> Result<()> {
     match ids.find(|id| *id as usize >= vocab_size) {
         Some(id) => Err(Error::TokenOutOfVocabulary { id, vocab_size }),
         None => Ok(()),

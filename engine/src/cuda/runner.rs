@@ -4,20 +4,27 @@ use spinkv::memory::{MemoryUsage, RequestPlan};
 use spinkv::pipeline::{Counters, RequestId, StageTimes};
 use spinkv_kernels::abi::model::argmax::NONE;
 
-use super::CudaModel;
+use super::{CudaModel, CudaPrompt};
 use crate::config::ModelConfig;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::DecodeToken;
-use crate::runner::Runner;
+use crate::runner::{Drawn, Runner};
 use crate::sampling::Sampler;
 
 impl Runner for CudaModel {
+    type Prompt = CudaPrompt;
+
     fn config(&self) -> &ModelConfig {
         Self::config(self)
     }
 
     fn admit(&mut self, max_tokens: usize) -> Result<RequestId> {
         Ok(self.pipeline_mut().admit(max_tokens)?)
+    }
+
+    fn check(&self, max_tokens: usize) -> Result<()> {
+        let plan = self.pipeline().plan(max_tokens)?;
+        Ok(self.pipeline().backend().check_alone(&plan)?)
     }
 
     fn release(&mut self, request: RequestId) {
@@ -28,24 +35,36 @@ impl Runner for CudaModel {
         Ok(*self.pipeline().admitted(request)?)
     }
 
-    fn prefill(
+    fn begin_prompt(&mut self, request: RequestId, tokens: &[u32]) -> Result<CudaPrompt> {
+        Self::begin_prompt(self, request, tokens)
+    }
+
+    fn prompt_layer(
         &mut self,
-        request: RequestId,
-        tokens: &[u32],
+        prompt: &mut CudaPrompt,
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
-    ) -> Result<Vec<f32>> {
-        Self::prefill(self, request, tokens, progress)
+    ) -> Result<Option<Vec<f32>>> {
+        Self::prompt_layer(self, prompt, progress)
     }
 
     fn decode(&mut self, batch: &[DecodeToken]) -> Result<Vec<f32>> {
         Self::decode(self, batch)
     }
 
-    fn next_token(&mut self, part: DecodeToken, sampler: &mut Sampler) -> Result<u32> {
-        match self.decode_sampled(&[part], &[sampler.next_draw()])?[0] {
-            NONE => Err(Error::NoFiniteLogit { len: Self::config(self).vocab_size }),
-            token => Ok(token),
-        }
+    fn next_tokens(
+        &mut self,
+        batch: &[DecodeToken],
+        samplers: &mut [&mut Sampler],
+        logits: bool,
+    ) -> Result<Drawn> {
+        assert_eq!(batch.len(), samplers.len(), "a sampler a request");
+        // A refused step takes no random numbers.
+        let mut after: Vec<Sampler> = samplers.iter().map(|sampler| (**sampler).clone()).collect();
+        let draws: Vec<_> = after.iter_mut().map(Sampler::next_draw).collect();
+        let ids = self.decode_sampled(batch, &draws)?;
+        samplers.iter_mut().zip(after).for_each(|(sampler, after)| **sampler = after);
+        let tokens = ids.into_iter().map(|id| (id != NONE).then_some(id)).collect();
+        Ok(Drawn { tokens, logits: if logits { self.logits(batch.len())? } else { Vec::new() } })
     }
 
     fn counters(&mut self) -> Result<Counters> {

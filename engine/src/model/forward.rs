@@ -1,9 +1,11 @@
+use std::mem;
 use std::ops::ControlFlow;
 
 use spinkv::backend::Backend;
 use spinkv::backend::cpu::linalg::Old;
 use spinkv::pipeline::{Pipeline, RequestId};
 
+use super::rope::Rotations;
 use super::weights::Layer;
 use super::{Model, ops};
 use crate::error::{Error, Result};
@@ -30,6 +32,35 @@ pub struct DecodeToken {
     pub token: u32,
 }
 
+/// A prompt on its way through the layers: what [`Model::prompt_layer`] passes on from one to the next.
+#[derive(Debug)]
+pub struct Prompt {
+    request: RequestId,
+    wanted: Wanted,
+    /// The residual stream, `[tokens, hidden_size]`.
+    hidden: Vec<f32>,
+    rotations: Rotations,
+    tokens: usize,
+    /// Layers that are done.
+    layer: usize,
+}
+
+impl Prompt {
+    /// The request whose prompt it is.
+    pub fn request(&self) -> RequestId {
+        self.request
+    }
+
+    /// The final hidden states of what is wanted, `[wanted tokens, hidden_size]`, once all layers are done.
+    fn finish(&mut self) -> Vec<f32> {
+        let mut hidden = mem::take(&mut self.hidden);
+        if self.wanted == Wanted::Last {
+            hidden.drain(..hidden.len() - hidden.len() / self.tokens);
+        }
+        hidden
+    }
+}
+
 impl Model {
     /// Passes a prompt through the model, layer by layer: only one layer's keys and values are held outside
     /// the KV memory at a time. `progress` hears of every chunk, as (done, total), and may break off.
@@ -38,8 +69,7 @@ impl Model {
     /// The last layer computes nothing for the others but their keys and values.
     ///
     /// # Errors
-    /// [`Error::TokenOutOfVocabulary`], [`Error::Cancelled`] if `progress` broke off, and those of
-    /// [`Pipeline::prefill`].
+    /// Those of [`begin_prompt`](Self::begin_prompt) and [`prompt_layer`](Self::prompt_layer).
     pub fn prefill<B: Backend<Tensor = [f32]>>(
         &self,
         pipeline: &mut Pipeline<B>,
@@ -48,46 +78,80 @@ impl Model {
         wanted: Wanted,
         mut progress: impl FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Vec<f32>> {
-        let mut hidden = self.embed(tokens.iter().copied())?;
-        let rotations = self.rope.rotations(0..tokens.len());
+        let mut prompt = self.begin_prompt(request, tokens, wanted)?;
+        loop {
+            if let Some(hidden) = self.prompt_layer(pipeline, &mut prompt, &mut progress)? {
+                return Ok(hidden);
+            }
+        }
+    }
+
+    /// A prompt before its first layer. Nothing of the request has changed yet.
+    ///
+    /// # Errors
+    /// [`Error::TokenOutOfVocabulary`] and [`Error::EmptyPrompt`].
+    pub fn begin_prompt(&self, request: RequestId, tokens: &[u32], wanted: Wanted) -> Result<Prompt> {
+        if tokens.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        Ok(Prompt {
+            request,
+            wanted,
+            hidden: self.embed(tokens.iter().copied())?,
+            rotations: self.rope.rotations(0..tokens.len()),
+            tokens: tokens.len(),
+            layer: 0,
+        })
+    }
+
+    /// The next layer of a prompt; decode steps of other requests may run between two of them. `progress` hears of every chunk, as (done,
+    /// total) of the whole prompt, and may break off. After the last layer it returns the final hidden states of what is wanted.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] if `progress` broke off, and those of [`Pipeline::prefill`]; the prompt and its request can then only be dropped
+    /// and released.
+    pub fn prompt_layer<B: Backend<Tensor = [f32]>>(
+        &self,
+        pipeline: &mut Pipeline<B>,
+        prompt: &mut Prompt,
+        mut progress: impl FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<Option<Vec<f32>>> {
+        let Prompt { request, wanted, ref mut hidden, ref rotations, tokens, layer: index } = *prompt;
+        let (layers, layer) = (self.layers.len(), &self.layers[index]);
         let (query_heads, kv_heads) = (self.config.query_heads, self.config.kv_heads);
         let chunk_width = PREFILL_CHUNK * self.config.hidden_size;
-        let chunks = tokens.len().div_ceil(PREFILL_CHUNK);
-        for (index, layer) in self.layers.iter().enumerate() {
-            let mut keys = Vec::with_capacity(tokens.len() * kv_heads * self.config.head_dim);
-            let mut values = Vec::with_capacity(keys.capacity());
-            for hidden in hidden.chunks(chunk_width) {
-                let normed = self.normed(hidden, &layer.attention_norm);
-                keys.extend(layer.key.apply(&normed));
-                values.extend(layer.value.apply(&normed));
-            }
-            self.norm_heads(&mut keys, layer.key_norm.as_deref());
-            rotations.apply(0, kv_heads, &mut keys);
+        let chunks = tokens.div_ceil(PREFILL_CHUNK);
+        let mut keys = Vec::with_capacity(tokens * kv_heads * self.config.head_dim);
+        let mut values = Vec::with_capacity(keys.capacity());
+        for hidden in hidden.chunks(chunk_width) {
+            let normed = self.normed(hidden, &layer.attention_norm);
+            keys.extend(layer.key.apply(&normed));
+            values.extend(layer.value.apply(&normed));
+        }
+        self.norm_heads(&mut keys, layer.key_norm.as_deref());
+        rotations.apply(0, kv_heads, &mut keys);
 
-            let mut prompt = pipeline.prefill(request, index, tokens.len(), &keys, &values)?;
-            // Nothing reads the last layer's outputs but those that are wanted.
-            let skipped = match wanted {
-                Wanted::Last if index + 1 == self.layers.len() => chunks - 1,
-                _ => 0,
-            };
-            prompt.skip(skipped * PREFILL_CHUNK)?;
-            for (chunk, hidden) in hidden.chunks_mut(chunk_width).enumerate().skip(skipped) {
-                let normed = self.normed(hidden, &layer.attention_norm);
-                let mut queries = layer.query.apply(&normed);
-                self.norm_heads(&mut queries, layer.query_norm.as_deref());
-                rotations.apply(chunk * PREFILL_CHUNK, query_heads, &mut queries);
-                let mut attended = vec![0.0; queries.len()];
-                prompt.attend(hidden.len() / self.config.hidden_size, &queries, &mut attended)?;
-                self.finish_layer(layer, &attended, hidden);
-                if progress(index * chunks + chunk + 1, self.layers.len() * chunks).is_break() {
-                    return Err(Error::Cancelled);
-                }
+        let mut attention = pipeline.prefill(request, index, tokens, &keys, &values)?;
+        // Nothing reads the last layer's outputs but those that are wanted.
+        let skipped = match wanted {
+            Wanted::Last if index + 1 == layers => chunks - 1,
+            _ => 0,
+        };
+        attention.skip(skipped * PREFILL_CHUNK)?;
+        for (chunk, hidden) in hidden.chunks_mut(chunk_width).enumerate().skip(skipped) {
+            let normed = self.normed(hidden, &layer.attention_norm);
+            let mut queries = layer.query.apply(&normed);
+            self.norm_heads(&mut queries, layer.query_norm.as_deref());
+            rotations.apply(chunk * PREFILL_CHUNK, query_heads, &mut queries);
+            let mut attended = vec![0.0; queries.len()];
+            attention.attend(hidden.len() / self.config.hidden_size, &queries, &mut attended)?;
+            self.finish_layer(layer, &attended, hidden);
+            if progress(index * chunks + chunk + 1, layers * chunks).is_break() {
+                return Err(Error::Cancelled);
             }
         }
-        if wanted == Wanted::Last {
-            hidden.drain(..hidden.len() - self.config.hidden_size);
-        }
-        Ok(hidden)
+        prompt.layer += 1;
+        Ok((prompt.layer == layers).then(|| prompt.finish()))
     }
 
     /// One decode step for a batch of distinct requests. Returns the final hidden states, `[batch,

@@ -33,6 +33,18 @@ pub(super) fn silu_mul(gate: &mut [f32], up: &[f32]) {
     }
 }
 
+/// Rows of a weight, `[rows, inputs]`, times few tokens, `[tokens, inputs]`: `[rows, tokens]`. Each product is summed in one order,
+/// whatever the number of tokens.
+#[multiversion(targets("x86_64+avx2+fma"))]
+pub(super) fn dots(weight: &[f32], x: &[f32], inputs: usize, out: &mut [f32]) {
+    let tokens = x.len() / inputs;
+    for (row, out) in weight.chunks_exact(inputs).zip(out.chunks_exact_mut(tokens)) {
+        for (x, out) in x.chunks_exact(inputs).zip(out) {
+            *out = dot(row, x);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

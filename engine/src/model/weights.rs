@@ -1,8 +1,17 @@
+use rayon::prelude::*;
 use spinkv::backend::cpu::linalg::{Matrix, MatrixMut, Old, matmul};
 
+use super::ops;
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::error::Result;
+
+/// Tokens of the largest batch whose requests get the same bits as alone: products of so many tokens, or fewer, are summed in one order. Those
+/// of more tokens are `gemm`'s, whose order depends on their number.
+pub const STREAMED_TOKENS: usize = 64;
+
+/// Rows of a weight that a thread takes at a time.
+const STREAMED_ROWS: usize = 64;
 
 /// A projection without bias: `[outputs, inputs]`, row-major.
 #[derive(Debug)]
@@ -36,6 +45,9 @@ impl Linear {
     /// As [`apply`](Self::apply), into `out` or added to it.
     pub fn apply_to(&self, x: &[f32], old: Old, out: &mut [f32]) {
         let tokens = x.len() / self.inputs;
+        if (1..=STREAMED_TOKENS).contains(&tokens) {
+            return self.stream(x, tokens, old, out);
+        }
         matmul(
             MatrixMut::new(out, tokens, self.outputs, self.outputs),
             old,
@@ -43,6 +55,23 @@ impl Linear {
             Matrix::new(&self.weight, self.outputs, self.inputs, self.inputs).transposed(),
             true,
         );
+    }
+}
+
+impl Linear {
+    /// The product for few tokens: the weight passes by once, and a token's result does not depend on the others, not by a bit.
+    fn stream(&self, x: &[f32], tokens: usize, old: Old, out: &mut [f32]) {
+        let mut products = vec![0.0; self.outputs * tokens];
+        let weights = self.weight.par_chunks(STREAMED_ROWS * self.inputs);
+        let parts = products.par_chunks_mut(STREAMED_ROWS * tokens).zip(weights);
+        parts.for_each(|(out, weight)| ops::dots(weight, x, self.inputs, out));
+        for (token, out) in out.chunks_exact_mut(self.outputs).enumerate() {
+            let products = products[token..].iter().step_by(tokens);
+            match old {
+                Old::Replace => out.iter_mut().zip(products).for_each(|(out, product)| *out = *product),
+                Old::Add => out.iter_mut().zip(products).for_each(|(out, product)| *out += product),
+            }
+        }
     }
 }
 

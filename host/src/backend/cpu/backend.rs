@@ -102,6 +102,11 @@ impl CpuBackend {
         Ok(self)
     }
 
+    /// How much of each tier may be used.
+    pub fn limits(&self) -> &MemoryLimits {
+        self.admission.limits()
+    }
+
     /// Completes transfers only when somebody waits for them or by
     /// [`complete_transfers`](Self::complete_transfers), in an order drawn from `seed`. For tests: results must
     /// not change.

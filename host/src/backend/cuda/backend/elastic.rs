@@ -29,6 +29,15 @@ impl CudaBackend {
         Ok(())
     }
 
+    /// Checks that a request of this plan could be admitted if there were no other.
+    ///
+    /// # Errors
+    /// As for [`admit`](crate::backend::Backend::admit); no waiting helps.
+    pub fn check_alone(&self, plan: &RequestPlan) -> Result<()> {
+        self.check_plan(plan)?;
+        plan.check_limits(&self.config, self.admission.limits())
+    }
+
     /// The longest request that the tables were made for, in tokens.
     pub fn max_tokens(&self) -> usize {
         self.sizes.max_tokens
