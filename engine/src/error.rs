@@ -268,6 +268,53 @@ pub enum Error {
         request: spinkv::pipeline::RequestId,
     },
 
+    /// As many jobs wait as may.
+    #[error("the queue is full: {limit} requests wait")]
+    QueueFull {
+        /// The most that may wait.
+        limit: usize,
+    },
+
+    /// A step that failed for another request of its batch took this one along.
+    #[error("the batch failed: {message}")]
+    BatchFailed {
+        /// What the step said.
+        message: String,
+    },
+
+    /// An engine that is over, or about to be.
+    #[error("the engine takes no more requests")]
+    EngineStopped,
+
+    /// A chat template that is missing, cannot be read or refuses the messages.
+    #[error("{}: {message}", path.display())]
+    ChatTemplate {
+        /// The file, or the checkpoint's directory.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+
+    /// A file of settings that is not valid.
+    #[error("{}: {message}", path.display())]
+    SettingsFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+
+    /// A setting of the server out of its range.
+    #[error("{name} is {value:?}: {allowed}")]
+    InvalidSetting {
+        /// The setting.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What is accepted.
+        allowed: &'static str,
+    },
+
     /// A generation of no tokens.
     #[error("0 tokens asked for; at least 1 is needed")]
     NothingToGenerate,

@@ -381,7 +381,7 @@ fn run(
 }
 
 /// How many tokens may be generated after a prompt: what was asked for, as far as positions go.
-fn new_tokens(prompt: usize, wanted: usize, max_positions: usize) -> Result<usize> {
+pub(crate) fn new_tokens(prompt: usize, wanted: usize, max_positions: usize) -> Result<usize> {
     if prompt == 0 {
         return Err(Error::EmptyPrompt);
     }

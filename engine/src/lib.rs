@@ -12,6 +12,8 @@ pub mod memory;
 pub mod model;
 pub mod runner;
 pub mod sampling;
+#[cfg(feature = "serve")]
+pub mod serve;
 pub mod simulator;
 pub mod tokenizer;
 

@@ -104,6 +104,23 @@ impl Tokenizer {
         self.tables.inner.token_to_id(token)
     }
 
+    /// The bytes of a single token, which need not be whole characters; those of its spelling for a special token, and none for an id that the
+    /// tokenizer has not.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        let Some(token) = self.tables.inner.id_to_token(id) else { return Vec::new() };
+        let mut bytes = Vec::new();
+        if self.tables.text_token(id).is_none() {
+            bytes.extend_from_slice(token.as_bytes());
+        } else if self.tables.is_byte_level() {
+            stream::append_bytes(&token, &mut bytes);
+        } else if let Some(byte) = stream::fallback_byte(&token) {
+            bytes.push(byte);
+        } else {
+            bytes = self.tables.decode(&[id]).unwrap_or(token).into_bytes();
+        }
+        bytes
+    }
+
     /// A decoder for tokens as they are generated.
     pub fn stream(&self) -> TextStream {
         TextStream::new(Arc::clone(&self.tables))

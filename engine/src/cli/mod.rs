@@ -9,6 +9,8 @@ mod generate_cuda;
 pub(crate) mod metadata;
 mod output;
 mod report;
+#[cfg(feature = "serve")]
+pub(crate) mod serve;
 pub(crate) mod simulate;
 
 use std::io::Write;
@@ -41,6 +43,8 @@ pub(crate) enum Command {
     /// prompts follow from the seed: the same command asks the same on any machine. Beside accuracy: what share of the true attention
     /// mass is read, hit ratio and bytes moved.
     Eval(Box<eval::EvalArguments>),
+    #[cfg(feature = "serve")]
+    Serve(Box<serve::ServeArguments>),
     /// Replay what steps select through caches of any policy and size, and model what the misses cost.
     ///
     /// Traces are generated, or read from files that `spinkv generate --record-trace` and --save write. They run

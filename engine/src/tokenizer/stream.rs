@@ -53,7 +53,7 @@ impl TextStream {
             }
             State::Window { context, pending } => {
                 pending.push(id);
-                if is_byte_fallback(&token) {
+                if fallback_byte(&token).is_some() {
                     // Whether a run of byte tokens is text or rubbish is known only at its end.
                     return Ok(None);
                 }
@@ -122,7 +122,7 @@ fn take_complete(held: &mut Vec<u8>) -> String {
 
 /// Appends the bytes that a byte-level token stands for. As in the library, a token with a character outside
 /// the alphabet, so an added one, stands for its own UTF-8.
-fn append_bytes(token: &str, bytes: &mut Vec<u8>) {
+pub(super) fn append_bytes(token: &str, bytes: &mut Vec<u8>) {
     let start = bytes.len();
     for char in token.chars() {
         match BYTE_OF_CHAR.get(char as usize).copied().flatten() {
@@ -150,8 +150,8 @@ static BYTE_OF_CHAR: LazyLock<[Option<u8>; 0x144]> = LazyLock::new(|| {
     table
 });
 
-/// Whether a token is a single byte, spelled `<0x0A>`.
-fn is_byte_fallback(token: &str) -> bool {
-    let digits = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
-    digits.is_some_and(|digits| digits.len() == 2 && u8::from_str_radix(digits, 16).is_ok())
+/// The byte that a token stands for if it is spelled `<0x0A>`.
+pub(super) fn fallback_byte(token: &str) -> Option<u8> {
+    let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
+    if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
 }

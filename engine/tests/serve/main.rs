@@ -1,0 +1,11 @@
+//! The server as its clients meet it, on the CPU.
+
+#![cfg(feature = "serve")]
+
+mod command;
+mod http;
+mod limits;
+mod openai;
+mod pressure;
+mod protocol;
+mod server;
