@@ -25,6 +25,8 @@ enum Act {
     Step(Vec<prop::sample::Index>),
     /// Takes a request through the first layer of a prompt or a step only, and ends it there.
     Break(prop::sample::Index),
+    /// Parks a request that is not, and lets one that is go on if there is room.
+    Park(prop::sample::Index),
     /// Ends a request.
     Release(prop::sample::Index),
     /// Completes some transfers.
@@ -41,6 +43,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         8 => prop::collection::vec(one(), 1..4).prop_map(Act::Step),
         1 => one().prop_map(Act::Break),
         1 => one().prop_map(Act::Release),
+        2 => one().prop_map(Act::Park),
         3 => (1usize..6).prop_map(Act::Complete),
         2 => (0u64..4).prop_map(Act::Refuse),
     ];
@@ -86,6 +89,7 @@ struct Live {
     id: RequestId,
     sequence: usize,
     prompt: usize,
+    parked: bool,
 }
 
 struct Machine {
@@ -151,7 +155,7 @@ impl Machine {
                 let admit = |machine: &mut Self| machine.run.admit(&SEQUENCES[*sequence]);
                 let before = state(self);
                 match self.call(refuse, admit) {
-                    Ok(id) => self.live.push(Live { id, sequence: *sequence, prompt: 0 }),
+                    Ok(id) => self.live.push(Live { id, sequence: *sequence, prompt: 0, parked: false }),
                     Err(
                         Error::OutOfGpuPages { .. }
                         | Error::OutOfGpuMemory { .. }
@@ -163,7 +167,10 @@ impl Machine {
                 }
             }
             Act::Prompt(index, quarters) => {
-                let Some(at) = self.pick(index, |machine, live| machine.tokens(live) == 0) else { return };
+                let Some(at) = self.pick(index, |machine, live| !live.parked && machine.tokens(live) == 0)
+                else {
+                    return;
+                };
                 let (id, sequence) = (self.live[at].id, self.live[at].sequence);
                 let prompt = (LENGTHS[sequence] * quarters / 4).max(1);
                 // Layer by layer, since a refused layer can be tried again.
@@ -181,7 +188,9 @@ impl Machine {
             Act::Step(indices) => {
                 let mut batch: Vec<usize> = Vec::new();
                 for index in indices {
-                    let free = |machine: &Self, live: &Live| machine.tokens(live) < LENGTHS[live.sequence];
+                    let free = |machine: &Self, live: &Live| {
+                        !live.parked && machine.tokens(live) < LENGTHS[live.sequence]
+                    };
                     batch.extend(self.pick(index, free).filter(|at| !batch.contains(at)));
                 }
                 let ids: Vec<_> = batch.iter().map(|at| self.live[*at].id).collect();
@@ -196,9 +205,9 @@ impl Machine {
                 }
             }
             Act::Break(index) => {
-                let Some(at) =
-                    self.pick(index, |machine, live| machine.tokens(live) < LENGTHS[live.sequence])
-                else {
+                let Some(at) = self.pick(index, |machine, live| {
+                    !live.parked && machine.tokens(live) < LENGTHS[live.sequence]
+                }) else {
                     return;
                 };
                 let id = self.live[at].id;
@@ -210,6 +219,28 @@ impl Machine {
                 }
                 self.live.swap_remove(at);
                 self.run.pipeline.release(id);
+            }
+            Act::Park(index) => {
+                let Some(at) = self.pick(index, |_, _| true) else { return };
+                let Live { id, parked, .. } = self.live[at];
+                if !parked {
+                    self.run.pipeline.park(id).unwrap();
+                    self.live[at].parked = true;
+                    let refused = self.run.step_layer(&[id], 0);
+                    assert!(
+                        self.tokens(&self.live[at]) == LENGTHS[self.live[at].sequence]
+                            || matches!(refused, Err(Error::RequestParked(parked)) if parked == id)
+                    );
+                } else {
+                    let before = state(self);
+                    match self.call(refuse, |machine| machine.run.pipeline.resume(id)) {
+                        Ok(()) => self.live[at].parked = false,
+                        Err(Error::OutOfGpuPages { .. } | Error::OutOfGpuMemory { .. }) => {
+                            assert_eq!(state(self), before);
+                        }
+                        Err(other) => panic!("{other}"),
+                    }
+                }
             }
             Act::Release(index) => {
                 if let Some(at) = self.pick(index, |_, _| true) {

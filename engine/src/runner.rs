@@ -43,6 +43,18 @@ pub trait Runner {
     /// Ends a request, whatever its state.
     fn release(&mut self, request: RequestId);
 
+    /// Takes a request's cache away for others, between two steps, and keeps its context.
+    ///
+    /// # Errors
+    /// Those of [`Pipeline::park`].
+    fn park(&mut self, request: RequestId) -> Result<()>;
+
+    /// Gives a parked request a cache again.
+    ///
+    /// # Errors
+    /// Those of [`Pipeline::resume`]; it is then still parked.
+    fn resume(&mut self, request: RequestId) -> Result<()>;
+
     /// What an admitted request may hold.
     ///
     /// # Errors
@@ -176,6 +188,14 @@ impl Runner for CpuRunner<'_> {
 
     fn release(&mut self, request: RequestId) {
         self.pipeline.release(request);
+    }
+
+    fn park(&mut self, request: RequestId) -> Result<()> {
+        Ok(self.pipeline.park(request)?)
+    }
+
+    fn resume(&mut self, request: RequestId) -> Result<()> {
+        Ok(self.pipeline.resume(request)?)
     }
 
     fn plan(&self, request: RequestId) -> Result<RequestPlan> {

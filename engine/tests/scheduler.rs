@@ -161,12 +161,13 @@ proptest! {
         // From the largest job's least to all that anybody wants.
         room in 1.0..3.0f64,
         late in prop::option::of(any::<u64>()),
+        preempt in any::<bool>(),
     ) {
         let mut roomy = runner(MemoryLimits::default(), None);
         let largest = roomy.admit(188).unwrap();
         let pages = (roomy.plan(largest).unwrap().least_gpu_pages() as f64 * room) as usize;
         let limits = MemoryLimits { gpu_pages: Some(pages), ..MemoryLimits::default() };
-        let mut run = Run::new(limits, late, SchedulerOptions { max_batch, max_queue: 64, prompt_layers, patience });
+        let mut run = Run::new(limits, late, SchedulerOptions { max_batch, max_queue: 64, prompt_layers, patience, preempt });
         let (mut jobs, mut cancelled) = (Vec::new(), Vec::new());
         for event in events {
             match event {

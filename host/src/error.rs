@@ -153,6 +153,15 @@ pub enum Error {
     #[error("request {0:?} is not admitted")]
     UnknownRequest(RequestId),
 
+    #[error("request {0:?} is parked: it takes no step before it is resumed")]
+    RequestParked(RequestId),
+
+    #[error("request {0:?} is not parked")]
+    RequestNotParked(RequestId),
+
+    #[error("this backend does not park requests")]
+    ParkingUnsupported,
+
     #[error("request {0:?} appears twice in one batch")]
     DuplicateRequest(RequestId),
 

@@ -109,6 +109,10 @@ pub(crate) struct ServeArguments {
     #[arg(long, value_name = "COUNT", env = "SPINKV_PATIENCE", help_heading = "Scheduling")]
     patience: Option<usize>,
 
+    /// Park running requests of a lower priority where there is no room for one of a higher; cpu backend [default: true]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL", env = "SPINKV_PREEMPT", help_heading = "Scheduling")]
+    preempt: Option<bool>,
+
     /// Tokens of the longest request, prompt and answer together [default: the model's context]
     #[arg(long, value_name = "TOKENS", env = "SPINKV_MAX_CONTEXT", help_heading = "Scheduling")]
     max_context: Option<usize>,
@@ -395,7 +399,7 @@ impl ServeArguments {
             self.method_option = file.method_option;
         }
         fill!(self, file, model served_model_name host port api_key api_key_file allow_open max_body_mib max_concurrent
-            request_timeout drain_timeout default_max_tokens max_batch max_queue prompt_layers patience max_context
+            request_timeout drain_timeout default_max_tokens max_batch max_queue prompt_layers patience preempt max_context
             method budget sinks window backend page_tokens kv_dtype gpu_pages gpu_mib host_mib reserve_host_mib
             buffering cublaslt log log_json);
         Ok(self)
@@ -457,6 +461,7 @@ impl ServeArguments {
             max_queue: self.max_queue.unwrap_or(usual.max_queue),
             prompt_layers: at_least("prompt-layers", self.prompt_layers.unwrap_or(usual.prompt_layers), 1)?,
             patience: self.patience.unwrap_or(usual.patience),
+            preempt: self.preempt.unwrap_or(usual.preempt),
         };
         let cpu = backend == BackendKind::Cpu;
         if cpu && scheduling.max_batch > STREAMED_TOKENS {

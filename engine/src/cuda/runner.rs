@@ -31,6 +31,14 @@ impl Runner for CudaModel {
         self.pipeline_mut().release(request);
     }
 
+    fn park(&mut self, request: RequestId) -> Result<()> {
+        Ok(self.pipeline_mut().park(request)?)
+    }
+
+    fn resume(&mut self, request: RequestId) -> Result<()> {
+        Ok(self.pipeline_mut().resume(request)?)
+    }
+
     fn plan(&self, request: RequestId) -> Result<RequestPlan> {
         Ok(*self.pipeline().admitted(request)?)
     }

@@ -38,6 +38,8 @@ pub struct Status {
     pub phase: Phase,
     /// How many jobs there are.
     pub load: Load,
+    /// How often jobs were parked for others.
+    pub preemptions: u64,
     /// Bytes in use.
     pub usage: MemoryUsage,
     /// What happened to pages.
@@ -326,7 +328,7 @@ impl Engine {
     fn publish<R: Runner>(&self, scheduler: &mut Scheduler<R>) {
         let (load, usage, counters) = (scheduler.load(), scheduler.usage(), scheduler.counters());
         let mut status = self.shared.status();
-        (status.load, status.usage) = (load, usage);
+        (status.load, status.usage, status.preemptions) = (load, usage, scheduler.preemptions());
         if let Ok(counters) = counters {
             status.counters = counters;
         }

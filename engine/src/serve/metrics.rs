@@ -89,7 +89,15 @@ impl Metrics {
                 ("{state=\"waiting\"}", load.waiting as f64),
                 ("{state=\"prompt\"}", load.prompts as f64),
                 ("{state=\"decoding\"}", load.decoding as f64),
+                ("{state=\"parked\"}", load.parked as f64),
             ],
+        );
+        let preemptions = status.preemptions as f64;
+        family(
+            "spinkv_preemptions_total",
+            "counter",
+            "Requests that were parked for others.",
+            &[("", preemptions)],
         );
         family(
             "spinkv_requests_total",

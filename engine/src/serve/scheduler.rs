@@ -1,3 +1,5 @@
+mod admission;
+
 use std::ops::ControlFlow;
 use std::time::Instant;
 
@@ -13,6 +15,7 @@ use crate::model::DecodeToken;
 use crate::runner::Runner;
 use crate::sampling::Sampler;
 use crate::tokenizer::Tokenizer;
+use admission::context;
 
 /// How a [`Scheduler`] shares out a runner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,13 +26,16 @@ pub struct SchedulerOptions {
     pub max_queue: usize,
     /// Layers of a prompt that run between two decode steps, at least 1: more serve new jobs sooner, and stall running ones longer.
     pub prompt_layers: usize,
-    /// How often a waiting job may be overtaken before it goes before all others.
+    /// How often a waiting job may be overtaken before it goes before all others, and a running one be parked or left so for others.
     pub patience: usize,
+    /// Whether jobs of a lower priority are parked when there is no room for one of a higher: they go on later, without computing anything
+    /// again.
+    pub preempt: bool,
 }
 
 impl Default for SchedulerOptions {
     fn default() -> Self {
-        Self { max_batch: 16, max_queue: 256, prompt_layers: 1, patience: 16 }
+        Self { max_batch: 16, max_queue: 256, prompt_layers: 1, patience: 16, preempt: true }
     }
 }
 
@@ -42,6 +48,8 @@ pub struct Load {
     pub prompts: usize,
     /// Jobs that generate.
     pub decoding: usize,
+    /// Jobs that gave their cache to others of a higher priority.
+    pub parked: usize,
 }
 
 /// Continuous batching over a [`Runner`]: jobs come and go between any two steps.
@@ -61,6 +69,9 @@ pub struct Scheduler<R: Runner> {
     queue: Queue,
     prompt: Option<(Active, R::Prompt)>,
     batch: Vec<Active>,
+    /// Jobs that gave their cache to others; the last one is the first to go on.
+    parked: Vec<Active>,
+    preemptions: u64,
     /// Whether somebody came or went since the queue was last offered memory.
     offer: bool,
     outputs: Vec<Output>,
@@ -77,6 +88,8 @@ struct Active {
     /// The newest token; meaningless while the prompt is under way.
     token: u32,
     generated: usize,
+    /// Jobs that were admitted while it was parked.
+    overtaken: usize,
 }
 
 impl<R: Runner> Scheduler<R> {
@@ -94,6 +107,8 @@ impl<R: Runner> Scheduler<R> {
             next_id: 0,
             prompt: None,
             batch: Vec::new(),
+            parked: Vec::new(),
+            preemptions: 0,
             offer: false,
             outputs: Vec::new(),
         }
@@ -137,7 +152,8 @@ impl<R: Runner> Scheduler<R> {
 
     /// Whether there is nothing to do, and nothing to tell.
     pub fn is_idle(&self) -> bool {
-        self.queue.is_empty() && self.prompt.is_none() && self.batch.is_empty() && self.outputs.is_empty()
+        let nobody = self.queue.is_empty() && self.prompt.is_none() && self.batch.is_empty();
+        nobody && self.parked.is_empty() && self.outputs.is_empty()
     }
 
     /// How many jobs there are.
@@ -146,7 +162,13 @@ impl<R: Runner> Scheduler<R> {
             waiting: self.queue.len(),
             prompts: usize::from(self.prompt.is_some()),
             decoding: self.batch.len(),
+            parked: self.parked.len(),
         }
+    }
+
+    /// How often jobs were parked for others.
+    pub fn preemptions(&self) -> u64 {
+        self.preemptions
     }
 
     /// The runner's memory in use.
@@ -182,7 +204,7 @@ impl<R: Runner> Scheduler<R> {
 
     fn expire(&mut self, now: Instant) {
         let waiting = self.queue.iter().map(|waiting| (waiting.id, waiting.job.deadline));
-        let active = self.prompt.iter().map(|(active, _)| active).chain(&self.batch);
+        let active = self.prompt.iter().map(|(active, _)| active).chain(&self.batch).chain(&self.parked);
         let all = waiting.chain(active.map(|active| (active.id, active.job.deadline)));
         let late: Vec<_> = all.filter(|(_, at)| at.is_some_and(|at| at <= now)).map(|(id, _)| id).collect();
         late.into_iter().for_each(|id| self.give_up(id, Reason::Deadline));
@@ -205,10 +227,13 @@ impl<R: Runner> Scheduler<R> {
             let active = self.prompt.take().map(|(active, _)| active);
             return active.into_iter().for_each(|active| self.finish(active, reason, Piece::default()));
         }
-        if let Some(place) = self.batch.iter().position(|active| active.id == id) {
-            let active = self.batch.remove(place);
-            self.finish(active, reason, Piece::default());
-        }
+        let place = |actives: &[Active]| actives.iter().position(|active| active.id == id);
+        let active = match (place(&self.batch), place(&self.parked)) {
+            (Some(place), _) => self.batch.remove(place),
+            (None, Some(place)) => self.parked.remove(place),
+            (None, None) => return,
+        };
+        self.finish(active, reason, Piece::default());
     }
 
     /// A decode step for all that generate.
@@ -287,55 +312,6 @@ impl<R: Runner> Scheduler<R> {
         true
     }
 
-    /// Finds memory for one of those that wait.
-    fn admit(&mut self) -> Option<(Active, R::Prompt)> {
-        if !std::mem::take(&mut self.offer) || self.batch.len() >= self.options.max_batch {
-            return None;
-        }
-        for (id, holds_up) in self.queue.order() {
-            let job = &self.queue.iter().find(|waiting| waiting.id == id).expect("a job that waits").job;
-            match self.runner.admit(context(job)) {
-                Ok(request) => {
-                    let job = self.queue.admit(id);
-                    // Others may find room beside it.
-                    self.offer = true;
-                    if let Some(admitted) = self.begin(id, job, request) {
-                        return Some(admitted);
-                    }
-                }
-                Err(error) if is_shortage(&error) && !self.batch.is_empty() => {
-                    if holds_up {
-                        return None;
-                    }
-                }
-                // It is alone, and nobody's end will give it more.
-                Err(error) => {
-                    self.queue.remove(id);
-                    self.tell(id, Event::Failed(error));
-                }
-            }
-        }
-        None
-    }
-
-    fn begin(&mut self, id: JobId, job: Job, request: RequestId) -> Option<(Active, R::Prompt)> {
-        let begun = self.runner.begin_prompt(request, &job.prompt);
-        let sampler = Sampler::new(job.sampling.clone());
-        match begun.and_then(|prompt| Ok((prompt, sampler?))) {
-            Ok((prompt, sampler)) => {
-                let stream = self.tokenizer.as_ref().map(Tokenizer::stream);
-                let text = TextFilter::new(stream, job.stop.clone());
-                self.tell(id, Event::Started);
-                Some((Active { id, job, request, sampler, text, token: 0, generated: 0 }, prompt))
-            }
-            Err(error) => {
-                self.runner.release(request);
-                self.tell(id, Event::Failed(error));
-                None
-            }
-        }
-    }
-
     /// What a job's next token leads to: the end of it and the rest of its text, or nothing.
     fn take_token(
         &mut self,
@@ -384,25 +360,6 @@ impl<R: Runner> Scheduler<R> {
     fn tell(&mut self, job: JobId, event: Event) {
         self.outputs.push(Output { job, event });
     }
-}
-
-/// Tokens of a job's longest context. The last token is never passed through the model.
-fn context(job: &Job) -> usize {
-    job.prompt.len() + job.max_tokens - 1
-}
-
-/// Whether a request was refused for want of what others hold.
-fn is_shortage(error: &Error) -> bool {
-    matches!(
-        error,
-        Error::Kv(
-            spinkv::Error::OutOfGpuPages { .. }
-                | spinkv::Error::OutOfGpuMemory { .. }
-                | spinkv::Error::OutOfHostMemory { .. }
-                | spinkv::Error::AllocationFailed { .. }
-                | spinkv::Error::BatchTooLarge { .. }
-        )
-    )
 }
 
 #[cfg(test)]

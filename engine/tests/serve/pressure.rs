@@ -5,7 +5,7 @@ use spinkv::memory::{MemoryLimits, RequestPlan};
 use spinkv::pipeline::DEFAULT_BUFFERING;
 use spinkv_engine::serve::SchedulerOptions;
 
-use crate::http::{events, post};
+use crate::http::{events, get, post};
 use crate::server::{Server, Setup, TOKENIZER, kv, needle};
 
 const PATH: &str = "/v1/completions";
@@ -74,4 +74,7 @@ fn concurrent_clients_under_a_tenth_of_their_demand_get_what_they_get_alone() {
         }
     });
     server.wait_for_nothing();
+    let metrics = get(server.address, "/metrics").body;
+    let preemptions = metrics.lines().find_map(|line| line.strip_prefix("spinkv_preemptions_total "));
+    assert!(preemptions.is_some_and(|count| count != "0"), "nobody was parked: {preemptions:?}");
 }

@@ -98,6 +98,24 @@ pub trait Backend {
     /// Frees what a request holds; what a transfer still touches, when that is complete.
     fn release(&mut self, request: RequestId);
 
+    /// Takes a request's cache away for others, between two steps: what is left is on the host, and in steady pages, tables and summaries.
+    ///
+    /// # Errors
+    /// [`Error::ParkingUnsupported`] of a backend that does not do it; nothing is then changed.
+    fn park(&mut self, request: RequestId) -> Result<()> {
+        let _ = request;
+        Err(Error::ParkingUnsupported)
+    }
+
+    /// Gives a parked request a cache again, an empty one. Buffering is shared out anew.
+    ///
+    /// # Errors
+    /// As for [`admit`](Self::admit); it is then still parked.
+    fn resume(&mut self, request: RequestId) -> Result<()> {
+        let _ = request;
+        Err(Error::ParkingUnsupported)
+    }
+
     /// Summarises the partitions that leave the steady zone in this step. Their keys are in steady pages or
     /// among the new `keys`, and count as pages store them.
     ///

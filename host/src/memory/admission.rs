@@ -29,6 +29,8 @@ struct Charge {
     host_bytes: u64,
     /// Whether its prompt may still come.
     awaits_prompt: bool,
+    /// What a parked request had a share of.
+    parked: Option<Share>,
 }
 
 impl Admission {
@@ -65,6 +67,72 @@ impl Admission {
     /// Forgets a request.
     pub fn remove(&mut self, request: RequestId) {
         self.requests.remove(&request);
+    }
+
+    /// A request gives up its cache: it is charged steady pages, tables, summaries and slabs alone, and has no buffering.
+    pub fn park(&mut self, config: &KvConfig, request: RequestId) {
+        let Some(charge) = self.requests.get_mut(&request).filter(|charge| charge.parked.is_none()) else {
+            return;
+        };
+        let share = std::mem::replace(&mut charge.share, Share { mandatory: 0, wanted: 0 });
+        charge.parked = Some(share);
+        let pages = config.shape().rows() * share.mandatory;
+        charge.least_pages -= pages;
+        charge.gpu.cache_pages -= (pages * config.layout().page_bytes()) as u64;
+    }
+
+    /// A parked request wants its cache again. Returns the buffering pages of a row that each request has from now on, by id.
+    ///
+    /// # Errors
+    /// [`Error::OutOfGpuPages`] and [`Error::OutOfGpuMemory`] if its mandatory pages do not fit beside what all others have; nothing is then
+    /// changed.
+    pub fn resume(
+        &mut self,
+        config: &KvConfig,
+        request: RequestId,
+        plan: &RequestPlan,
+    ) -> Result<BTreeMap<RequestId, usize>> {
+        let parked = self.requests.get(&request).and_then(|charge| charge.parked);
+        let share = parked.ok_or(Error::UnknownRequest(request))?;
+        let pages = config.shape().rows() * share.mandatory;
+        let bytes = (pages * config.layout().page_bytes()) as u64;
+        let max_tokens = plan.max_tokens;
+        if let Some(limit) = self.limits.gpu_pages {
+            let (free, rows) = (limit - self.least_pages(), plan.rows);
+            if pages > free {
+                let (needed, mandatory, total) = (pages, share.mandatory, limit);
+                return Err(Error::OutOfGpuPages {
+                    max_tokens,
+                    needed,
+                    rows,
+                    steady: 0,
+                    mandatory,
+                    free,
+                    total,
+                });
+            }
+        }
+        if let Some(limit) = self.limits.gpu_bytes {
+            let (needed, free) = (bytes, limit - self.least_bytes());
+            if needed > free {
+                let (pages, tables, summaries, prompt) = (bytes, 0, 0, 0);
+                return Err(Error::OutOfGpuMemory {
+                    max_tokens,
+                    needed,
+                    pages,
+                    tables,
+                    summaries,
+                    prompt,
+                    free,
+                    limit,
+                });
+            }
+        }
+        let charge = self.requests.get_mut(&request).expect("looked up above");
+        (charge.share, charge.parked) = (share, None);
+        charge.least_pages += pages;
+        charge.gpu.cache_pages += bytes;
+        Ok(self.buffering(config))
     }
 
     /// The prompt of `request` is through, or it had none.
@@ -152,6 +220,7 @@ impl Charge {
             prompt_bytes: plan.prompt_bytes(config),
             host_bytes: usage.host.pages,
             awaits_prompt: true,
+            parked: None,
         }
     }
 }

@@ -64,6 +64,7 @@ struct Request {
     /// What the layers before `next_layer` were given; the others must be given the same.
     step: Tokens,
     failed: bool,
+    parked: bool,
 }
 
 impl<B: Backend> Pipeline<B> {
@@ -105,9 +106,54 @@ impl<B: Backend> Pipeline<B> {
         let id = RequestId(self.next_id);
         self.backend.admit(id, plan)?;
         self.next_id += 1;
-        let state = Request { max_tokens, tokens: 0, next_layer: 0, step: Tokens::DECODED, failed: false };
+        let state = Request {
+            max_tokens,
+            tokens: 0,
+            next_layer: 0,
+            step: Tokens::DECODED,
+            failed: false,
+            parked: false,
+        };
         self.requests.insert(id, state);
         Ok(id)
+    }
+
+    /// Parks a request between two steps: its cache goes to others, and its context stays, on the host and in the steady zone, so that it can go on
+    /// without computing anything again. Results do not change by it, only the hits of the steps after it.
+    ///
+    /// # Errors
+    /// [`Error::UnknownRequest`], [`Error::RequestFailed`], [`Error::RequestParked`]; [`Error::LayerOrder`] in the middle of a step;
+    /// [`Error::ParkingUnsupported`] of a backend that does not do it. Nothing is then changed.
+    pub fn park(&mut self, request: RequestId) -> Result<()> {
+        // As for a decode step, but that its context may be full.
+        let state = self.requests.get_mut(&request).ok_or(Error::UnknownRequest(request))?;
+        if state.failed {
+            return Err(Error::RequestFailed(request));
+        }
+        if state.parked {
+            return Err(Error::RequestParked(request));
+        }
+        if state.next_layer != 0 {
+            return Err(Error::LayerOrder { request, expected: state.next_layer, found: 0 });
+        }
+        self.backend.park(request)?;
+        state.parked = true;
+        Ok(())
+    }
+
+    /// Gives a parked request a cache again. Where memory is short, the requests that run give buffering for it.
+    ///
+    /// # Errors
+    /// [`Error::UnknownRequest`], [`Error::RequestNotParked`]; [`Error::OutOfGpuPages`], [`Error::OutOfGpuMemory`] or
+    /// [`Error::AllocationFailed`] if not even its mandatory pages fit: it is then still parked.
+    pub fn resume(&mut self, request: RequestId) -> Result<()> {
+        let state = self.requests.get_mut(&request).ok_or(Error::UnknownRequest(request))?;
+        if !state.parked {
+            return Err(Error::RequestNotParked(request));
+        }
+        self.backend.resume(request)?;
+        state.parked = false;
+        Ok(())
     }
 
     /// Ends a request, whatever its state, and frees what it held. An unknown request is ignored.
@@ -280,6 +326,9 @@ impl<B: Backend> Pipeline<B> {
         let state = self.requests.get(&request).ok_or(Error::UnknownRequest(request))?;
         if state.failed {
             return Err(Error::RequestFailed(request));
+        }
+        if state.parked {
+            return Err(Error::RequestParked(request));
         }
         if layer != state.next_layer {
             return Err(Error::LayerOrder { request, expected: state.next_layer, found: layer });

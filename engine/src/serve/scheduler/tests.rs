@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
 use std::time::Duration;
 
-use spinkv::memory::RequestPlan;
+use spinkv::memory::{RequestPlan, RowPlan};
 use spinkv::pipeline::StageTimes;
 
 use super::*;
@@ -28,11 +28,21 @@ struct Fake {
     error: Rc<Cell<Option<Error>>>,
     /// Sizes of the decode steps.
     steps: Vec<usize>,
+    /// Whether the host has no memory for another request.
+    no_more: bool,
 }
 
 struct Held {
     max_tokens: usize,
     history: Vec<u32>,
+    parked: bool,
+}
+
+impl Held {
+    /// A parked request keeps one page, or what it has if that is less.
+    fn pages(&self) -> usize {
+        if self.parked { pages(self.max_tokens).min(1) } else { pages(self.max_tokens) }
+    }
 }
 
 struct FakePrompt {
@@ -87,11 +97,12 @@ impl Fake {
             prompts: 0,
             error: Rc::default(),
             steps: Vec::new(),
+            no_more: false,
         }
     }
 
     fn used(&self) -> usize {
-        self.requests.values().map(|held| pages(held.max_tokens)).sum()
+        self.requests.values().map(Held::pages).sum()
     }
 
     fn shortage(&self, max_tokens: usize, free: usize) -> Error {
@@ -125,9 +136,13 @@ impl Runner for Fake {
         if pages(max_tokens) > free {
             return Err(self.shortage(max_tokens, free));
         }
+        if self.no_more {
+            let what = "slabs".to_owned();
+            return Err(Error::Kv(spinkv::Error::OutOfHostMemory { what, needed: 1, free: 0, limit: 1 }));
+        }
         let id = RequestId(self.next);
         self.next += 1;
-        self.requests.insert(id, Held { max_tokens, history: Vec::new() });
+        self.requests.insert(id, Held { max_tokens, history: Vec::new(), parked: false });
         Ok(id)
     }
 
@@ -135,8 +150,35 @@ impl Runner for Fake {
         self.requests.remove(&request).expect("a request is released once");
     }
 
-    fn plan(&self, _: RequestId) -> Result<RequestPlan> {
-        unreachable!("a scheduler asks for no plan")
+    fn park(&mut self, request: RequestId) -> Result<()> {
+        let held = self.requests.get_mut(&request).expect("an admitted request");
+        assert!(!held.parked && !held.history.is_empty(), "who generates may be parked");
+        held.parked = true;
+        Ok(())
+    }
+
+    fn resume(&mut self, request: RequestId) -> Result<()> {
+        let held = &self.requests[&request];
+        assert!(held.parked);
+        let (max_tokens, more) = (held.max_tokens, pages(held.max_tokens) - held.pages());
+        let free = self.pages - self.used();
+        if more > free {
+            return Err(self.shortage(max_tokens, free));
+        }
+        self.requests.get_mut(&request).expect("looked up above").parked = false;
+        Ok(())
+    }
+
+    fn plan(&self, request: RequestId) -> Result<RequestPlan> {
+        let max_tokens = self.requests[&request].max_tokens;
+        let pages = pages(max_tokens);
+        let row = RowPlan {
+            steady_pages: pages.min(1),
+            mandatory_pages: pages.saturating_sub(1),
+            buffering_pages: 0,
+            host_slabs: 0,
+        };
+        Ok(RequestPlan { max_tokens, rows: 1, row })
     }
 
     fn begin_prompt(&mut self, request: RequestId, tokens: &[u32]) -> Result<FakePrompt> {
@@ -170,7 +212,7 @@ impl Runner for Fake {
         let mut all = Vec::new();
         for DecodeToken { request, token } in batch {
             let held = self.requests.get_mut(request).expect("an admitted request");
-            assert!(!held.history.is_empty(), "its prompt is through");
+            assert!(!held.history.is_empty() && !held.parked, "its prompt is through, and it is not parked");
             held.history.push(*token);
             assert!(held.history.len() <= held.max_tokens, "within what was admitted");
             all.extend(logits(&held.history));
@@ -266,8 +308,8 @@ impl Bench {
         assert!(load.prompts + load.decoding <= self.scheduler.options.max_batch);
         assert_eq!(
             fake.requests.len(),
-            load.prompts + load.decoding,
-            "who runs holds memory, and nobody else"
+            load.prompts + load.decoding + load.parked,
+            "who runs or is parked holds memory, and nobody else"
         );
     }
 
@@ -302,8 +344,8 @@ fn all_short_sequences_end_well() {
     const DEPTH: u32 = 5;
     const CHOICES: usize = 7;
     for options in [
-        SchedulerOptions { max_batch: 8, max_queue: 9, prompt_layers: 1, patience: 1 },
-        SchedulerOptions { max_batch: 2, max_queue: 9, prompt_layers: 3, patience: 0 },
+        SchedulerOptions { max_batch: 8, max_queue: 9, prompt_layers: 1, patience: 1, preempt: true },
+        SchedulerOptions { max_batch: 2, max_queue: 9, prompt_layers: 3, patience: 4, preempt: true },
     ] {
         for sequence in 0..CHOICES.pow(DEPTH) {
             let mut bench = Bench::new(6, options);
@@ -329,7 +371,7 @@ fn all_short_sequences_end_well() {
 }
 
 fn usual() -> SchedulerOptions {
-    SchedulerOptions { max_batch: 8, max_queue: 64, prompt_layers: 1, patience: 3 }
+    SchedulerOptions { max_batch: 8, max_queue: 64, prompt_layers: 1, patience: 3, preempt: false }
 }
 
 /// A job that never chooses an end token.
@@ -417,6 +459,66 @@ fn the_urgent_go_first_and_small_ones_use_what_is_free() {
     assert_eq!(bench.started, [running, small, urgent, large]);
 }
 
+/// Who is urgent takes the cache of who is not, as much as it needs; who was parked goes on with the tokens that it has alone.
+#[test]
+fn the_urgent_park_others_which_go_on_later() {
+    let mut bench = Bench::new(9, SchedulerOptions { preempt: true, ..usual() });
+    let [first, second, third] = [0, -1, 0].map(|priority| {
+        let id = bench.submit_job(Job { priority, ..lasting(5, 8) }); // 3 pages each
+        (0..LAYERS).for_each(|_| bench.step());
+        id
+    });
+    let parked = |bench: &Bench| bench.scheduler.parked.iter().map(|active| active.id).collect::<Vec<_>>();
+    let urgent = bench.submit_job(Job { priority: 1, ..lasting(6, 7) }); // 3 pages
+    bench.step();
+    assert_eq!(parked(&bench), [second, third], "the lowest first, then who came last: each gives 2 pages");
+    assert_eq!(bench.started, [first, second, third, urgent]);
+    // Nobody of their own priority goes before them, though there is room; who needs more than all could give parks nobody.
+    let equal = bench.submit_job(lasting(1, 1));
+    let greedy = bench.submit_job(Job { priority: 2, ..lasting(30, 7) });
+    bench.step();
+    assert_eq!((parked(&bench), bench.started.len()), (vec![second, third], 4));
+    bench.cancel(second);
+    // The first one ends, and what is free is too little for the greedy one.
+    bench.step();
+    assert!(bench.ended.contains_key(&first));
+    assert_eq!((parked(&bench).len(), bench.started.len()), (0, 4), "who is parked goes on");
+    bench.finish();
+    assert_eq!(bench.started[4..], [equal, greedy]);
+    assert_eq!(bench.ended[&third], Ok(Reason::Length));
+    assert_eq!(bench.scheduler.preemptions(), 2);
+}
+
+/// A stream of urgent jobs does not keep a parked one from going on for ever.
+#[test]
+fn who_is_parked_does_not_starve() {
+    let mut bench = Bench::new(4, SchedulerOptions { preempt: true, ..usual() });
+    let id = bench.submit_job(Job { priority: -1, ..lasting(9, 8) });
+    let mut steps = 0;
+    while !bench.ended.contains_key(&id) {
+        bench.submit_job(lasting(9, 3));
+        bench.step();
+        steps += 1;
+        assert!(steps < 60, "it starves: {:?}", bench.scheduler.load());
+    }
+    bench.finish();
+}
+
+/// Without the memory of the host nothing is won by parking.
+#[test]
+fn who_was_parked_for_nothing_goes_on_at_once() {
+    let mut bench = Bench::new(6, SchedulerOptions { preempt: true, max_batch: 1, ..usual() });
+    let id = bench.submit_job(Job { priority: -1, ..lasting(9, 9) });
+    (0..LAYERS).for_each(|_| bench.step());
+    bench.scheduler.runner.no_more = true;
+    let urgent = bench.submit_job(lasting(1, 1));
+    bench.step();
+    assert_eq!(bench.scheduler.load(), Load { waiting: 1, prompts: 0, decoding: 1, parked: 0 });
+    bench.scheduler.runner.no_more = false;
+    bench.finish();
+    assert!(bench.ended.contains_key(&id) && bench.ended.contains_key(&urgent));
+}
+
 #[test]
 fn deadlines_end_jobs_in_every_state() {
     let mut bench = Bench::new(7, SchedulerOptions { max_batch: 2, ..usual() });
@@ -425,7 +527,7 @@ fn deadlines_end_jobs_in_every_state() {
     let unhurried = bench.submit_job(Job { deadline: None, ..lasting(3, 3) });
     (0..LAYERS + 1).for_each(|_| bench.step());
     let waiting = bench.submit_job(Job { deadline, ..lasting(3, 9) });
-    assert_eq!(bench.scheduler.load(), Load { waiting: 1, prompts: 1, decoding: 1 });
+    assert_eq!(bench.scheduler.load(), Load { waiting: 1, prompts: 1, decoding: 1, parked: 0 });
     bench.now += Duration::from_secs(5);
     bench.step();
     for id in [decoding, waiting] {

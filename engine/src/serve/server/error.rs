@@ -70,7 +70,7 @@ impl From<Error> for ApiError {
             Error::PromptTooLong { .. } => invalid(None, Some("context_length_exceeded")),
             Error::NothingToGenerate => invalid(Some("max_tokens"), None),
             Error::TokenOutOfVocabulary { .. } => invalid(Some("prompt"), None),
-            Error::InvalidSampling { name, .. } => invalid(Some(name), None),
+            Error::InvalidSampling { name, .. } => invalid(Some(name), Some("invalid_value")),
             Error::ChatTemplate { .. } => invalid(Some("messages"), Some("chat_template")),
             Error::Kv(
                 spinkv::Error::ContextTooLong { .. }

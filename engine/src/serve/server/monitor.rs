@@ -45,7 +45,8 @@ pub(super) async fn status(State(shared): State<Shared>) -> Response {
     body["model"] = json!(shared.options.model);
     body["version"] = json!(env!("CARGO_PKG_VERSION"));
     body["uptime_seconds"] = json!(shared.started.elapsed().as_secs());
-    body["requests"] = json!({"waiting": load.waiting, "prompt": load.prompts, "decoding": load.decoding});
+    body["requests"] = json!({"waiting": load.waiting, "prompt": load.prompts, "decoding": load.decoding,
+        "parked": load.parked});
     body["cache"] = json!({"hits": counters.hits, "misses": counters.misses, "hit_ratio": counters.hit_ratio(),
         "evicted_pages": counters.evicted_pages, "shrunk_pages": counters.shrunk_pages,
         "bytes_to_gpu": counters.fetched_pages() * status.page_bytes as u64,

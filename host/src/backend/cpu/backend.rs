@@ -11,7 +11,7 @@ use crate::memory::{
 };
 use crate::paging::{Directory, SegmentPool, StepClock};
 use crate::pipeline::{Counters, Place, Reach, RequestId};
-use crate::{KvConfig, KvShape, Result};
+use crate::{Error, KvConfig, KvShape, Result};
 
 /// The reference backend. See the [module](super).
 #[derive(Debug)]
@@ -418,6 +418,38 @@ impl Backend for CpuBackend {
 
     fn plan(&self, request: RequestId) -> Option<&RequestPlan> {
         self.requests.get(&request).map(|state| &state.plan)
+    }
+
+    fn park(&mut self, request: RequestId) -> Result<()> {
+        let state = self.requests.get_mut(&request).ok_or(Error::UnknownRequest(request))?;
+        state.plan.row.buffering_pages = 0;
+        for (shared, row) in state.rows_mut(request) {
+            row.resize(&mut self.tiers, &shared, 0, &mut Vec::new());
+        }
+        self.admission.park(&self.config, request);
+        self.share_out();
+        Ok(())
+    }
+
+    fn resume(&mut self, request: RequestId) -> Result<()> {
+        let mut plan = *self.plan(request).ok_or(Error::UnknownRequest(request))?;
+        let due = self.admission.resume(&self.config, request, &plan)?;
+        plan.row.buffering_pages = due[&request];
+        let pages = plan.rows * plan.row.slots();
+        if let Err(error) = self.reserve_pages(pages) {
+            self.admission.park(&self.config, request);
+            return Err(error);
+        }
+        // Nothing can fail from here on.
+        self.shrink();
+        let mut pages = self.tiers.pool.take(pages).expect("pages that were reserved");
+        let state = self.requests.get_mut(&request).expect("looked up above");
+        state.plan = plan;
+        for (shared, row) in state.rows_mut(request) {
+            row.resize(&mut self.tiers, &shared, plan.row.slots(), &mut pages);
+        }
+        self.share_out();
+        Ok(())
     }
 
     fn release(&mut self, request: RequestId) {
