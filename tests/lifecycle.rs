@@ -137,3 +137,60 @@ fn request_ids_are_never_used_twice() {
     }
     assert_all_returned(&run);
 }
+
+/// A request that gives its cache to another goes on as if nothing had been, without computing anything again, and the other has room that there
+/// was not.
+#[test]
+fn a_parked_request_makes_room_and_goes_on_as_before() {
+    for setup in setups() {
+        let sequences = [sequence(120, 1), sequence(120, 2)];
+        let expected = sequences.each_ref().map(|sequence| alone(&setup, sequence, 60).1);
+        let plan = setup.start().pipeline.plan(120).unwrap();
+        // One of them, and the steady zone of the other.
+        let pages = plan.least_gpu_pages() + plan.rows * plan.row.steady_pages;
+        let limits = MemoryLimits { gpu_pages: Some(pages), ..MemoryLimits::default() };
+        let mut run = Setup { limits, ..setup }.start();
+        let first = run.start(&sequences[0], 60);
+        assert_eq!(run.generate(first, 10), expected[0][..10]);
+        let selects = plan.row.mandatory_pages > 0;
+        assert_eq!(run.admit(&sequences[1]).is_err(), selects);
+        if !selects {
+            continue;
+        }
+        let host = run.pipeline.usage().host;
+        run.pipeline.park(first).unwrap();
+        let usage = run.pipeline.usage();
+        assert_eq!((usage.gpu.cache_pages, usage.host), (0, host), "the context stays on the host");
+        run.pipeline.backend().check_tables();
+
+        let second = run.start(&sequences[1], 60);
+        assert_eq!(run.generate(second, 10), expected[1][..10]);
+        assert!(matches!(run.pipeline.resume(first), Err(Error::OutOfGpuPages { .. })));
+        assert!(matches!(run.step(&[first, second]), Err(Error::RequestParked(parked)) if parked == first));
+        run.pipeline.park(second).unwrap();
+        run.pipeline.resume(first).unwrap();
+        assert_eq!(run.generate(first, 20), expected[0][10..30]);
+        run.pipeline.release(first);
+        run.pipeline.resume(second).unwrap();
+        assert_eq!(run.generate(second, 50), expected[1][10..]);
+        run.audit(second);
+        // Who is parked can be cancelled.
+        run.pipeline.park(second).unwrap();
+        run.pipeline.release(second);
+        assert_all_returned(&run);
+    }
+}
+
+#[test]
+fn parking_is_refused_where_it_makes_no_sense() {
+    let mut run = Setup::new(shape(), 8, SPARSE).start();
+    let id = run.start(&sequence(90, 1), 60);
+    assert!(matches!(run.pipeline.park(RequestId(9)), Err(Error::UnknownRequest(_))));
+    assert!(matches!(run.pipeline.resume(RequestId(9)), Err(Error::UnknownRequest(_))));
+    assert!(matches!(run.pipeline.resume(id), Err(Error::RequestNotParked(found)) if found == id));
+    run.step_layer(&[id], 0).unwrap();
+    assert!(matches!(run.pipeline.park(id), Err(Error::LayerOrder { expected: 1, found: 0, .. })));
+    run.step_layer(&[id], 1).unwrap();
+    run.pipeline.park(id).unwrap();
+    assert!(matches!(run.pipeline.park(id), Err(Error::RequestParked(found)) if found == id));
+}

@@ -14,7 +14,7 @@ use super::scheduler::{Load, Scheduler};
 use crate::error::{Error, Result};
 use crate::runner::Runner;
 
-/// How often the status is brought up to date while there is work.
+/// How often the status is brought up to date while the same jobs are there.
 const STATUS_INTERVAL: Duration = Duration::from_millis(200);
 
 /// What the engine is at.
@@ -193,12 +193,14 @@ impl Engine {
             }
         }
         let mut listeners: HashMap<JobId, Listener> = HashMap::new();
-        let (mut draining, mut published) = (false, None::<Instant>);
+        let (mut draining, mut published) = (false, None::<(Instant, Load)>);
         loop {
             let idle = scheduler.is_idle();
-            if idle || published.is_none_or(|at| at.elapsed() >= STATUS_INTERVAL) {
+            let stale =
+                |(at, load): (Instant, Load)| at.elapsed() >= STATUS_INTERVAL || load != scheduler.load();
+            if idle || published.is_none_or(stale) {
                 self.publish(&mut scheduler);
-                published = Some(Instant::now());
+                published = Some((Instant::now(), scheduler.load()));
             }
             if idle && draining {
                 break;

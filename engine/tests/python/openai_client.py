@@ -89,12 +89,17 @@ stream = client.completions.create(
     model=MODEL, prompt=PROMPT, max_tokens=30000, temperature=0, stream=True, extra_body={"ignore_eos": True}
 )
 next(iter(stream))
-assert status()["decoding"] == 1
+
+
+def wait(what, holds):
+    for _ in range(600):
+        if holds(status()):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{what}: {status()}")
+
+
+wait("it is not under way", lambda requests: requests["decoding"] == 1)
 stream.close()
-for _ in range(600):
-    if not any(status().values()):
-        break
-    time.sleep(0.1)
-else:
-    raise AssertionError(f"not cancelled: {status()}")
+wait("it is not cancelled", lambda requests: not any(requests.values()))
 print("the openai client", openai.__version__, "is content")

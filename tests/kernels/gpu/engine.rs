@@ -31,6 +31,7 @@ pub fn tests() -> Vec<Test> {
         test("engine::logits_are_those_of_transformers", |machine| logits(machine, BlasUse::IfPresent)),
         test("engine::logits_without_cublaslt", |machine| logits(machine, BlasUse::Never)),
         test("engine::needles_are_found", needles),
+        test("engine::steps_of_others_run_between_a_prompts_layers", between_layers),
         test("engine::tokens_are_drawn_as_on_the_cpu", draws),
         test("engine::soak_of_1000_steps", soak),
         test("engine::memory_is_what_the_driver_says", memory),
@@ -188,6 +189,55 @@ fn needles(machine: &Machine) -> Outcome {
     let counters = sparse.pipeline().counters();
     println!("shadowkv, {} needles in a batch: {counters:?}", names.len());
     ensure(counters.misses > 0 && counters.hits > counters.misses, format!("{counters:?}"))
+}
+
+/// A request generates between the layers of another's prompt, and both find their needles; a prompt that another one has replaced cannot go on.
+fn between_layers(machine: &Machine) -> Outcome {
+    let reference = Bundled::open("needle-tiny");
+    let sparse = ShadowKv { budget: Budget::Tokens(1024), steady: SteadyZone::default() };
+    let mut model = bundled(machine, "needle-tiny", sparse, limits(3, 4200), BlasUse::IfPresent)?;
+    let names = ["needle_4k_0", "needle_4k_1", "needle_4k_2"];
+    let (mut parts, mut between): (Vec<(DecodeToken, Vec<u32>)>, usize) = (Vec::new(), 0);
+    let step = |model: &mut CudaModel, parts: &mut Vec<(DecodeToken, Vec<u32>)>| {
+        let batch: Vec<_> = parts.iter().map(|(part, _)| *part).collect();
+        for ((part, ids), next) in parts.iter_mut().zip(model.decode_greedy(&batch)?) {
+            part.token = next;
+            ids.push(next);
+        }
+        Ok::<_, Box<dyn std::error::Error>>(())
+    };
+    for name in names {
+        let ids = reference.input_ids(name);
+        let request = model.pipeline_mut().admit(ids.len() + 24)?;
+        let mut replaced = model.begin_prompt(request, &ids[..9])?;
+        let mut prompt = model.begin_prompt(request, &ids)?;
+        let refused = model.prompt_layer(&mut replaced, go);
+        ensure(
+            matches!(refused, Err(spinkv_engine::Error::PromptReplaced { .. })),
+            format!("a replaced prompt: {:?}", refused.map(|_| ())),
+        )?;
+        let logits = loop {
+            if let Some(logits) = model.prompt_layer(&mut prompt, go)? {
+                break logits;
+            }
+            if !parts.is_empty() {
+                step(&mut model, &mut parts)?;
+                between += 1;
+            }
+        };
+        let token = best(&logits);
+        parts.push((DecodeToken { request, token }, vec![token]));
+    }
+    for _ in 0..9 {
+        step(&mut model, &mut parts)?;
+    }
+    for ((part, ids), name) in parts.iter().zip(names) {
+        model.pipeline_mut().release(part.request);
+        let expected = &reference.greedy_ids(name)[..8];
+        ensure(ids[..8] == *expected, format!("{name}: {:?}, not {expected:?}", &ids[..8]))?;
+    }
+    ensure(between == 6, format!("{between} steps between layers"))?;
+    ensure(model.pipeline().backend().is_empty(), "something is held")
 }
 
 /// The text of `tokens` greedy tokens after each of the named prompts, in one batch.
