@@ -35,9 +35,16 @@ fn keys_open_v1_and_nothing_else_needs_them() {
     let ask =
         |headers: &[(&str, &str)]| request(server.address, "POST", PATH, headers, &short(1).to_string());
     ask(&[]).refused(401, "invalid_api_key", None);
-    for wrong in
-        ["Bearer firs", "Bearer first ", "Bearer second", "first", "Basic first", "Bearer ", "bearer"]
-    {
+    for wrong in [
+        "Bearer firs",
+        "Bearer fisrt",
+        "Bearer first ",
+        "Bearer second",
+        "first",
+        "Basic first",
+        "Bearer ",
+        "bearer",
+    ] {
         let answer = ask(&[("Authorization", wrong)]);
         // The end of a header's value has no spaces.
         if wrong != "Bearer first " {

@@ -587,7 +587,7 @@ fn draws_belong_to_their_job() {
         bench.tokens[&id].clone()
     };
     let scored = drawn(7, Some(2));
-    let tokens = run(&[scored.clone()]);
+    let tokens = run(std::slice::from_ref(&scored));
     assert_eq!(tokens.len(), 12);
     assert_eq!(tokens, run(&[scored.clone(), drawn(7, None), drawn(8, None), lasting(9, 3)]));
     assert_ne!(tokens, run(&[drawn(9, Some(2))]));
