@@ -504,6 +504,15 @@ fn who_is_parked_does_not_starve() {
     bench.finish();
 }
 
+#[test]
+fn nobody_is_parked_for_an_equal() {
+    let mut bench = Bench::new(6, SchedulerOptions { preempt: true, ..usual() });
+    bench.submit_job(lasting(9, 9)); // 5 pages
+    bench.submit_job(lasting(9, 9));
+    bench.finish();
+    assert_eq!((bench.started.len(), bench.scheduler.preemptions()), (2, 0));
+}
+
 /// Without the memory of the host nothing is won by parking.
 #[test]
 fn who_was_parked_for_nothing_goes_on_at_once() {
@@ -514,9 +523,41 @@ fn who_was_parked_for_nothing_goes_on_at_once() {
     let urgent = bench.submit_job(lasting(1, 1));
     bench.step();
     assert_eq!(bench.scheduler.load(), Load { waiting: 1, prompts: 0, decoding: 1, parked: 0 });
+    (0..3).for_each(|_| bench.step());
+    assert_eq!(bench.scheduler.preemptions(), 1, "it is not tried at every step");
     bench.scheduler.runner.no_more = false;
     bench.finish();
     assert!(bench.ended.contains_key(&id) && bench.ended.contains_key(&urgent));
+}
+
+/// Where a stop text ends a job is the text's matter; that it ends it, and frees what it held, the scheduler's.
+#[test]
+fn a_stop_text_ends_its_job() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/needle-tiny");
+    let tokenizer = Tokenizer::open(dir).expect("the tokenizer is bundled");
+    let job = lasting(3, 12);
+    let whole = tokenizer.decode(&alone(&job)).unwrap();
+    let stop: String = whole.chars().skip(4).take(2).collect();
+    let mut scheduler = Scheduler::new(Fake::new(64), Some(tokenizer), usual());
+    scheduler.submit(Job { stop: vec![String::new(), stop.clone()], ..job }).unwrap();
+    let (mut text, mut reason) = (String::new(), None);
+    while !scheduler.is_idle() {
+        for output in scheduler.step(Instant::now()) {
+            match output.event {
+                Event::Token(piece) => text += &piece.text,
+                Event::Finished(finished) => {
+                    text += &finished.rest.text;
+                    reason = Some((finished.reason, finished.generated_tokens < 12));
+                }
+                _ => {}
+            }
+        }
+    }
+    assert_eq!(
+        (reason, text.as_str()),
+        (Some((Reason::StopText, true)), &whole[..whole.find(&stop).unwrap()])
+    );
+    assert!(scheduler.runner.requests.is_empty());
 }
 
 #[test]
