@@ -27,14 +27,16 @@ impl Process {
     fn start(mut command: Command) -> Self {
         let mut child =
             command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().expect("the binary runs");
-        let mut log = BufReader::new(child.stderr.take().expect("a pipe"));
+        let log = BufReader::new(child.stderr.take().expect("a pipe"));
+        let mut process = Self { child, address: ([0, 0, 0, 0], 0).into(), log };
         let mut seen = String::new();
         loop {
             let mut line = String::new();
-            assert!(log.read_line(&mut line).expect("a line") > 0, "it ended: {seen}");
+            assert!(process.log.read_line(&mut line).expect("a line") > 0, "it ended: {seen}");
             if let Some((_, address)) = line.trim_end().split_once("listening on http://") {
                 let address = address.split([' ', '"']).next().and_then(|address| address.parse().ok());
-                return Self { child, address: address.expect("an address"), log };
+                process.address = address.expect("an address");
+                return process;
             }
             seen += &line;
         }

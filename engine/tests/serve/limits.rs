@@ -134,9 +134,8 @@ fn too_many_requests_are_refused_and_others_go_on() {
     assert_eq!(open(waiting).rest().json()["usage"]["completion_tokens"], 3);
     server.wait_for_nothing();
 
-    let mut setup = Setup::default();
-    setup.scheduling = SchedulerOptions { max_batch: 1, max_queue: 1, ..SchedulerOptions::default() };
-    let server = Server::start(setup);
+    let scheduling = SchedulerOptions { max_batch: 1, max_queue: 1, ..SchedulerOptions::default() };
+    let server = Server::start(Setup { scheduling, ..Setup::default() });
     let running = send_only(server.address, PATH, &endless());
     server.wait("one runs", |status| status["requests"]["decoding"] == 1);
     let waiting = send_only(server.address, PATH, &endless());
@@ -207,10 +206,8 @@ fn slow_readers_hold_up_nobody() {
 /// More than there is memory for is refused at once, with what is missing.
 #[test]
 fn what_can_never_fit_is_refused_at_once() {
-    let mut setup = Setup::default();
-    setup.limits =
-        MemoryLimits { gpu_pages: Some(600), host_bytes: Some(16 << 20), ..MemoryLimits::default() };
-    let server = Server::start(setup);
+    let limits = MemoryLimits { gpu_pages: Some(600), host_bytes: Some(16 << 20), ..MemoryLimits::default() };
+    let server = Server::start(Setup { limits, ..Setup::default() });
     let mut body = short(1);
     body["max_tokens"] = json!(9000);
     let message = post(server.address, PATH, &body).refused(400, "context_length_exceeded", None);
