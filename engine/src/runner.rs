@@ -84,7 +84,7 @@ pub trait Runner {
     /// may be unable to go on.
     ///
     /// # Errors
-    /// [`Error::EmptyPrompt`](crate::Error::EmptyPrompt), [`Error::TokenOutOfVocabulary`](crate::Error::TokenOutOfVocabulary), and what the
+    /// [`Error::EmptyPrompt`], [`Error::TokenOutOfVocabulary`], and what the
     /// model refuses.
     fn begin_prompt(&mut self, request: RequestId, tokens: &[u32]) -> Result<Self::Prompt>;
 
@@ -93,7 +93,7 @@ pub trait Runner {
     /// `[vocab_size]`.
     ///
     /// # Errors
-    /// [`Error::Cancelled`](crate::Error::Cancelled), [`Error::PromptReplaced`](crate::Error::PromptReplaced), and what the model or its
+    /// [`Error::Cancelled`], [`Error::PromptReplaced`], and what the model or its
     /// memory refuses; the prompt and its request can then only be dropped and released.
     fn prompt_layer(
         &mut self,
@@ -132,7 +132,7 @@ pub trait Runner {
     /// One decode step of one request, and its next token.
     ///
     /// # Errors
-    /// Those of [`decode`](Self::decode), and [`Error::NoFiniteLogit`](crate::Error::NoFiniteLogit).
+    /// Those of [`decode`](Self::decode), and [`Error::NoFiniteLogit`].
     fn next_token(&mut self, part: DecodeToken, sampler: &mut Sampler) -> Result<u32> {
         let drawn = self.next_tokens(&[part], &mut [sampler], false)?;
         drawn.tokens[0].ok_or(Error::NoFiniteLogit { len: self.config().vocab_size })
