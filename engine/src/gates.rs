@@ -1,10 +1,12 @@
 //! Learned gates of a model, in a safetensors file beside its checkpoint.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use spinkv::KvShape;
+use spinkv::algorithms::SEER_ATTENTION;
 use spinkv::gates::{Gates, LayerGate};
 
 use crate::checkpoint::Checkpoint;
@@ -62,6 +64,23 @@ impl Layout {
         let there = |layout: &Self| checkpoint.contains(&layout.name(0, layout.key));
         published.into_iter().find(there).unwrap_or(BUNDLED)
     }
+}
+
+/// The gates of a checkpoint in `directory`, if one of the methods needs them: of `file`, or [`FILE`] beside the checkpoint.
+///
+/// # Errors
+/// Those of [`open`].
+pub fn for_methods<'a>(
+    mut names: impl Iterator<Item = &'a str>,
+    file: Option<&Path>,
+    directory: &Path,
+    config: &ModelConfig,
+) -> Result<Option<Arc<Gates>>> {
+    if names.all(|name| name != SEER_ATTENTION) {
+        return Ok(None);
+    }
+    let file = file.map_or_else(|| directory.join(FILE), Path::to_owned);
+    Ok(Some(Arc::new(open(file, config)?)))
 }
 
 /// Reads the gates of a model of `config` from a safetensors file: the bundled layout, `layers.{i}.attn_gate.{q_proj,k_proj}.weight` as `[KV heads,

@@ -13,6 +13,7 @@ use spinkv_engine::eval::plot::plot;
 use spinkv_engine::eval::{
     self, EvalError, EvalOptions, Evaluation, Journal, MethodChoice, Progress, Report, Task,
 };
+use spinkv_engine::gates;
 use spinkv_engine::model::Model;
 use spinkv_engine::tokenizer::Tokenizer;
 use spinkv_engine::{Error, Result};
@@ -39,6 +40,10 @@ pub(crate) struct EvalArguments {
     /// Directory of a Qwen3 or Llama checkpoint [default: the bundled models/needle-tiny]
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
+
+    /// Learned gates, for seer-attention: a safetensors file [default: gates.safetensors beside the checkpoint]
+    #[arg(long, value_name = "FILE")]
+    gates: Option<PathBuf>,
 
     /// Folder of haystack.txt (held-out text) and nouns.txt (a noun a line) [default: the model's]
     #[arg(long, value_name = "DIR")]
@@ -149,9 +154,11 @@ pub(crate) struct EvalArguments {
 /// Runs `spinkv eval`.
 pub(crate) fn run(arguments: &EvalArguments) -> Result<()> {
     let backend = BackendKind::by_name(&arguments.backend)?;
-    let options = arguments.options()?;
+    let mut options = arguments.options()?;
     let directory = arguments.model.clone().unwrap_or_else(demo::model);
     let (config, tokenizer) = (ModelConfig::open(&directory)?, Tokenizer::open(&directory)?);
+    let names = options.methods.iter().map(MethodChoice::name);
+    options.gates = gates::for_methods(names, arguments.gates.as_deref(), &directory, &config)?;
     let haystack = arguments.haystack.as_ref().unwrap_or(&directory);
     let evaluation = Evaluation::new(&directory, &config, &tokenizer, haystack, options)?;
     #[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
@@ -275,6 +282,7 @@ impl EvalArguments {
             kv_dtype: if self.kv_dtype == "f32" { KvDtype::F32 } else { KvDtype::Bf16 },
             buffering: self.buffering,
             recall: !self.no_recall,
+            gates: None,
         })
     }
 }

@@ -137,6 +137,10 @@ pub(crate) struct ServeArguments {
     #[arg(long, value_name = "NAME=VALUE", help_heading = "Attention")]
     method_option: Vec<String>,
 
+    /// Learned gates, for seer-attention: a safetensors file [default: gates.safetensors beside the checkpoint]
+    #[arg(long, value_name = "FILE", help_heading = "Attention")]
+    gates: Option<PathBuf>,
+
     /// Where the pipeline runs: cpu or cuda [default: cpu]
     #[arg(long, value_name = "NAME", env = "SPINKV_BACKEND", help_heading = "Memory")]
     backend: Option<String>,
@@ -400,7 +404,7 @@ impl ServeArguments {
         }
         fill!(self, file, model served_model_name host port api_key api_key_file allow_open max_body_mib max_concurrent
             request_timeout drain_timeout default_max_tokens max_batch max_queue prompt_layers patience preempt max_context
-            method budget sinks window backend page_tokens kv_dtype gpu_pages gpu_mib host_mib reserve_host_mib
+            method budget sinks window gates backend page_tokens kv_dtype gpu_pages gpu_mib host_mib reserve_host_mib
             buffering cublaslt log log_json);
         Ok(self)
     }
@@ -425,6 +429,8 @@ impl ServeArguments {
     fn settings(&self) -> Result<Settings> {
         let backend = BackendKind::by_name(self.backend.as_deref().unwrap_or("cpu"))?;
         let name = self.method.as_deref().unwrap_or("shadowkv");
+        let directory = self.model.clone().unwrap_or_else(demo::model);
+        let mut config = ModelConfig::open(&directory)?;
         let defaults = MethodOptions::default();
         let mut own = OwnOptions::default();
         self.method_option.iter().try_for_each(|option| own.add(option))?;
@@ -435,10 +441,10 @@ impl ServeArguments {
                 window: self.window.unwrap_or(defaults.steady.window),
             },
             own,
+            gates: gates::for_methods([name].into_iter(), self.gates.as_deref(), &directory, &config)?,
+            ..defaults
         };
         let method = algorithms::by_name(name, &method_options)?;
-        let directory = self.model.clone().unwrap_or_else(demo::model);
-        let mut config = ModelConfig::open(&directory)?;
         if let Some(tokens) = self.max_context {
             at_least("max-context", tokens, 1)?;
             config.max_position_embeddings = config.max_position_embeddings.min(tokens);

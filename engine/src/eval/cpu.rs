@@ -52,8 +52,24 @@ impl<'a> CellRunner<'a> {
 }
 
 impl Runner for CellRunner<'_> {
+    /// The whole prompt: nobody else waits for its layers.
+    type Prompt = (RequestId, Vec<u32>);
+
     fn config(&self) -> &ModelConfig {
         self.model.config()
+    }
+
+    fn check(&self, max_tokens: usize) -> Result<()> {
+        let plan = self.pipeline.plan(max_tokens)?;
+        Ok(plan.check_limits(self.pipeline.config(), &MemoryLimits::default())?)
+    }
+
+    fn park(&mut self, request: RequestId) -> Result<()> {
+        Ok(self.pipeline.park(request)?)
+    }
+
+    fn resume(&mut self, request: RequestId) -> Result<()> {
+        Ok(self.pipeline.resume(request)?)
     }
 
     fn admit(&mut self, max_tokens: usize) -> Result<RequestId> {
@@ -68,21 +84,24 @@ impl Runner for CellRunner<'_> {
         Ok(*self.pipeline.admitted(request)?)
     }
 
-    fn prefill(
+    fn begin_prompt(&mut self, request: RequestId, tokens: &[u32]) -> Result<Self::Prompt> {
+        Ok((request, tokens.to_vec()))
+    }
+
+    fn prompt_layer(
         &mut self,
-        request: RequestId,
-        tokens: &[u32],
+        (request, tokens): &mut Self::Prompt,
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
-    ) -> Result<Vec<f32>> {
+    ) -> Result<Option<Vec<f32>>> {
         match self.stored {
             Some(stored) => {
-                stored.feed(&mut self.pipeline, request)?;
-                Ok(stored.logits().to_vec())
+                stored.feed(&mut self.pipeline, *request)?;
+                Ok(Some(stored.logits().to_vec()))
             }
             None => {
                 let hidden =
-                    self.model.prefill(&mut self.pipeline, request, tokens, Wanted::Last, progress)?;
-                Ok(self.model.logits(&hidden))
+                    self.model.prefill(&mut self.pipeline, *request, tokens, Wanted::Last, progress)?;
+                Ok(Some(self.model.logits(&hidden)))
             }
         }
     }

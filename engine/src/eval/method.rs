@@ -3,6 +3,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use spinkv::algorithms::{self, MethodOptions, OwnOptions};
+use spinkv::gates::Gates;
 use spinkv::pipeline::{Budget, Method, SteadyZone};
 
 use crate::error::{Error, Result};
@@ -28,16 +29,21 @@ impl MethodChoice {
     }
 
     /// What it is made from.
-    pub fn options(&self, budget: Budget, steady: SteadyZone) -> MethodOptions {
-        MethodOptions { budget, steady, own: self.own.clone(), ..MethodOptions::default() }
+    pub fn options(&self, budget: Budget, steady: SteadyZone, gates: Option<Arc<Gates>>) -> MethodOptions {
+        MethodOptions { budget, steady, own: self.own.clone(), gates, ..MethodOptions::default() }
     }
 
     /// The method.
     ///
     /// # Errors
     /// Those of [`algorithms::by_name`].
-    pub fn build(&self, budget: Budget, steady: SteadyZone) -> Result<Arc<dyn Method>> {
-        Ok(algorithms::by_name(&self.name, &self.options(budget, steady))?)
+    pub fn build(
+        &self,
+        budget: Budget,
+        steady: SteadyZone,
+        gates: Option<Arc<Gates>>,
+    ) -> Result<Arc<dyn Method>> {
+        Ok(algorithms::by_name(&self.name, &self.options(budget, steady, gates))?)
     }
 }
 

@@ -3,6 +3,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use spinkv::algorithms::Dense;
+use spinkv::gates::Gates;
 use spinkv::memory::{KvDtype, PageLayout, RequestPlan};
 use spinkv::pipeline::{Budget, DEFAULT_BUFFERING, SteadyZone};
 use spinkv::{KvConfig, KvShape};
@@ -67,6 +68,8 @@ pub struct EvalOptions {
     pub buffering: f64,
     /// Whether to work out the share of the attention mass that is read; on the CPU.
     pub recall: bool,
+    /// Learned gates, for methods that need them.
+    pub gates: Option<Arc<Gates>>,
 }
 
 impl Default for EvalOptions {
@@ -85,6 +88,7 @@ impl Default for EvalOptions {
             kv_dtype: KvDtype::Bf16,
             buffering: DEFAULT_BUFFERING,
             recall: true,
+            gates: None,
         }
     }
 }
@@ -259,7 +263,7 @@ fn cells(options: &EvalOptions, shape: KvShape, layout: PageLayout) -> Result<Ve
     let mut kinds = Vec::new();
     for method in &options.methods {
         for budget in &options.budgets {
-            let built = method.build(*budget, options.steady)?;
+            let built = method.build(*budget, options.steady, options.gates.clone())?;
             let has_budget = built.select().budget().is_some();
             let kv = KvConfig::new(shape, layout, built)?;
             kinds.push((method, has_budget.then_some(*budget), kv));

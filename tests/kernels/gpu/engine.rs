@@ -194,7 +194,7 @@ fn needles(machine: &Machine) -> Outcome {
 /// A request generates between the layers of another's prompt, and both find their needles; a prompt that another one has replaced cannot go on.
 fn between_layers(machine: &Machine) -> Outcome {
     let reference = Bundled::open("needle-tiny");
-    let sparse = ShadowKv { budget: Budget::Tokens(1024), steady: SteadyZone::default() };
+    let sparse = ShadowKv { budget: Budget::Tokens(1024), steady: SteadyZone::default(), outliers: 0 };
     let mut model = bundled(machine, "needle-tiny", sparse, limits(3, 4200), BlasUse::IfPresent)?;
     let names = ["needle_4k_0", "needle_4k_1", "needle_4k_2"];
     let (mut parts, mut between): (Vec<(DecodeToken, Vec<u32>)>, usize) = (Vec::new(), 0);

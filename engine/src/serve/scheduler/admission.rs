@@ -105,7 +105,7 @@ impl<R: Runner> Scheduler<R> {
         let patience = self.options.patience;
         let may_go = |active: &&Active| active.job.priority < priority && active.overtaken < patience;
         let pages_of = |active: &Active| {
-            self.runner.plan(active.request).map_or(0, |plan| plan.rows * plan.row.mandatory_pages)
+            self.runner.plan(active.request).map_or(0, |plan| plan.cache_pages() - plan.buffering_pages())
         };
         let mut victims: Vec<_> = self.batch.iter().filter(may_go).collect();
         victims.sort_by_key(|active| (active.job.priority, std::cmp::Reverse(active.id)));

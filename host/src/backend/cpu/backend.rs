@@ -435,7 +435,7 @@ impl Backend for CpuBackend {
         let mut plan = *self.plan(request).ok_or(Error::UnknownRequest(request))?;
         let due = self.admission.resume(&self.config, request, &plan)?;
         plan.row.buffering_pages = due[&request];
-        let pages = plan.rows * plan.row.slots();
+        let pages = plan.cache_pages();
         if let Err(error) = self.reserve_pages(pages) {
             self.admission.park(&self.config, request);
             return Err(error);
@@ -445,8 +445,8 @@ impl Backend for CpuBackend {
         let mut pages = self.tiers.pool.take(pages).expect("pages that were reserved");
         let state = self.requests.get_mut(&request).expect("looked up above");
         state.plan = plan;
-        for (shared, row) in state.rows_mut(request) {
-            row.resize(&mut self.tiers, &shared, plan.row.slots(), &mut pages);
+        for ((shared, row), reach) in state.rows_mut(request).zip(self.config.reaches()) {
+            row.resize(&mut self.tiers, &shared, plan.slots(*reach), &mut pages);
         }
         self.share_out();
         Ok(())
