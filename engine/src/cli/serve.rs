@@ -12,6 +12,7 @@ use spinkv::memory::{KvDtype, MemoryLimits, PageLayout};
 use spinkv::pipeline::{Budget, DEFAULT_BUFFERING, Pipeline, SteadyZone};
 use spinkv::{KvConfig, KvShape};
 use spinkv_engine::config::ModelConfig;
+use spinkv_engine::gates;
 use spinkv_engine::model::{Model, STREAMED_TOKENS};
 use spinkv_engine::runner::CpuRunner;
 use spinkv_engine::serve::server::{self, ServerOptions};

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
 use std::time::Duration;
 
+use spinkv::RowsByReach;
 use spinkv::memory::{RequestPlan, RowPlan};
 use spinkv::pipeline::StageTimes;
 
@@ -178,7 +179,8 @@ impl Runner for Fake {
             buffering_pages: 0,
             host_slabs: 0,
         };
-        Ok(RequestPlan { max_tokens, rows: 1, row })
+        let by_reach = RowsByReach { selected: 1, ..RowsByReach::default() };
+        Ok(RequestPlan { max_tokens, rows: 1, row, by_reach, selectable_pages: row.slots() })
     }
 
     fn begin_prompt(&mut self, request: RequestId, tokens: &[u32]) -> Result<FakePrompt> {
