@@ -265,12 +265,7 @@ fn a_rebuilding_of_keys_is_checked_and_launched() {
         ("rebuild_keys copies", 30, 31, RebuildKeys { copies: &list(31), ..right }),
         ("rebuild_keys copy_keys", 30, 29, RebuildKeys { copy_keys: &table(29), ..right }),
         ("rebuild_keys counts", 6, 7, RebuildKeys { counts: &table(7), ..right }),
-        (
-            "rebuild_keys coefficients",
-            147_456,
-            147_457,
-            RebuildKeys { coefficients: &words(147_457), ..right },
-        ),
+        ("rebuild_keys coefficients", 36_864, 36_865, RebuildKeys { coefficients: &words(36_865), ..right }),
         ("rebuild_keys bases", 4608, 4609, RebuildKeys { bases: &words(4609), ..right }),
         ("rebuild_keys pool", 160, 161, RebuildKeys { pool: &words(161), ..right }),
         ("rebuild_keys frequencies", 32, 31, RebuildKeys { frequencies: &floats(31), ..right }),
