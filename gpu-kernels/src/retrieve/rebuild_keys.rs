@@ -44,7 +44,7 @@ use crate::unroll::unrolled;
 /// # Safety
 /// The views have the shapes above; lists are of pages within the pool, none named twice, whose keys' segments are in the directories; what is
 /// counted in words is below 2^32 within a segment, a basis and the pool.
-#[kernel(collectives(barrier = 3, shuffle = 5, mma = 16))]
+#[kernel(collectives(barrier = 4, shuffle = 5, mma = 16))]
 pub unsafe fn rebuild_keys_64(
     copies: Global<PageCopy>,
     keys: Global<u32>,
@@ -76,7 +76,7 @@ pub unsafe fn rebuild_keys_64(
 ///
 /// # Safety
 /// As there.
-#[kernel(collectives(barrier = 3, shuffle = 5, mma = 32))]
+#[kernel(collectives(barrier = 4, shuffle = 5, mma = 32))]
 pub unsafe fn rebuild_keys_128(
     copies: Global<PageCopy>,
     keys: Global<u32>,

@@ -1,6 +1,5 @@
 use cuda_std::prelude::*;
 
-use crate::abi::gate::BLOCK;
 use crate::abi::{Entry, WORD_ELEMENTS};
 use crate::gate::{Gate, Scratch, TurnBack};
 use crate::model::elements::{eight_of, word_of_quad};
@@ -29,7 +28,7 @@ use crate::unroll::unrolled;
 /// inputs.
 ///
 /// # Launch
-/// `batch * kv_heads` blocks of [`BLOCK`] threads, with [`SHARED_BYTES`](crate::abi::gate::SHARED_BYTES) of shared memory.
+/// `batch * kv_heads` blocks of [`BLOCK`](crate::abi::gate::BLOCK) threads, with [`SHARED_BYTES`](crate::abi::gate::SHARED_BYTES) of shared memory.
 ///
 /// # Safety
 /// The views have the shapes above; positions are below 2^20, and so are their angles.
@@ -61,8 +60,9 @@ pub unsafe fn gate_query(
     let inputs = Scratch::inputs();
     let (words, half) = (group * head_words, head_words / 2);
     let queries = queries.rows(words as usize).row(row as usize);
-    let mut at = thread::thread_idx_x();
-    while at < words / 2 {
+    let at = thread::thread_idx_x();
+    // Of the widest group half the threads.
+    if at < words / 2 {
         let (low, word) = (at / half * head_words + at % half, at % half);
         let (mut x, mut y) =
             (eight_of(queries.load(low as usize)), eight_of(queries.load((low + half) as usize)));
@@ -76,7 +76,6 @@ pub unsafe fn gate_query(
         let [a, b, c, d, e, f, g, h] = y;
         inputs.store(2 * (low + half) as usize, word_of_quad([a, b, c, d]));
         inputs.store(2 * (low + half) as usize + 1, word_of_quad([e, f, g, h]));
-        at += BLOCK;
     }
     let gate = Gate {
         weights: weights.rows((words * rank) as usize).row((first_row + head) as usize),

@@ -32,7 +32,7 @@ use crate::unroll::unrolled;
 ///
 /// # Safety
 /// The views have the shapes above, of fewer than 2^32 words.
-#[kernel(collectives(barrier = 1, mma = 160))]
+#[kernel(collectives(barrier = 1, mma = 40))]
 pub unsafe fn gram(keys: Global<U32x4>, tokens: u32, width_words: u32, shares: u32, sums: GlobalMut<u64>) {
     let tiles = tiles(8 * width_words);
     let (share, tile) = (thread::block_idx_x() / tiles, thread::block_idx_x() % tiles);
@@ -91,8 +91,9 @@ pub unsafe fn gram(keys: Global<U32x4>, tokens: u32, width_words: u32, shares: u
             thread::sync_threads();
             ask(step + STAGES - 1, into);
             let ring = ring.slice((stage * of_stage) as usize, of_stage as usize);
-            unrolled!(sixteen < (STEP / 16) as usize, {
-                let token = sixteen * 16 * TILE_WORDS as usize;
+            // Not unrolled: with the loads of all of them ahead of the products there would be too few registers.
+            let mut token = 0;
+            while token < (STEP * TILE_WORDS) as usize {
                 let mut rows = [[0; 4]; 4];
                 unrolled!(part < 4, {
                     rows[part] = load_transposed_8x8x4(ring, token + (own_rows as usize ^ (2 * part)));
@@ -108,7 +109,8 @@ pub unsafe fn gram(keys: Global<U32x4>, tokens: u32, width_words: u32, shares: u
                         row += 1;
                     }
                 });
-            });
+                token += 16 * TILE_WORDS as usize;
+            }
             stage = if stage + 1 == STAGES { 0 } else { stage + 1 };
             into = if into + 1 == STAGES { 0 } else { into + 1 };
             step += 1;

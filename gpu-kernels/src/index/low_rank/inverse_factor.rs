@@ -29,7 +29,7 @@ use crate::abi::low_rank::inverse_factor::{BLOCK, LEAST_KEPT, LEAST_RAISED};
 /// The views have the shapes above.
 ///
 /// [`inverse_factor`]: ../../spinkv/backend/cpu/low_rank/fn.inverse_factor.html
-#[kernel(collectives(barrier = 3))]
+#[kernel(collectives(barrier = 4))]
 pub unsafe fn inverse_factor(products: Global<f32>, rank: u32, drops: u32, factor: GlobalMut<f32>) {
     let rest = shared::dynamic::<f32>(0, (rank * rank) as usize);
     let scales = shared::dynamic::<f32>((4 * rank * rank) as usize, rank as usize);

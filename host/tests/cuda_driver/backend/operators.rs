@@ -287,7 +287,7 @@ fn a_gate_scores_with_one_query_a_row() {
         let key = parameters(&log, "gate_key_step");
         assert_eq!(
             (&*key[10], &*key[14], &*key[16], &*query[11]),
-            ("512", "16", "0", "1"),
+            ("256", "16", "0", "1"),
             "norms of queries alone"
         );
 

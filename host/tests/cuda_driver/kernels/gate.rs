@@ -121,8 +121,8 @@ fn gates_are_checked_and_launched() {
     let launch = |stage: StepIndex<'_>| unsafe { GateKeysStep { gate, stage }.launch(&kernels, &stream) };
     assert_eq!(launch(StepIndex { page_tokens: 0, ..right }), Err(operand("gate page_tokens", 0, 1, ANY)));
     assert_eq!(launch(StepIndex { page_tokens: 17, ..right }), Err(short("gate page words", 272, 256)));
-    let wide = launch(StepIndex { rows: SummaryRows { summary_words: 8, ..rows }, ..right });
-    assert_eq!(wide, Err(length("gate summary words", 4, 8)));
+    let wide = launch(StepIndex { rows: SummaryRows { summary_words: 3, ..rows }, ..right });
+    assert_eq!(wide, Err(length("gate summary words", 4, 3)));
     assert_eq!(driver.log(), [""; 0], "nothing was launched");
     launch(right).unwrap();
     let parameters = format!("{entry} {list} {of_pool} {directory} 4 6 2 8 16 16 8 {}", rest(&of_norm, 1));
