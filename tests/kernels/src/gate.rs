@@ -88,9 +88,8 @@ impl GateCase {
         let found = bytemuck::cast_slice::<u128, bf16>(found).to_f32_vec();
         let greatest = expected.iter().fold(0.0_f32, |greatest, x| greatest.max(x.abs()));
         for (at, (found, expected)) in found.iter().zip(expected).enumerate() {
-            // Not `off > …`, which a NaN is not.
             let off = (found - expected).abs();
-            if !(off <= expected.abs() / 256.0 + greatest * 1e-4) {
+            if off.is_nan() || off > expected.abs() / 256.0 + greatest * 1e-4 {
                 return Err(format!("{}, element {at}: {found} where {expected} was expected", what()));
             }
         }
