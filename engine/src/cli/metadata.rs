@@ -4,7 +4,7 @@ use std::sync::Arc;
 use clap::Args;
 use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
-use spinkv::algorithms::MethodOptions;
+use spinkv::algorithms::{MethodOptions, OwnOptions};
 use spinkv::memory::{FlatLayout, KvDtype, PageLayout, RequestPlan, footprint};
 use spinkv::partition::PartitionKind;
 use spinkv::pipeline::{Always, Budget, DEFAULT_BUFFERING, Index, Method, Select, SteadyZone};
@@ -61,6 +61,10 @@ pub(crate) struct MetadataArguments {
     /// Sparse-attention method: dense, streaming-llm, shadowkv, quest or token-topk
     #[arg(long, default_value = "shadowkv", value_name = "NAME", help_heading = "Method")]
     method: String,
+
+    /// An option that only this method has, as NAME=VALUE; may be given more than once
+    #[arg(long, value_name = "NAME=VALUE")]
+    method_option: Vec<String>,
 
     /// Tokens of a partition [default: the method's own]
     #[arg(long, value_name = "TOKENS", help_heading = "Method")]
@@ -220,7 +224,9 @@ impl Report {
         )?;
         let name = if explicit.iter().any(Option::is_some) { "own shape" } else { &arguments.model.name };
         let budget: Budget = arguments.budget.parse()?;
-        let options = MethodOptions { budget, ..MethodOptions::default() };
+        let mut own = OwnOptions::default();
+        arguments.method_option.iter().try_for_each(|option| own.add(option))?;
+        let options = MethodOptions { budget, own, ..MethodOptions::default() };
         let method = spinkv::algorithms::by_name(&arguments.method, &options)?;
         let method = match arguments.partition {
             Some(tokens) => Arc::new(Resized { method, tokens }),

@@ -1,7 +1,7 @@
 //! Keys in low rank: what `host::backend::cpu::low_rank` does, in products that suit a GPU.
 //!
 //! Of a layer's prompt, in this order: [`unrotate()`] turns keys back, [`gram()`] and [`gram_sum`] make their Gram matrix; each iteration is
-//! [`row_dots`] with it, [`row_dots`] of the vectors with each other, [`inverse_factor`] and [`row_sums`]; [`store_basis`] rounds what comes
+//! [`row_dots`] with it, [`row_dots`] of the vectors with each other, [`inverse_factor()`] and [`row_sums`]; [`store_basis()`] rounds what comes
 //! out; and a linear layer ([`gemm`](crate::linear::gemm())) with the basis as weights makes the coefficients. All between the Gram matrix
 //! and the basis is f32: bf16 would not keep vectors orthogonal.
 
