@@ -32,7 +32,7 @@ use crate::unroll::unrolled;
 ///
 /// # Safety
 /// The views have the shapes above, of fewer than 2^32 words.
-#[kernel(collectives(barrier = 1, mma = 40))]
+#[kernel(collectives(barrier = 1, mma = 160))]
 pub unsafe fn gram(keys: Global<U32x4>, tokens: u32, width_words: u32, shares: u32, sums: GlobalMut<u64>) {
     let tiles = tiles(8 * width_words);
     let (share, tile) = (thread::block_idx_x() / tiles, thread::block_idx_x() % tiles);
@@ -77,7 +77,8 @@ pub unsafe fn gram(keys: Global<U32x4>, tokens: u32, width_words: u32, shares: u
     let own_columns = place(matrix % 2 * 8 + row, warp_column + matrix / 2) + STEP * TILE_WORDS;
 
     let sums = sums.slice((share * tiles + tile) as usize * 2 * TILE_SUMS as usize, 2 * TILE_SUMS as usize);
-    let (group, pair) = (lane / 4, lane % 4);
+    // The lane's first pair. In 64 bits, so that the others are at distances that need no registers of their own.
+    let own_sums = (((8 * warp_row + lane / 4) * TILE + 8 * warp_column) / 2 + lane % 4) as usize;
     let (mut stage, mut into) = (0, STAGES - 1);
     let mut step = first;
     loop {
@@ -91,9 +92,8 @@ pub unsafe fn gram(keys: Global<U32x4>, tokens: u32, width_words: u32, shares: u
             thread::sync_threads();
             ask(step + STAGES - 1, into);
             let ring = ring.slice((stage * of_stage) as usize, of_stage as usize);
-            // Not unrolled: with the loads of all of them ahead of the products there would be too few registers.
-            let mut token = 0;
-            while token < (STEP * TILE_WORDS) as usize {
+            unrolled!(sixteen < (STEP / 16) as usize, {
+                let token = sixteen * 16 * TILE_WORDS as usize;
                 let mut rows = [[0; 4]; 4];
                 unrolled!(part < 4, {
                     rows[part] = load_transposed_8x8x4(ring, token + (own_rows as usize ^ (2 * part)));
@@ -109,8 +109,7 @@ pub unsafe fn gram(keys: Global<U32x4>, tokens: u32, width_words: u32, shares: u
                         row += 1;
                     }
                 });
-                token += 16 * TILE_WORDS as usize;
-            }
+            });
             stage = if stage + 1 == STAGES { 0 } else { stage + 1 };
             into = if into + 1 == STAGES { 0 } else { into + 1 };
             step += 1;
@@ -118,10 +117,9 @@ pub unsafe fn gram(keys: Global<U32x4>, tokens: u32, width_words: u32, shares: u
         unrolled!(sixteen < 4, {
             unrolled!(eight < 8, {
                 let [a, b, c, d] = products[sixteen][eight];
-                let row = 8 * warp_row + 16 * sixteen as u32 + group;
-                let column = 8 * warp_column + 8 * eight as u32 + 2 * pair;
-                add(sums, row, column, [a, b], starts);
-                add(sums, row + 8, column, [c, d], starts);
+                let at = own_sums + (16 * sixteen * TILE as usize + 8 * eight) / 2;
+                add(sums, at, [a, b], starts);
+                add(sums, at + 8 * TILE as usize / 2, [c, d], starts);
             });
         });
         if step >= end {
@@ -194,11 +192,10 @@ fn place(row: u32, word: u32) -> u32 {
     row * TILE_WORDS + (word ^ (row % 8))
 }
 
-/// Stores a pair of a tile's sums, or adds to what is there.
+/// Stores pair `at` of a tile's sums, or adds to what is there.
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 #[inline(always)]
-unsafe fn add(sums: GlobalMut<u64>, row: u32, column: u32, pair: [f32; 2], starts: bool) {
-    let at = ((row * TILE + column) / 2) as usize;
+unsafe fn add(sums: GlobalMut<u64>, at: usize, pair: [f32; 2], starts: bool) {
     let [mut low, mut high] = pair;
     if !starts {
         let before = sums.load(at);

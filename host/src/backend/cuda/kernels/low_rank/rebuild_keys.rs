@@ -57,10 +57,10 @@ impl RebuildKeys<'_> {
     /// Async: the keys are there when `stream` has come this far.
     ///
     /// # Errors
-    /// [`Choice`](super::super::super::driver::DriverError::Choice) for heads of neither 64 nor 128, [`Operand`](DriverError::Operand) for a size of 0, a layer that there
+    /// [`Choice`](super::super::super::driver::DriverError::Choice) for heads of neither 64 nor 128, [`Operand`](super::super::super::driver::DriverError::Operand) for a size of 0, a layer that there
     /// is not, more than [`MAX_LISTS`](gather::MAX_LISTS) lists, or tokens beyond 32 bits, [`Multiple`](super::super::super::driver::DriverError::Multiple) for a
     /// rank that is no multiple of 32, [`Positive`](super::super::super::driver::DriverError::Positive) for a magnitude that is no number above 0,
-    /// [`Length`](super::super::super::driver::DriverError::Length) for buffers that do not fit each other, [`SharedMemory`](DriverError::SharedMemory) for a basis
+    /// [`Length`](super::super::super::driver::DriverError::Length) for buffers that do not fit each other, [`SharedMemory`](super::super::super::driver::DriverError::SharedMemory) for a basis
     /// that a block of this device has no room for, or a failed launch.
     ///
     /// # Safety

@@ -98,7 +98,7 @@ impl InverseFactor<'_> {
     /// Async: the factor is there when `stream` has come this far.
     ///
     /// # Errors
-    /// [`Operand`](super::super::super::driver::DriverError::Operand) for a rank that is not 1 to [`MAX_RANK`], [`Length`](DriverError::Length) for a buffer of another
+    /// [`Operand`](super::super::super::driver::DriverError::Operand) for a rank that is not 1 to [`MAX_RANK`], [`Length`](super::super::super::driver::DriverError::Length) for a buffer of another
     /// length, [`SharedMemory`](super::super::super::driver::DriverError::SharedMemory) for a rank that a block of this device has no room for, or a failed launch.
     ///
     /// # Safety
@@ -138,7 +138,7 @@ impl StoreBasis<'_> {
     /// Async: the basis is there when `stream` has come this far.
     ///
     /// # Errors
-    /// [`Operand`](super::super::super::driver::DriverError::Operand) for a size of 0 or beyond 32 bits, [`Multiple`](DriverError::Multiple) for one that is no
+    /// [`Operand`](super::super::super::driver::DriverError::Operand) for a size of 0 or beyond 32 bits, [`Multiple`](super::super::super::driver::DriverError::Multiple) for one that is no
     /// multiple of 8, [`OutOfRange`](super::super::super::driver::DriverError::OutOfRange) for a buffer that does not fit, or a failed launch.
     ///
     /// # Safety
