@@ -7,7 +7,7 @@ use crate::{Outcome, example};
 
 /// Everything that a change must pass.
 ///
-/// Format, lints, docs, the GPU kernels (see check-kernels), all tests and the example. Needs what `cargo xtask doctor` calls
+/// Format, lints, docs, the GPU kernels (see check-kernels), all tests and the examples. Needs what `cargo xtask doctor` calls
 /// required, and no GPU. About 10 minutes on 2 cores from a fresh clone, 5 after that.
 ///
 /// Example: cargo xtask ci --slow
@@ -43,7 +43,7 @@ impl Ci {
         })?;
         step("kernels", || CheckKernels::default().run())?;
         step("tests", || cargo("test --workspace --locked", None))?;
-        step("example", example::check)?;
+        step("examples", example::check)?;
         if self.slow {
             step("slow tests", || cargo("test --package spinkv-tests --locked -- --ignored", None))?;
         }

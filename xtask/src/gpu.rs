@@ -121,7 +121,7 @@ fn bundle(folder: &Path) -> Outcome<u64> {
         "gpu",
         "--no-run",
     ]))?;
-    let example = executable(example::cargo("build").arg("--release"))?;
+    let example = executable(example::cargo("build", example::NAME).arg("--release"))?;
     if folder.exists() {
         // Nothing but a bundle is replaced.
         if !folder.join("bin/gpu-tests").exists() && fs::read_dir(folder)?.next().is_some() {

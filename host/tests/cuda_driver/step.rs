@@ -1,9 +1,12 @@
 //! A layer's step: the order of its launches, and which stages do not go together.
 
-use spinkv::backend::cuda::driver::{DeviceBuffer, DriverError, PinnedArena};
+use spinkv::backend::cuda::driver::{DeviceBuffer, DriverError, PinnedArena, Stream};
 use spinkv::backend::cuda::kernels::{
     Append, Attend, Awaited, Gather, IndexOperator, IndexStep, Kernels, KvTables, Marks, OffloadPages,
     PartitionPages, Resolve, Score, SelectPartitions, SummaryTable,
+};
+use spinkv::backend::cuda::operators::{
+    GpuIndex, GpuSelect, LayerIndex, LayerSelect, PromptIndex, SelectStage, StepIndex, SummaryRows,
 };
 use spinkv::backend::cuda::{LayerStep, capture_step};
 use spinkv::pipeline::GroupMerge;
@@ -22,6 +25,25 @@ fn kernel_of(line: &str) -> Option<String> {
 /// The kernels that were launched since the last look at the log.
 fn launched(driver: &Driver) -> Vec<String> {
     driver.log().iter().filter_map(|line| kernel_of(line)).collect()
+}
+
+/// Operators that launch nothing.
+#[derive(Debug)]
+struct Idle;
+
+impl GpuIndex for Idle {
+    unsafe fn prompt(&self, _: &Kernels, _: &Stream, _: &PromptIndex<'_>) -> Result<(), DriverError> {
+        Ok(())
+    }
+    unsafe fn step(&self, _: &Kernels, _: &Stream, _: &StepIndex<'_>) -> Result<(), DriverError> {
+        Ok(())
+    }
+}
+
+impl GpuSelect for Idle {
+    unsafe fn select(&self, _: &Kernels, _: &Stream, _: &SelectStage<'_>) -> Result<(), DriverError> {
+        Ok(())
+    }
 }
 
 #[test]
@@ -272,6 +294,35 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
     let other_layer = launch(with_resolve(Resolve { layer: 0, ..resolve }));
     assert_eq!(other_layer, Err(DriverError::Length { what: "index first_row", expected: 0, found: 3 }));
     assert_eq!(driver.log(), [""; 0], "nothing was launched");
+
+    // A method's own stages are held to the same, but for what they make of summaries.
+    let (own_index, own_select) = (Idle, Idle);
+    let own_rows = SummaryRows::from(summary_table);
+    let with_rows = |rows| {
+        let stage = StepIndex { rows, steady: index.steady, pool: index.pool, page_tokens: 8 };
+        LayerStep { index: Some(LayerIndex::Own(&own_index, stage)), ..right }
+    };
+    let scratch = words(0);
+    let with_own = |score, select| {
+        let stage = SelectStage { score, select, scratch: &scratch };
+        LayerStep { select: Some(LayerSelect::Own(&own_select, stage)), ..right }
+    };
+    driver.log();
+    for (what, expected, found, wrong) in [
+        ("index requests", 2, 3, with_rows(SummaryRows { entries: &three, ..own_rows })),
+        ("index first_row", 3, 0, with_rows(SummaryRows { first_row: 0, ..own_rows })),
+        ("score layer", 1, 0, with_own(Score { layer: 0, ..score }, select)),
+        ("resolve ids", 48, 42, with_own(score, SelectPartitions { ids: &more_ids, ..select })),
+    ] {
+        assert_eq!(launch(wrong), Err(DriverError::Length { what, expected, found }));
+    }
+    let elsewhere = launch(with_rows(SummaryRows { summaries: &other_pool, ..own_rows }));
+    assert_eq!(elsewhere, Err(DriverError::OtherBuffer { what: "score summaries" }));
+    assert_eq!(driver.log(), [""; 0], "nothing was launched");
+    let both =
+        LayerStep { index: with_rows(own_rows).index, ..with_own(Score { bounds: true, ..score }, select) };
+    launch(both).unwrap();
+    assert_eq!(launched(&driver), ["append", "resolve", "gather", "attend_64"]);
 
     // Two layers as a graph: the same launches, one after another.
     // SAFETY: the stand-in's kernels touch nothing.
