@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use spinkv::KvShape;
-use spinkv::algorithms::{Dense, Quest, ShadowKv, StreamingLlm, TokenTopK};
+use spinkv::algorithms::{Dense, Quest, RetroInfer, ShadowKv, StreamingLlm, TokenTopK};
 use spinkv::partition::PartitionKind;
 use spinkv::pipeline::{Budget, Candidates, Index, Method, Pick, Select, SteadyZone};
 use spinkv_tests::{Sequence, Setup, Style};
@@ -65,6 +65,8 @@ fn with_a_budget_for_all_of_it_each_token_is_seen_exactly_once() {
         let mut setups = vec![Setup::new(sequence.shape, page_tokens, Dense { steady })];
         for budget in [Budget::Tokens(512), Budget::Fraction(1.0)] {
             setups.push(Setup::new(sequence.shape, page_tokens, ShadowKv { budget, steady, outliers: 2 }));
+            let clusters = RetroInfer { update: 128, ..RetroInfer::new(budget, steady) };
+            setups.push(Setup::new(sequence.shape, page_tokens, clusters));
             setups.push(Setup::new(sequence.shape, page_tokens, Quest::new(budget, steady)));
             setups.push(Setup::new(sequence.shape, page_tokens, TokenTopK { budget, steady }));
         }

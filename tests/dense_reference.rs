@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use spinkv::KvShape;
-use spinkv::algorithms::{Dense, Quest, ShadowKv, StreamingLlm, TokenTopK};
+use spinkv::algorithms::{Dense, Quest, RetroInfer, ShadowKv, StreamingLlm, TokenTopK};
 use spinkv::partition::PartitionMap;
 use spinkv::pipeline::{Budget, Method, SteadyZone};
 use spinkv_tests::{Sequence, Setup, Style, close, dense_reference};
@@ -19,6 +19,7 @@ fn selecting(budget: Budget) -> Vec<Arc<dyn Method>> {
     vec![
         Arc::new(ShadowKv { budget, steady, outliers: 0 }),
         Arc::new(ShadowKv { budget, steady, outliers: 2 }),
+        Arc::new(RetroInfer { update: 128, ..RetroInfer::new(budget, steady) }),
         Arc::new(Quest::new(budget, steady)),
         Arc::new(TokenTopK { budget, steady }),
     ]

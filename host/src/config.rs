@@ -1,10 +1,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use spinkv_kernels::abi::cluster::{max_clusters, max_pages};
+
 use crate::memory::{PageLayout, SLAB_PAGES};
 use crate::paging::SEGMENT_KEYS;
-use crate::partition::PartitionMap;
-use crate::pipeline::{Method, Place, Reach, Select, SteadyZone, Zones};
+use crate::partition::{CLUSTER_RUN_UNIT, PartitionKind, PartitionMap};
+use crate::pipeline::{Budget, Index, Method, Place, Reach, Select, SteadyZone, ZoneUnit, Zones};
 use crate::{Error, KvShape, Result};
 
 /// A model's attention shape, a page layout and a method that fit together, and the sizes that follow from
@@ -16,7 +18,7 @@ pub struct KvConfig {
     method: Arc<dyn Method>,
     steady: SteadyZone,
     partition_tokens: usize,
-    zone_unit: usize,
+    zone_unit: ZoneUnit,
     summary_width: usize,
     map: PartitionMap,
     /// `[layers, kv_heads]`.
@@ -40,9 +42,8 @@ impl KvConfig {
     /// # Errors
     /// [`Error::InvalidLayout`] for pages of another head width than the shape's; [`Error::WindowZero`],
     /// [`Error::SteadyZoneTooLarge`], [`Error::InvalidBudget`], [`Error::BudgetBelowSteady`] and
-    /// [`Error::PageSizeDoesNotDivide`] as the method's numbers deserve; [`Error::UnsupportedPartition`] for
-    /// clusters, which no backend stores yet; [`Error::InvalidMethod`] if a method's Index does not make what its
-    /// Select reads, or if it does not fit the shape.
+    /// [`Error::PageSizeDoesNotDivide`] as the method's numbers deserve; [`Error::InvalidMethod`] if a method's Index does not make what its
+    /// Select reads or its partitions are, or if it does not fit the shape.
     pub fn new(shape: KvShape, layout: PageLayout, method: Arc<dyn Method>) -> Result<Self> {
         let head_dim = layout.head_dim();
         if head_dim != shape.head_dim {
@@ -54,32 +55,30 @@ impl KvConfig {
         let (steady, kind) = (method.steady(), method.partition());
         steady.check()?;
         let map = PartitionMap::new(kind, layout.page_tokens(), method.name())?;
-        let Some(partition_tokens) = kind.tokens() else {
-            let (method, kind) = (method.name().to_owned(), kind.to_string());
-            return Err(Error::UnsupportedPartition { method, kind });
-        };
+        let partition_tokens = kind.tokens(layout.page_tokens());
         if let Some(budget) = method.select().budget() {
             budget.check(&steady)?;
         }
         let summary_width = method.index().width(head_dim);
-        let invalid = |reason: String| Err(Error::InvalidMethod { method: method.name().to_owned(), reason });
+        let invalid = |reason: String| Error::InvalidMethod { method: method.name().to_owned(), reason };
         match method.select() {
             Select::TopK { score, .. } => {
                 let read = score.summary_width(head_dim);
                 if summary_width != read {
-                    return invalid(format!(
+                    return Err(invalid(format!(
                         "its Select ({score:?}) reads summaries of {read} elements, its Index makes {summary_width}"
-                    ));
+                    )));
                 }
             }
             _ if method.always().partitions() > 0 => {
-                return invalid(format!(
+                return Err(invalid(format!(
                     "{:?} are read beside the best ones: of top-k alone",
                     method.always()
-                ));
+                )));
             }
             _ => {}
         }
+        check_clusters(&*method).map_err(invalid)?;
         let zone_unit = kind.zone_unit(layout.page_tokens());
         let places = (0..shape.layers)
             .flat_map(|layer| (0..shape.kv_heads).map(move |kv_head| Place { layer, kv_head }));
@@ -102,7 +101,12 @@ impl KvConfig {
         &*self.method
     }
 
-    /// Tokens of a partition.
+    /// Whether partitions are clusters.
+    pub fn clusters(&self) -> bool {
+        matches!(self.method.partition(), PartitionKind::Cluster { .. })
+    }
+
+    /// The most tokens of a partition; those of clusters may have fewer.
     pub fn partition_tokens(&self) -> usize {
         self.partition_tokens
     }
@@ -149,10 +153,35 @@ impl KvConfig {
             Select::Nothing => 0,
             Select::Everything => selectable,
             Select::TopK { budget, .. } | Select::Custom { budget, .. } => {
-                let best = budget.partitions(max_tokens, self.partition_tokens);
+                let most = budget.partitions(max_tokens, self.partition_tokens);
+                let best = if self.clusters() {
+                    // As many as the longest row has of which everything is selected.
+                    most.max(self.cluster_pages(most.saturating_mul(self.partition_tokens).min(max_tokens)))
+                } else {
+                    most
+                };
                 best.saturating_add(self.method.always().partitions()).min(selectable)
             }
         }
+    }
+
+    /// The most partitions that a step at a length of `tokens` picks by their scores. A budget that has room for the whole zone has it for all
+    /// partitions, also for clusters, which need not fill theirs.
+    pub fn budget_partitions(&self, budget: Budget, tokens: usize) -> usize {
+        let most = budget.partitions(tokens, self.partition_tokens);
+        let zone = self.zones(tokens).retrievable.len();
+        if most.saturating_mul(self.partition_tokens) >= zone {
+            most.max(self.retrievable_partitions(tokens).len())
+        } else {
+            most
+        }
+    }
+
+    /// Elements that a row's partitions of one segment have on the CPU: summaries, `[partitions, width]`; of clusters then mean values,
+    /// `[partitions, head_dim]`, and tokens, `[partitions]`.
+    pub fn summary_elements(&self) -> usize {
+        let of_clusters = if self.clusters() { self.layout.head_dim() + 1 } else { 0 };
+        self.segment_partitions() * (self.summary_width + of_clusters)
     }
 
     /// Words of 32 bits that say which partitions of a row of up to `max_tokens` tokens are [always](Method::always) read: bit
@@ -169,14 +198,36 @@ impl KvConfig {
         Zones::at(tokens, &self.steady, self.zone_unit)
     }
 
-    /// The ids of the partitions that can be selected at a length.
+    /// The ids of the partitions that can be selected at a length; of clusters a row has this many at most, from the first on.
     pub fn retrievable_partitions(&self, tokens: usize) -> Range<u32> {
-        self.retrievable(tokens, self.partition_tokens)
+        if self.clusters() {
+            self.retrievable_pages(tokens)
+        } else {
+            self.left(tokens, self.partition_tokens)
+        }
     }
 
-    /// The keys of the pages that can be selected at a length; all others are steady.
+    /// The keys of the pages that can be selected at a length; of clusters, whose pages have keys of their own, a row has this many at most.
     pub fn retrievable_pages(&self, tokens: usize) -> Range<u32> {
-        self.retrievable(tokens, self.layout.page_tokens())
+        if self.clusters() {
+            0..self.cluster_pages(self.zones(tokens).retrievable.len()) as u32
+        } else {
+            self.left_pages(tokens)
+        }
+    }
+
+    /// The pages of the sequence that have left the steady zone at a length; all others are steady.
+    pub fn left_pages(&self, tokens: usize) -> Range<u32> {
+        self.left(tokens, self.layout.page_tokens())
+    }
+
+    /// The most pages of a row's clusters of `tokens` tokens, in whatever runs they came.
+    fn cluster_pages(&self, tokens: usize) -> usize {
+        let tokens = tokens as u32;
+        if tokens == 0 {
+            return 0;
+        }
+        max_pages(tokens, max_clusters(tokens), self.layout.page_tokens() as u32) as usize
     }
 
     /// The most pages that the steady zone holds at any length.
@@ -186,7 +237,7 @@ impl KvConfig {
 
     /// Pages of the sinks, where the steady zone has as many.
     pub fn sink_pages(&self) -> usize {
-        self.steady.sinks.next_multiple_of(self.zone_unit) / self.layout.page_tokens()
+        self.steady.sinks.next_multiple_of(self.zone_unit.sinks) / self.layout.page_tokens()
     }
 
     /// Segments that a row of `tokens` tokens needs: those of all pages that can be selected.
@@ -200,13 +251,38 @@ impl KvConfig {
         (SEGMENT_KEYS * self.layout.page_tokens()).div_ceil(self.partition_tokens)
     }
 
-    /// Host slabs that a row of `tokens` tokens needs: pages that are not full yet are on the GPU alone.
+    /// Host slabs that a row of `tokens` tokens needs: pages that are not full yet are on the GPU alone, and so is the steady zone beside clusters.
     pub fn host_slabs(&self, tokens: usize) -> usize {
-        (tokens / self.layout.page_tokens()).div_ceil(SLAB_PAGES)
+        let pages = if self.clusters() {
+            self.retrievable_pages(tokens).len()
+        } else {
+            tokens / self.layout.page_tokens()
+        };
+        pages.div_ceil(SLAB_PAGES)
     }
 
-    fn retrievable(&self, tokens: usize, unit: usize) -> Range<u32> {
+    fn left(&self, tokens: usize, unit: usize) -> Range<u32> {
         let Range { start, end } = self.zones(tokens).retrievable;
         (start / unit) as u32..(end / unit) as u32
+    }
+}
+
+/// Whether a method's clusters go together with the rest of it; says why not.
+fn check_clusters(method: &dyn Method) -> std::result::Result<(), String> {
+    let (clusters, estimated) = (matches!(method.index(), Index::Clusters), method.estimated());
+    match method.partition() {
+        PartitionKind::Cluster { .. } if !clusters => {
+            Err("its partitions are clusters, its Index makes none".to_owned())
+        }
+        PartitionKind::Cluster { run } if run == 0 || !run.is_multiple_of(CLUSTER_RUN_UNIT) => {
+            Err(format!("clusters of {run} tokens at a time: a multiple of {CLUSTER_RUN_UNIT}"))
+        }
+        PartitionKind::Cluster { .. } if !(0.0..=1.0).contains(&estimated) => {
+            Err(format!("{estimated} of the partitions are estimated: from 0 to 1"))
+        }
+        PartitionKind::Cluster { .. } => Ok(()),
+        kind if clusters => Err(format!("its Index makes clusters, its partitions are {kind}")),
+        kind if estimated != 0.0 => Err(format!("only clusters can be estimated, its partitions are {kind}")),
+        _ => Ok(()),
     }
 }

@@ -39,9 +39,6 @@ pub enum Error {
     )]
     PageSizeDoesNotDivide { method: String, page_tokens: usize, partition_tokens: usize },
 
-    #[error("method {method:?} partitions KV into {kind}, which no backend of this build stores")]
-    UnsupportedPartition { method: String, kind: String },
-
     #[error("method {method:?} does not fit together: {reason}")]
     InvalidMethod { method: String, reason: String },
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::pipeline::ZoneUnit;
 use crate::{Error, Result};
 
 /// How a method cuts a row's tokens into partitions.
@@ -15,27 +16,35 @@ pub enum PartitionKind {
     /// Single tokens. Memory still moves whole pages, and attention reads all tokens of a page that is
     /// fetched.
     Token,
-    /// Groups of tokens of any size, stored one after the other in an order of their own, as clustering
-    /// methods make them.
-    Cluster,
+    /// Groups of tokens with like keys, made of `run` tokens at a time, and stored in an order of their own. A group has pages of its own, and
+    /// each of them is a partition: all of a page's tokens are of one group, and the last page of a group may have fewer than the others.
+    ///
+    /// Which tokens a partition has differs from row to row, and so does their number.
+    Cluster {
+        /// Tokens that leave the steady zone, and become clusters, at a time: a multiple of [`CLUSTER_RUN_UNIT`] and of a page's tokens.
+        run: usize,
+    },
 }
 
+/// A run of tokens that becomes clusters is a multiple of it: 8 clusters of 16 tokens on average.
+pub const CLUSTER_RUN_UNIT: usize = 128;
+
 impl PartitionKind {
-    /// Tokens of one partition where all are of one size.
-    pub fn tokens(self) -> Option<usize> {
+    /// The most tokens of a partition, on pages of `page_tokens` tokens.
+    pub fn tokens(self, page_tokens: usize) -> usize {
         match self {
-            Self::Chunk { tokens } => Some(tokens),
-            Self::Token => Some(1),
-            Self::Cluster => None,
+            Self::Chunk { tokens } => tokens,
+            Self::Token => 1,
+            Self::Cluster { .. } => page_tokens,
         }
     }
 
-    /// The granularity, in tokens, at which context leaves the steady zone: no partition and no page lies
-    /// across the border.
-    pub fn zone_unit(self, page_tokens: usize) -> usize {
+    /// The granularity at which context leaves the steady zone: no partition and no page lies across a border.
+    pub fn zone_unit(self, page_tokens: usize) -> ZoneUnit {
         match self {
-            Self::Chunk { tokens } => tokens,
-            Self::Token | Self::Cluster => page_tokens,
+            Self::Chunk { tokens } => ZoneUnit::even(tokens),
+            Self::Token => ZoneUnit::even(page_tokens),
+            Self::Cluster { run } => ZoneUnit { sinks: page_tokens, context: run },
         }
     }
 }
@@ -45,7 +54,7 @@ impl fmt::Display for PartitionKind {
         match self {
             Self::Chunk { tokens } => write!(f, "chunks of {tokens} tokens"),
             Self::Token => f.write_str("single tokens"),
-            Self::Cluster => f.write_str("clusters"),
+            Self::Cluster { run } => write!(f, "clusters of {run} tokens at a time"),
         }
     }
 }
@@ -59,8 +68,7 @@ pub struct SelectedPage {
     pub tokens: u32,
 }
 
-/// From partition ids to page keys. Chunks and tokens expand alike in every row; clusters differ from row to
-/// row, so backends that store them will hold one map a row.
+/// From partition ids to page keys, alike in every row. Of clusters each page is a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PartitionMap {
     /// Partition `c` is pages `c * pages .. (c + 1) * pages`.
@@ -75,40 +83,40 @@ pub enum PartitionMap {
         /// Tokens of a page.
         page_tokens: u32,
     },
-    /// Clusters, through their offsets.
-    Cluster(ClusterTable),
 }
 
 impl PartitionMap {
     /// The map of a row whose partitions are of `kind`; `method` names the asker in errors.
     ///
     /// # Errors
-    /// [`Error::PageSizeDoesNotDivide`] if a chunk is not a whole number of pages.
+    /// [`Error::PageSizeDoesNotDivide`] if a chunk, or a run that becomes clusters, is not a whole number of pages.
     pub fn new(kind: PartitionKind, page_tokens: usize, method: &str) -> Result<Self> {
         let page = page_tokens as u32;
+        let whole = |tokens: usize| {
+            if tokens > 0 && tokens.is_multiple_of(page_tokens) {
+                return Ok(());
+            }
+            let (method, partition_tokens) = (method.to_owned(), tokens);
+            Err(Error::PageSizeDoesNotDivide { method, page_tokens, partition_tokens })
+        };
         Ok(match kind {
             PartitionKind::Chunk { tokens } => {
-                if tokens == 0 || !tokens.is_multiple_of(page_tokens) {
-                    return Err(Error::PageSizeDoesNotDivide {
-                        method: method.to_owned(),
-                        page_tokens,
-                        partition_tokens: tokens,
-                    });
-                }
+                whole(tokens)?;
                 Self::Chunk { pages: (tokens / page_tokens) as u32, page_tokens: page }
             }
             PartitionKind::Token => Self::Token { page_tokens: page },
-            PartitionKind::Cluster => Self::Cluster(ClusterTable::new(page_tokens)),
+            PartitionKind::Cluster { run } => {
+                whole(run)?;
+                Self::Chunk { pages: 1, page_tokens: page }
+            }
         })
     }
 
-    /// The most pages that `partitions` partitions of one size can touch, or `None` for clusters, whose
-    /// sizes vary.
-    pub fn max_pages(&self, partitions: usize) -> Option<usize> {
+    /// The most pages that `partitions` partitions can touch.
+    pub fn max_pages(&self, partitions: usize) -> usize {
         match self {
-            Self::Chunk { pages, .. } => Some(partitions * *pages as usize),
-            Self::Token { .. } => Some(partitions),
-            Self::Cluster(_) => None,
+            Self::Chunk { pages, .. } => partitions * *pages as usize,
+            Self::Token { .. } => partitions,
         }
     }
 
@@ -130,86 +138,6 @@ impl PartitionMap {
                     }
                 }
             }
-            Self::Cluster(table) => ids.iter().for_each(|id| pages.extend(table.pages(*id))),
         }
-    }
-}
-
-/// Where one cluster lies among its row's pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ClusterRun {
-    /// The page key of the first page.
-    pub first_key: u32,
-    /// Pages of the cluster.
-    pub pages: u32,
-    /// Valid tokens of the last page, at least 1; 0 if there are no pages.
-    pub last_tokens: u32,
-}
-
-/// The offset table of one row's clusters. Each cluster starts on a page of its own, so a page holds tokens of one
-/// cluster only.
-///
-/// Two numbers a cluster, 8 bytes, as a kernel would read them; pages and the last page's tokens follow from the
-/// tokens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClusterTable {
-    page_tokens: u32,
-    /// First page key of each cluster: `[clusters]`.
-    first_key: Vec<u32>,
-    /// Tokens of each cluster: `[clusters]`.
-    tokens: Vec<u32>,
-}
-
-impl ClusterTable {
-    /// An empty table.
-    pub fn new(page_tokens: usize) -> Self {
-        Self { page_tokens: page_tokens as u32, first_key: Vec::new(), tokens: Vec::new() }
-    }
-
-    /// Adds a cluster of `tokens` tokens after the others and returns its id. An empty cluster has an id
-    /// and no pages.
-    pub fn push(&mut self, tokens: u32) -> u32 {
-        self.first_key.push(self.total_pages());
-        self.tokens.push(tokens);
-        self.tokens.len() as u32 - 1
-    }
-
-    /// Clusters of the row.
-    pub fn len(&self) -> usize {
-        self.tokens.len()
-    }
-
-    /// Whether there are no clusters.
-    pub fn is_empty(&self) -> bool {
-        self.tokens.is_empty()
-    }
-
-    /// Pages of all clusters together, padding included.
-    pub fn total_pages(&self) -> u32 {
-        self.len().checked_sub(1).map_or(0, |last| {
-            let run = self.run(last as u32);
-            run.first_key + run.pages
-        })
-    }
-
-    /// Where cluster `id` lies.
-    pub fn run(&self, id: u32) -> ClusterRun {
-        let (first_key, tokens) = (self.first_key[id as usize], self.tokens[id as usize]);
-        let pages = tokens.div_ceil(self.page_tokens);
-        ClusterRun { first_key, pages, last_tokens: tokens - pages.saturating_sub(1) * self.page_tokens }
-    }
-
-    /// The pages of cluster `id`, ascending; the last one may be partly filled.
-    pub fn pages(&self, id: u32) -> impl Iterator<Item = SelectedPage> + use<> {
-        let (ClusterRun { first_key, pages, last_tokens }, full) = (self.run(id), self.page_tokens);
-        (1..=pages).map(move |page| SelectedPage {
-            key: first_key + page - 1,
-            tokens: if page == pages { last_tokens } else { full },
-        })
-    }
-
-    /// Bytes of the table.
-    pub fn bytes(&self) -> usize {
-        size_of_val(self.first_key.as_slice()) + size_of_val(self.tokens.as_slice())
     }
 }

@@ -7,15 +7,19 @@ use proptest::prelude::*;
 use spinkv::algorithms::ShadowKv;
 use spinkv::backend::cpu::{bound, key_bounds, mean_key, score_bounds, top_k};
 use spinkv::memory::{KvDtype, PageLayout, RequestPlan, SLAB_PAGES};
-use spinkv::partition::{ClusterTable, PartitionKind, PartitionMap, SelectedPage};
-use spinkv::pipeline::{Budget, GroupMerge, SteadyZone, Zones};
+use spinkv::partition::{PartitionKind, PartitionMap, SelectedPage};
+use spinkv::pipeline::{Budget, GroupMerge, SteadyZone, ZoneUnit, Zones};
 use spinkv::{Error, KvConfig, KvShape};
 
-/// A steady zone, the pages' tokens and the unit, which is a multiple of them.
-fn zone_parts() -> impl Strategy<Value = (SteadyZone, usize, usize)> {
-    (0usize..40, 1usize..80, 1usize..=16, 1usize..=4).prop_map(|(sinks, window, page_tokens, pages)| {
-        (SteadyZone { sinks, window }, page_tokens, pages * page_tokens)
-    })
+/// A steady zone, the pages' tokens and the units, which are multiples of them.
+fn zone_parts() -> impl Strategy<Value = (SteadyZone, usize, ZoneUnit)> {
+    let pages = 1usize..=4;
+    (0usize..40, 1usize..80, 1usize..=16, pages.clone(), pages).prop_map(
+        |(sinks, window, page_tokens, of_sinks, of_context)| {
+            let unit = ZoneUnit { sinks: of_sinks * page_tokens, context: of_context * page_tokens };
+            (SteadyZone { sinks, window }, page_tokens, unit)
+        },
+    )
 }
 
 proptest! {
@@ -25,12 +29,13 @@ proptest! {
         let range = zones.retrievable.clone();
         prop_assert_eq!(zones.tokens, tokens);
         prop_assert!(range.start <= range.end && range.end <= tokens);
+        let border = steady.sinks.next_multiple_of(unit.sinks);
         if !range.is_empty() {
-            prop_assert_eq!((range.start % unit, range.end % unit), (0, 0));
+            prop_assert_eq!((range.start, (range.end - border) % unit.context), (border, 0));
         }
         for token in 0..tokens {
-            let first = token / unit * unit;
-            let retrievable = first >= steady.sinks && first + unit + steady.window <= tokens;
+            let leaves = |of: usize| border + of / unit.context * unit.context + unit.context + steady.window <= tokens;
+            let retrievable = token >= border && leaves(token - border);
             prop_assert_eq!(range.contains(&token), retrievable, "token {}", token);
             prop_assert_eq!(zones.is_steady(token), !retrievable);
             if token < steady.sinks || token + steady.window >= tokens {
@@ -46,7 +51,7 @@ proptest! {
         for tokens in 1..400 {
             let next = Zones::at(tokens, &steady, unit).retrievable;
             prop_assert!(last.is_empty() || next.start == last.start && next.end >= last.end);
-            prop_assert!(next.len() - last.len() == 0 || next.len() - last.len() == unit);
+            prop_assert!(next.len() - last.len() == 0 || next.len() - last.len() == unit.context);
             last = next;
         }
     }
@@ -54,7 +59,7 @@ proptest! {
     #[test]
     fn the_bound_on_steady_pages_holds_at_all_lengths_and_is_reached((steady, page_tokens, unit) in zone_parts()) {
         let bound = steady.max_pages(unit, page_tokens);
-        let most = (0..=steady.sinks + steady.window + 4 * unit).map(|tokens| {
+        let most = (0..=steady.sinks + unit.sinks + steady.window + 4 * unit.context).map(|tokens| {
             let zones = Zones::at(tokens, &steady, unit);
             (0..tokens.div_ceil(page_tokens)).filter(|page| zones.is_steady(page * page_tokens)).count()
         });
@@ -76,8 +81,8 @@ proptest! {
             }
         }
         prop_assert_eq!(&found, &expected);
-        prop_assert_eq!(map.max_pages(ids.len()), Some(found.len()));
-        prop_assert_eq!(kind.zone_unit(page_tokens), pages as usize * page_tokens);
+        prop_assert_eq!(map.max_pages(ids.len()), found.len());
+        prop_assert_eq!(kind.zone_unit(page_tokens), ZoneUnit::even(pages as usize * page_tokens));
     }
 
     #[test]
@@ -89,7 +94,7 @@ proptest! {
         let keys: BTreeSet<u32> = ids.iter().map(|id| id / page_tokens as u32).collect();
         prop_assert!(found.iter().map(|page| page.key).eq(keys));
         prop_assert!(found.iter().all(|page| page.tokens as usize == page_tokens));
-        prop_assert!(found.len() <= map.max_pages(ids.len()).unwrap());
+        prop_assert!(found.len() <= map.max_pages(ids.len()));
     }
 
     #[test]
@@ -102,44 +107,6 @@ proptest! {
             let error = Error::PageSizeDoesNotDivide { method, page_tokens, partition_tokens: tokens };
             prop_assert_eq!(map, Err(error));
         }
-    }
-
-    #[test]
-    fn clusters_cover_their_tokens_on_pages_of_their_own(
-        page_tokens in 1usize..=16,
-        sizes in prop::collection::vec(0u32..70, 0..30),
-        wanted in prop::collection::btree_set(0usize..30, 0..30),
-    ) {
-        let mut table = ClusterTable::new(page_tokens);
-        prop_assert!(table.is_empty());
-        for (id, size) in sizes.iter().enumerate() {
-            prop_assert_eq!(table.push(*size), id as u32);
-        }
-        prop_assert_eq!(table.len(), sizes.len());
-        let mut next = 0;
-        for (id, size) in sizes.iter().enumerate() {
-            let pages: Vec<_> = table.pages(id as u32).collect();
-            // Runs are disjoint and leave no gap; every page but the last is full, and none is empty.
-            for (index, page) in pages.iter().enumerate() {
-                prop_assert_eq!(page.key, next);
-                next += 1;
-                let full = page.tokens as usize == page_tokens;
-                prop_assert!(full || index == pages.len() - 1 && page.tokens > 0);
-            }
-            prop_assert_eq!(pages.iter().map(|page| page.tokens).sum::<u32>(), *size);
-        }
-        prop_assert_eq!(table.total_pages(), next);
-        prop_assert_eq!(table.bytes(), 8 * sizes.len());
-        // Each cluster pads less than one page.
-        let padding = next as usize * page_tokens - sizes.iter().sum::<u32>() as usize;
-        prop_assert!(padding <= sizes.len() * (page_tokens - 1));
-
-        let ids: Vec<_> = wanted.into_iter().filter(|id| *id < sizes.len()).map(|id| id as u32).collect();
-        let expected: Vec<_> = ids.iter().flat_map(|id| table.pages(*id)).collect();
-        let mut found = Vec::new();
-        PartitionMap::Cluster(table).expand(&ids, &mut found);
-        prop_assert!(found.is_sorted_by(|a, b| a.key < b.key));
-        prop_assert_eq!(found, expected);
     }
 }
 

@@ -1,7 +1,7 @@
 //! A shape, sequences and setups small enough that prompts of some dozens of tokens select and evict.
 
 use spinkv::KvShape;
-use spinkv::algorithms::{Dense, Quest, ShadowKv, StreamingLlm, TokenTopK};
+use spinkv::algorithms::{Dense, Quest, RetroInfer, ShadowKv, StreamingLlm, TokenTopK};
 use spinkv::memory::{MemoryLimits, MemoryUsage};
 use spinkv::pipeline::{Budget, SteadyZone};
 
@@ -34,6 +34,7 @@ pub fn setups() -> Vec<Setup> {
         Setup::new(shape(), 16, Dense { steady: STEADY }),
         Setup::new(shape(), 4, StreamingLlm { steady: STEADY }),
         Setup::new(shape(), 4, ShadowKv { outliers: 2, ..SPARSE }),
+        Setup::new(shape(), 4, RetroInfer { update: 128, ..RetroInfer::new(Budget::Tokens(24), STEADY) }),
         Setup::new(shape(), 8, Quest::new(Budget::Tokens(32), STEADY)),
         Setup::new(shape(), 8, TokenTopK { budget: Budget::Tokens(16), steady: STEADY }),
     ]

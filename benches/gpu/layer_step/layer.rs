@@ -12,7 +12,7 @@ use spinkv::backend::cuda::LayerStep;
 use spinkv::backend::cuda::driver::{DeviceBuffer, PinnedArena, Result as DriverResult, Stream};
 use spinkv::backend::cuda::kernels::{Gather, Kernels};
 use spinkv::memory::Word;
-use spinkv::pipeline::Zones;
+use spinkv::pipeline::{ZoneUnit, Zones};
 use spinkv_benches::report::Counts;
 use spinkv_kernels::abi::attend::partial_words;
 use spinkv_kernels::abi::score::tiles;
@@ -280,7 +280,7 @@ impl Layer {
 fn entry(request: usize, free: usize) -> Entry {
     let tokens = KEYS * PAGE_TOKENS - free;
     let retrievable = |tokens| {
-        let zone = Zones::at(tokens, &STEADY, PAGE_TOKENS).retrievable;
+        let zone = Zones::at(tokens, &STEADY, ZoneUnit::even(PAGE_TOKENS)).retrievable;
         zone.start / PAGE_TOKENS..zone.end / PAGE_TOKENS
     };
     let (before, after) = (retrievable(tokens - 1), retrievable(tokens));

@@ -102,8 +102,8 @@ impl Backend for Observed {
         self.inner.release(request);
     }
 
-    fn index(&mut self, step: &Step<'_>, keys: &[f32]) -> Result<()> {
-        self.inner.index(step, keys)
+    fn index(&mut self, step: &Step<'_>, keys: &[f32], values: &[f32]) -> Result<()> {
+        self.inner.index(step, keys, values)
     }
 
     fn offload(&mut self, step: &Step<'_>, keys: &[f32], values: &[f32]) -> Result<()> {

@@ -128,7 +128,7 @@ impl Backend for Capture {
         self.layers.fill(StoredLayer::default());
     }
 
-    fn index(&mut self, _: &Step<'_>, _: &[f32]) -> KvResult<()> {
+    fn index(&mut self, _: &Step<'_>, _: &[f32], _: &[f32]) -> KvResult<()> {
         Ok(())
     }
 

@@ -6,6 +6,7 @@
 
 mod adversary;
 mod calibrate;
+mod cluster_table;
 mod experiment;
 mod generator;
 mod locality;

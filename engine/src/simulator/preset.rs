@@ -2,10 +2,10 @@ use std::fmt;
 use std::str::FromStr;
 
 use rayon::prelude::*;
-use spinkv::partition::ClusterTable;
 
 use super::adversary;
 use super::calibrate::bisect;
+use super::cluster_table::ClusterTable;
 use super::generator::{Layer, single_row};
 use super::noise::Noise;
 use super::{Locality, Trace, TraceRow};
@@ -197,7 +197,7 @@ impl Setting {
 
         let partitions = (context + steps) / self.partition_tokens;
         let clusters: Vec<_> = (0..heads).map(|_| self.clusters(partitions, noise)).collect();
-        let keys = |head: usize| clusters[head].as_ref().map_or(partitions as u32, ClusterTable::total_pages);
+        let keys = |head: usize| clusters[head].as_ref().map_or(partitions as u32, ClusterTable::pages);
         let mut rows: Vec<_> = (0..heads).map(|head| TraceRow::new(layer, head as u32, keys(head))).collect();
         let mut selected = vec![Vec::new(); heads];
         let mut pages = Vec::new();
@@ -211,7 +211,7 @@ impl Setting {
                 match clusters {
                     Some(table) => {
                         pages.clear();
-                        pages.extend(ids.iter().flat_map(|id| table.pages(*id)).map(|page| page.key));
+                        pages.extend(ids.iter().flat_map(|id| table.keys(*id)));
                         row.push(&pages);
                     }
                     None => row.push(ids),
@@ -227,10 +227,10 @@ impl Setting {
         if self.preset != Preset::RetroInfer {
             return None;
         }
-        let mut table = ClusterTable::new(self.preset.page_tokens());
+        let mut table = ClusterTable::default();
         for _ in 0..count {
             let size = 16.0 * (SIGMA * f64::from(noise.normal()) - SIGMA * SIGMA / 2.0).exp();
-            table.push(size.round().clamp(1.0, 64.0) as u32);
+            table.push(size.round().clamp(1.0, 64.0) as u32, self.preset.page_tokens() as u32);
         }
         Some(table)
     }

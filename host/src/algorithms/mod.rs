@@ -4,6 +4,7 @@ mod dense;
 mod options;
 mod per_row;
 mod quest;
+mod retroinfer;
 mod seer_attention;
 mod shadowkv;
 mod streaming_llm;
@@ -15,6 +16,7 @@ pub use dense::Dense;
 pub use options::{MethodOptions, OwnOptions, OwnOptionsReader};
 pub use per_row::{HeadRule, PerRow, RowRules};
 pub use quest::Quest;
+pub use retroinfer::RetroInfer;
 pub use seer_attention::{SeerAttention, TRAINED_BLOCK};
 pub use shadowkv::ShadowKv;
 pub use streaming_llm::StreamingLlm;
@@ -24,7 +26,8 @@ use crate::pipeline::Method;
 use crate::{Error, Result, nearest_name};
 
 /// The names of the methods.
-pub const NAMES: [&str; 6] = ["dense", "streaming-llm", "shadowkv", "quest", "token-topk", SEER_ATTENTION];
+pub const NAMES: [&str; 7] =
+    ["dense", "streaming-llm", "shadowkv", "retroinfer", "quest", "token-topk", SEER_ATTENTION];
 
 /// The name of [`SeerAttention`], which needs [gates](MethodOptions::gates).
 pub const SEER_ATTENTION: &str = "seer-attention";
@@ -43,6 +46,7 @@ pub fn by_name(name: &str, options: &MethodOptions) -> Result<Arc<dyn Method>> {
         "dense" => Arc::new(Dense { steady }),
         "streaming-llm" => Arc::new(StreamingLlm { steady }),
         "shadowkv" => Arc::new(ShadowKv::new(budget, steady).with_options(&mut own)?),
+        "retroinfer" => Arc::new(RetroInfer::new(budget, steady).with_options(&mut own)?),
         "quest" => Arc::new(Quest::new(budget, steady).with_options(&mut own)?),
         "token-topk" => Arc::new(TokenTopK { budget, steady }),
         SEER_ATTENTION => {
@@ -93,6 +97,8 @@ mod tests {
             ("shadowkv", &[][..], "outliers: 24"),
             ("shadowkv", &["outliers=0"], "outliers: 0"),
             ("shadowkv", &["outliers=7"], "outliers: 7"),
+            ("retroinfer", &[], "estimated: 0.232, update: 256"),
+            ("retroinfer", &["estimated=0", "update=1024"], "estimated: 0.0, update: 1024"),
             ("quest", &[], "chunk: 16, merge: Max"),
             ("quest", &["chunk=32", "merge=sum"], "chunk: 32, merge: Sum"),
             ("quest", &["merge=Mean"], "merge: Mean"),
@@ -107,6 +113,10 @@ mod tests {
         for (name, given, expected) in [
             ("shadowkv", "outliers=-1", "outliers"),
             ("shadowkv", "outliers=all", "outliers"),
+            ("retroinfer", "estimated=1.01", "estimated"),
+            ("retroinfer", "estimated=NaN", "estimated"),
+            ("retroinfer", "update=0", "update"),
+            ("retroinfer", "update=130", "update"),
             ("quest", "chunk=0", "chunk"),
             ("quest", "chunk=1.5", "chunk"),
             ("quest", "merge=min", "merge"),

@@ -105,6 +105,10 @@ impl Method for PerRow {
         self.method.always()
     }
 
+    fn estimated(&self) -> f32 {
+        self.method.estimated()
+    }
+
     fn check(&self, shape: &KvShape) -> Result<()> {
         let refuse = |reason: String| Err(Error::InvalidMethod { method: self.name().to_owned(), reason });
         let KvShape { layers, kv_heads, .. } = *shape;

@@ -117,11 +117,11 @@ pub trait Backend {
     }
 
     /// Summarises the partitions that leave the steady zone in this step. Their keys are in steady pages or
-    /// among the new `keys`, and count as pages store them.
+    /// among the new `keys`, and count as pages store them; so do the values that clusters have means of.
     ///
     /// # Errors
     /// Backend failures; the step's requests are then unusable.
-    fn index(&mut self, step: &Step<'_>, keys: &Self::Tensor) -> Result<()>;
+    fn index(&mut self, step: &Step<'_>, keys: &Self::Tensor, values: &Self::Tensor) -> Result<()>;
 
     /// Stores the new keys and values: pages that fill up go to the host, pages of partitions that left the
     /// steady zone go to the cache, the rest stay steady.

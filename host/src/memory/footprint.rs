@@ -59,7 +59,7 @@ impl GpuBytes {
 pub struct HostBytes {
     /// Page tables: the slabs of each row, and which of their pages are complete.
     pub page_tables: u64,
-    /// Where clusters begin and end; chunks and tokens need none.
+    /// Where partitions begin and end: none, since a partition is whole pages, whose keys follow from its id.
     pub offset_tables: u64,
     /// Slabs that anybody holds.
     pub pages: u64,
@@ -127,7 +127,7 @@ pub const SUMMARY_ELEMENT_BYTES: usize = size_of::<f32>();
 ///
 /// Where all rows [select](Reach::Selected); others have more slots, or none ([`RequestPlan::slots`]). With `R` rows, `K` = [page keys that can be selected](KvConfig::retrievable_pages) at this length and `K_max`
 /// at the longest, `S = ceil(K / 512)` segments, `C` slots and `Z` steady pages a row, `P` partitions a segment
-/// and `W` elements a summary, `H = ceil(full pages / 16)` slabs a row, and, for methods with partitions that every step reads,
+/// and `W` elements a summary (of clusters with the mean value and the number of tokens), `H = ceil(full pages / 16)` slabs a row (of clusters as many as they may need), and, for methods with partitions that every step reads,
 /// `M = ceil(partitions at the longest / 32)` words of marks, else 0:
 ///
 /// ```text
@@ -152,7 +152,7 @@ pub fn footprint(config: &KvConfig, plan: &RequestPlan, tokens: usize, element_b
         + rows_of.steady as u64 * slot_array_bytes(slots_of(Reach::Steady));
     let steady = plan.row.steady_pages as u64;
     let slabs = config.host_slabs(tokens) as u64;
-    let summary = (config.segment_partitions() * config.summary_width() * element_bytes) as u64;
+    let summary = (config.summary_elements() * element_bytes) as u64;
     MemoryUsage {
         gpu: GpuBytes {
             directories: config.segments(plan.max_tokens) as u64 * size_of::<SegmentId>() as u64,

@@ -130,6 +130,12 @@ impl PageLayout {
         self.decode(&page[..self.page_words() / 2], out);
     }
 
+    /// Reads the value of a page's `token` into `out`, `[head_dim]`.
+    pub fn read_value(&self, page: &[Word], token: usize, out: &mut [f32]) {
+        let words = self.page_words() / 2 / self.page_tokens;
+        self.decode(&page[self.page_words() / 2..][token * words..(token + 1) * words], out);
+    }
+
     /// Reads the values of the first `out.len() / head_dim` tokens of a page into `out`,
     /// `[tokens, head_dim]`.
     pub fn read_values(&self, page: &[Word], out: &mut [f32]) {

@@ -61,10 +61,8 @@ impl RequestPlan {
         }
         let layout = config.layout();
         let selectable_pages = config.retrievable_pages(max_tokens).len();
-        let mandatory_pages = config
-            .partition_map()
-            .max_pages(config.max_selected(max_tokens))
-            .map_or(selectable_pages, |pages| pages.min(selectable_pages));
+        let mandatory_pages =
+            config.partition_map().max_pages(config.max_selected(max_tokens)).min(selectable_pages);
         let by_reach = config.rows_by_reach();
         let mandatory = if by_reach.everything > 0 { selectable_pages } else { mandatory_pages };
         if mandatory > MAX_SLOTS {

@@ -220,7 +220,7 @@ impl<B: Backend> Pipeline<B> {
         self.backend.prepare(&step)?;
         let stages = (|| {
             let (backend, times) = (&mut self.backend, &mut self.decode_times);
-            timed(times, Stage::Index, || backend.index(&step, keys))?;
+            timed(times, Stage::Index, || backend.index(&step, keys, values))?;
             timed(times, Stage::Offload, || backend.offload(&step, keys, values))?;
             timed(times, Stage::Select, || backend.select(&step, queries))?;
             timed(times, Stage::Retrieve, || backend.retrieve(&step))?;
@@ -432,7 +432,7 @@ impl<B: Backend> PrefillLayer<'_, B> {
             let (backend, times) = (&mut pipeline.backend, &mut pipeline.prefill_times);
             timed(times, Stage::Attention, || backend.attend_prompt(&chunk, queries, keys, values, out))?;
             if last {
-                timed(times, Stage::Index, || backend.index(&step, keys))?;
+                timed(times, Stage::Index, || backend.index(&step, keys, values))?;
                 timed(times, Stage::Offload, || backend.offload(&step, keys, values))?;
                 timed(times, Stage::Select, || backend.select(&step, queries))?;
                 timed(times, Stage::Retrieve, || backend.retrieve(&step))?;

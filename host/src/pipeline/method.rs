@@ -60,6 +60,13 @@ pub trait Method: fmt::Debug + Send + Sync {
         Always::Nothing
     }
 
+    /// How many of the partitions that a query does not pick it *estimates*, as a share of the row's partitions: the best of them, by
+    /// score. An estimated partition takes part in attention as one token whose key is its mean key, whose value is its mean value, and which counts as
+    /// often as it has tokens; nothing of it is fetched. From 0, which is none, to 1, which is all; of [clusters](Index::Clusters) alone.
+    fn estimated(&self) -> f32 {
+        0.0
+    }
+
     /// How far the queries of a row reach, where not all rows do as [`select`](Self::select) says; the same at all times.
     fn reach(&self, _place: Place) -> Reach {
         Reach::Selected
@@ -96,6 +103,9 @@ pub enum Index<'a> {
     /// Of each channel of the partition's rotated keys the least, then of each the greatest: `[2, head_dim]` (Quest's page
     /// metadata).
     KeyBounds,
+    /// Tokens with like keys are put together, in the partitions of [`PartitionKind::Cluster`], by k-means as RetroInfer has it: see
+    /// [`cluster`](crate::backend::cpu::cluster()). The summary is the mean key; beside it there are the mean value and the number of tokens.
+    Clusters,
     /// The method's own operator.
     Custom(&'a dyn Summarize),
 }
@@ -105,7 +115,7 @@ impl Index<'_> {
     pub fn width(&self, head_dim: usize) -> usize {
         match self {
             Self::Nothing => 0,
-            Self::MeanKey => head_dim,
+            Self::MeanKey | Self::Clusters => head_dim,
             Self::KeyBounds => 2 * head_dim,
             Self::Custom(operator) => operator.width(head_dim),
         }

@@ -13,4 +13,4 @@ pub use method::{
     Summarize,
 };
 pub use stats::{Counters, Stage, StageTimes};
-pub use zones::{MAX_TOKENS, SteadyZone, Zones};
+pub use zones::{MAX_TOKENS, SteadyZone, ZoneUnit, Zones};

@@ -48,12 +48,28 @@ impl SteadyZone {
         Ok(())
     }
 
-    /// The most pages that the zone holds at any length, where context leaves it `unit` tokens at a time
-    /// and `unit` is a multiple of `page_tokens`.
+    /// The most pages that the zone holds at any length, where both units are multiples of `page_tokens`.
     ///
-    /// Sinks fill whole units; the tail starts on a unit's border and is shorter than `window + unit`.
-    pub fn max_pages(&self, unit: usize, page_tokens: usize) -> usize {
-        self.sinks.next_multiple_of(unit) / page_tokens + (self.window + unit - 1).div_ceil(page_tokens)
+    /// Sinks fill whole units; the tail starts on a unit's border and is shorter than `window` and a unit.
+    pub fn max_pages(&self, unit: ZoneUnit, page_tokens: usize) -> usize {
+        let sinks = self.sinks.next_multiple_of(unit.sinks);
+        sinks / page_tokens + (self.window + unit.context - 1).div_ceil(page_tokens)
+    }
+}
+
+/// What the zones' borders are multiples of, in tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ZoneUnit {
+    /// Of the first border, from the start of the sequence.
+    pub sinks: usize,
+    /// Of the second border, from the first: so many tokens leave the steady zone at a time.
+    pub context: usize,
+}
+
+impl ZoneUnit {
+    /// The same unit at both borders.
+    pub fn even(tokens: usize) -> Self {
+        Self { sinks: tokens, context: tokens }
     }
 }
 
@@ -65,17 +81,17 @@ impl SteadyZone {
 pub struct Zones {
     /// Tokens of the row.
     pub tokens: usize,
-    /// The tokens that can be selected, and leave the GPU. Its ends are multiples of the unit, so partitions
-    /// and pages lie wholly within or without.
+    /// The tokens that can be selected, and leave the GPU. Its borders are those of the [unit](ZoneUnit), so partitions and pages lie
+    /// wholly within or without.
     pub retrievable: Range<usize>,
 }
 
 impl Zones {
-    /// The zones at a length of `tokens`, where context leaves the steady zone `unit` tokens at a time.
-    pub fn at(tokens: usize, steady: &SteadyZone, unit: usize) -> Self {
-        let start = steady.sinks.next_multiple_of(unit).min(tokens);
-        let end = tokens.saturating_sub(steady.window) / unit * unit;
-        Self { tokens, retrievable: start..end.max(start) }
+    /// The zones at a length of `tokens`.
+    pub fn at(tokens: usize, steady: &SteadyZone, unit: ZoneUnit) -> Self {
+        let start = steady.sinks.next_multiple_of(unit.sinks).min(tokens);
+        let units = tokens.saturating_sub(steady.window).saturating_sub(start) / unit.context;
+        Self { tokens, retrievable: start..start + units * unit.context }
     }
 
     /// Whether `token` is attended to in every step.
@@ -90,14 +106,15 @@ mod tests {
 
     #[test]
     fn a_prompt_shorter_than_sinks_and_window_is_all_steady() {
+        let at = |tokens| Zones::at(tokens, &SteadyZone::default(), ZoneUnit::even(8));
         for tokens in 0..=72 {
-            let zones = Zones::at(tokens, &SteadyZone::default(), 8);
+            let zones = at(tokens);
             assert!(zones.retrievable.is_empty(), "{zones:?}");
         }
         // The second chunk leaves when the window no longer reaches it: 16 + 64 tokens.
-        assert_eq!(Zones::at(79, &SteadyZone::default(), 8).retrievable, 8..8);
-        assert_eq!(Zones::at(80, &SteadyZone::default(), 8).retrievable, 8..16);
-        assert_eq!(Zones::at(87, &SteadyZone::default(), 8).retrievable, 8..16);
-        assert_eq!(Zones::at(88, &SteadyZone::default(), 8).retrievable, 8..24);
+        assert_eq!(at(79).retrievable, 8..8);
+        assert_eq!(at(80).retrievable, 8..16);
+        assert_eq!(at(87).retrievable, 8..16);
+        assert_eq!(at(88).retrievable, 8..24);
     }
 }

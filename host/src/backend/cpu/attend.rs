@@ -8,11 +8,36 @@ use crate::memory::{PageLayout, Word};
 ///
 /// `queries` and `out` are `[group, head_dim]`; each page comes with the number of its valid tokens. No token
 /// at all gives an output of zeros.
-#[multiversion(targets("x86_64+avx2+fma"))]
 pub fn attend(queries: &[f32], pages: &[(&[Word], usize)], layout: &PageLayout, out: &mut [f32]) {
+    attend_with_estimates(queries, pages, &[], layout, out);
+}
+
+/// A partition of which nothing is read: it counts as `tokens` tokens that all have its mean key and its mean value.
+///
+/// Since e^x is convex, tokens together have at least this weight in the softmax: an estimate never makes what is read count for less than it does
+/// (RetroInfer, arXiv 2505.02922, section 4.2).
+#[derive(Clone, Copy, Debug)]
+pub struct Estimate<'a> {
+    /// The mean key.
+    pub key: &'a [f32],
+    /// The mean value.
+    pub value: &'a [f32],
+    /// Tokens of the partition.
+    pub tokens: f32,
+}
+
+/// [`attend`] with `estimates` beside the pages, after them.
+#[multiversion(targets("x86_64+avx2+fma"))]
+pub fn attend_with_estimates(
+    queries: &[f32],
+    pages: &[(&[Word], usize)],
+    estimates: &[Estimate<'_>],
+    layout: &PageLayout,
+    out: &mut [f32],
+) {
     let head_dim = layout.head_dim();
     let group = queries.len() / head_dim;
-    let tokens: usize = pages.iter().map(|(_, tokens)| tokens).sum();
+    let tokens: usize = pages.iter().map(|(_, tokens)| tokens).sum::<usize>() + estimates.len();
     let scale = 1.0 / (head_dim as f32).sqrt();
     let mut block = vec![0.0; layout.page_tokens() * head_dim];
     let mut weights = vec![0.0; group * tokens]; // [group, tokens]
@@ -28,6 +53,13 @@ pub fn attend(queries: &[f32], pages: &[(&[Word], usize)], layout: &PageLayout, 
             }
         }
         position += valid;
+    }
+
+    for estimate in estimates {
+        for (head, query) in queries.chunks_exact(head_dim).enumerate() {
+            weights[head * tokens + position] = dot(query, estimate.key) * scale + estimate.tokens.ln();
+        }
+        position += 1;
     }
 
     let mut sums = vec![0.0; group];
@@ -47,6 +79,12 @@ pub fn attend(queries: &[f32], pages: &[(&[Word], usize)], layout: &PageLayout, 
             }
         }
         position += valid;
+    }
+    for estimate in estimates {
+        for (head, out) in out.chunks_exact_mut(head_dim).enumerate() {
+            axpy(weights[head * tokens + position], estimate.value, out);
+        }
+        position += 1;
     }
     for (out, sum) in out.chunks_exact_mut(head_dim).zip(&sums) {
         let factor = if tokens > 0 { 1.0 / sum } else { 0.0 };

@@ -2,8 +2,9 @@ use std::collections::HashMap;
 
 use rayon::prelude::*;
 
-use super::row::{NewTokens, Row, Shared, Tiers, new_partitions};
-use super::{attend, attend_prompt};
+use super::attend_prompt;
+use super::attend_with_estimates;
+use super::row::{NewTokens, Row, Shared, Tiers, leaving_tokens, new_partitions};
 use crate::backend::{Backend, PromptChunk, Step, StepEntry};
 use crate::memory::{
     Admission, Allocator, GpuBytes, HostArena, HostBytes, HostProgress, MemoryLimits, MemoryUsage,
@@ -31,7 +32,7 @@ struct Request {
     plan: RequestPlan,
     clock: StepClock,
     directory: Directory,
-    /// One block for each segment of the directory: `[rows][partitions, width]`.
+    /// One block for each segment of the directory: of each row [so many elements](KvConfig::summary_elements).
     summaries: Vec<Box<[f32]>>,
     /// `[layers, kv_heads]`.
     rows: Vec<Row>,
@@ -69,7 +70,7 @@ impl CpuBackend {
         let (layout, shape) = (*config.layout(), *config.shape());
         let allocator = Allocator::default();
         let memory = PlainMemory::lazy(allocator.clone());
-        let block = shape.rows() * config.segment_partitions() * config.summary_width();
+        let block = shape.rows() * config.summary_elements();
         Self {
             tiers: Tiers {
                 pool: PagePool::new(layout, limits.gpu_pages, allocator.clone()),
@@ -150,6 +151,11 @@ impl CpuBackend {
         self.row(request, layer, kv_head).map(|(_, row)| row.selected())
     }
 
+    /// The partitions that a row's last step [estimated](crate::pipeline::Method::estimated), ascending; `None` for an unknown row.
+    pub fn estimated(&self, request: RequestId, layer: usize, kv_head: usize) -> Option<&[u32]> {
+        self.row(request, layer, kv_head).map(|(_, row)| row.estimated())
+    }
+
     /// The partitions that every step of a row [reads](crate::pipeline::Method::always), ascending; `None` for an unknown row.
     pub fn always(&self, request: RequestId, layer: usize, kv_head: usize) -> Option<Vec<u32>> {
         let (_, row) = self.row(request, layer, kv_head)?;
@@ -173,6 +179,25 @@ impl CpuBackend {
     /// Pages of a row that are complete on the host; `None` for an unknown row.
     pub fn published_pages(&self, request: RequestId, layer: usize, kv_head: usize) -> Option<usize> {
         self.row(request, layer, kv_head).map(|(_, row)| row.host().valid_pages())
+    }
+
+    /// The bytes of a page that is complete on the host; `None` for others and for an unknown row.
+    pub fn host_page(&self, request: RequestId, layer: usize, kv_head: usize, key: u32) -> Option<Vec<Word>> {
+        let (_, row) = self.row(request, layer, kv_head)?;
+        let mut bytes = vec![0; self.config.layout().page_words()];
+        self.tiers.arena.read(row.host().published(key)?, &mut bytes);
+        Some(bytes)
+    }
+
+    /// Tokens of each partition of a row of clusters, by id; `None` for an unknown row and for methods without clusters.
+    pub fn cluster_tokens(&self, request: RequestId, layer: usize, kv_head: usize) -> Option<Vec<usize>> {
+        let (_, row) = self.row(request, layer, kv_head).filter(|_| self.config.clusters())?;
+        let elements = self.config.summary_elements();
+        let first = (layer * self.config.shape().kv_heads + kv_head) * elements;
+        let pieces = self.requests[&request].summaries.iter().map(|block| &block[first..first + elements]);
+        let tokens = |piece: &[f32]| piece[elements - self.config.segment_partitions()..].to_vec();
+        let all: Vec<usize> = pieces.flat_map(tokens).map(|tokens| tokens as usize).collect();
+        Some(all[..row.cluster_pages()].to_vec())
     }
 
     /// For each page of a row's cache, by page key, whether it holds the same bytes as its host page; what
@@ -316,7 +341,7 @@ impl CpuBackend {
 struct Part<'a> {
     row: &'a mut Row,
     shared: Shared<'a>,
-    /// The row's summaries, one piece a segment, `[partitions, width]`.
+    /// The row's summaries, one piece a segment, [of so many elements](KvConfig::summary_elements).
     summaries: Vec<&'a mut [f32]>,
     entry: StepEntry,
     place: Place,
@@ -360,7 +385,7 @@ fn parts<'a>(
         entries.insert(entry.request, (index, *entry, first_token, queries - 1));
         first_token += entry.new;
     }
-    let row_elements = config.segment_partitions() * config.summary_width();
+    let row_elements = config.summary_elements();
     let mut parts = Vec::with_capacity(step.entries.len() * shape.kv_heads);
     for (request, state) in requests.iter_mut() {
         let Some(&(index, entry, first_token, last_query)) = entries.get(request) else { continue };
@@ -490,15 +515,21 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn index(&mut self, step: &Step<'_>, keys: &[f32]) -> Result<()> {
+    fn index(&mut self, step: &Step<'_>, keys: &[f32], values: &[f32]) -> Result<()> {
         let Self { config, tiers: Tiers { pool, .. }, requests, .. } = self;
         // Most decode steps index nothing: not worth waking threads for.
-        let grows = |entry: &StepEntry| !new_partitions(config, entry).is_empty();
+        let grows = |entry: &StepEntry| {
+            if config.clusters() {
+                !leaving_tokens(config, entry).is_empty()
+            } else {
+                !new_partitions(config, entry).is_empty()
+            }
+        };
         if config.summary_width() > 0 && step.entries.iter().any(grows) {
             let shape = config.shape();
             parts(requests, config, step).into_par_iter().for_each(|mut part| {
-                let keys = part.new_tokens(shape, keys);
-                part.row.index(config, pool, part.place, &part.entry, keys, &mut part.summaries);
+                let new = [keys, values].map(|tensor| part.new_tokens(shape, tensor));
+                part.row.index(config, pool, part.place, &part.entry, new, &mut part.summaries);
             });
         }
         Ok(())
@@ -527,7 +558,7 @@ impl Backend for CpuBackend {
         let Self { config, tiers, requests, .. } = self;
         parts(requests, config, step)
             .into_iter()
-            .try_for_each(|part| part.row.retrieve(config, tiers, &part.shared, &part.entry))
+            .try_for_each(|part| part.row.retrieve(config, tiers, &part.shared, &part.entry, &part.summaries))
     }
 
     fn attend(&mut self, step: &Step<'_>, queries: &[f32], out: &mut [f32]) -> Result<()> {
@@ -539,7 +570,9 @@ impl Backend for CpuBackend {
                 let listed = part.row.listed().iter();
                 let pages: Vec<(&[Word], usize)> =
                     listed.map(|(page, tokens)| (pool.page(*page), *tokens as usize)).collect();
-                attend(part.last_queries(shape, queries), &pages, config.layout(), out);
+                let estimates = part.row.estimates(config, &part.summaries);
+                let queries = part.last_queries(shape, queries);
+                attend_with_estimates(queries, &pages, &estimates, config.layout(), out);
             },
         );
         Ok(())

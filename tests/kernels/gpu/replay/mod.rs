@@ -18,7 +18,7 @@ use spinkv::backend::cuda::driver::{DeviceBuffer, DriverError, PinnedArena};
 use spinkv::memory::{PhysicalPage, Word};
 use spinkv::paging::{BucketedLru, FlatMap, Resolution, RowCache, SlotId, StepClock};
 use spinkv::partition::SelectedPage;
-use spinkv::pipeline::{SteadyZone, Zones};
+use spinkv::pipeline::{SteadyZone, ZoneUnit, Zones};
 use spinkv_kernels::abi::attend::partial_words;
 use spinkv_kernels::abi::{Entry, NO_KEY, PageCopy, SEGMENT_KEYS, SLAB_PAGES, SLOT_PINNED, score};
 
@@ -113,7 +113,7 @@ impl Request {
 
 /// The retrievable pages of a row of `tokens` tokens.
 fn pages_of(tokens: usize) -> Range<usize> {
-    let zone = Zones::at(tokens, &STEADY, PAGE_TOKENS).retrievable;
+    let zone = Zones::at(tokens, &STEADY, ZoneUnit::even(PAGE_TOKENS)).retrievable;
     let end = zone.end / PAGE_TOKENS;
     SINK_PAGES..end.max(SINK_PAGES)
 }

@@ -469,7 +469,7 @@ impl Backend for CudaBackend {
         let _ = self.share_out();
     }
 
-    fn index(&mut self, step: &Step<'_>, keys: &Self::Tensor) -> Result<()> {
+    fn index(&mut self, step: &Step<'_>, keys: &Self::Tensor, _values: &Self::Tensor) -> Result<()> {
         if self.is_prompt(step) {
             self.of_prompt(|backend| backend.index_prompt(step, keys))
         } else {

@@ -129,7 +129,7 @@ impl Sizes {
                 let operator = match index {
                     Index::MeanKey => Some(IndexOperator::Mean),
                     Index::KeyBounds => Some(IndexOperator::Bounds),
-                    Index::Nothing | Index::Custom(_) => None,
+                    Index::Nothing | Index::Custom(_) | Index::Clusters => None,
                 };
                 if !width.is_multiple_of(WORD_ELEMENTS) {
                     return refuse(format!("summaries of {width} elements: a multiple of {WORD_ELEMENTS}"));

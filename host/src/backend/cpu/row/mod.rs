@@ -1,8 +1,12 @@
+mod clusters;
+
 use std::borrow::Cow;
 use std::ops::Range;
 
+use self::clusters::{ClusterSummaries, RowClusters, Tokens};
+use super::attend::Estimate;
 use super::index::{key_bounds, least_cosine, mean_key, outliers};
-use super::select::{score_partitions, top_k_beside};
+use super::select::{Wish, choose, score_partitions, top_k_beside};
 use crate::backend::{StepEntry, StepKind};
 use crate::memory::{
     Direction, HostArena, HostPage, KvDtype, PagePool, PhysicalPage, RequestPlan, RowId, Transfer, Transfers,
@@ -14,6 +18,8 @@ use crate::paging::{
 use crate::partition::SelectedPage;
 use crate::pipeline::{Always, Budget, Candidates, Counters, Index, Partition, Place, Reach, Select};
 use crate::{Error, KvConfig, Result};
+
+pub(super) use self::clusters::leaving_tokens;
 
 /// The most pages of one transfer: a prompt's pages go to the host in pieces, each published by itself.
 const TRANSFER_PAGES: usize = 64;
@@ -80,6 +86,7 @@ pub(super) struct Row {
     host: HostTable,
     /// Bits of the partitions that every step reads; see [`KvConfig::mark_words`].
     always: Box<[u32]>,
+    clusters: RowClusters,
     /// Select's result: partition ids, ascending.
     selected: Vec<u32>,
     /// Retrieve's result: the pages to attend to and their valid tokens, in token order.
@@ -97,6 +104,7 @@ impl Row {
             cache: RowCache::new(slots, BucketedLru::default()),
             host: HostTable::default(),
             always: vec![0; config.mark_words(plan.max_tokens)].into(),
+            clusters: RowClusters::default(),
             selected: Vec::new(),
             listed: Vec::new(),
             pages: Vec::new(),
@@ -105,16 +113,20 @@ impl Row {
     }
 
     /// Index: summarises the partitions that become retrievable with this step into `summaries`, one piece a
-    /// segment, `[partitions, width]`, and of a prompt chooses those that every step reads. Not for methods without one.
+    /// segment, [of so many elements](KvConfig::summary_elements), and of a prompt chooses those that every step reads. Not for methods without one.
     pub fn index(
         &mut self,
         config: &KvConfig,
         pool: &PagePool,
         place: Place,
         entry: &StepEntry,
-        keys: NewTokens<'_>,
+        [keys, values]: [NewTokens<'_>; 2],
         summaries: &mut [&mut [f32]],
     ) {
+        if config.clusters() {
+            let tokens = Tokens { pool, layout: config.layout(), before: entry.before, keys, values };
+            return self.index_clusters(config, &tokens, leaving_tokens(config, entry), summaries);
+        }
         let width = config.summary_width();
         let (layout, head_dim) = (config.layout(), keys.head_dim);
         let (tokens, segment_partitions) = (config.partition_tokens(), config.segment_partitions());
@@ -140,7 +152,7 @@ impl Row {
                     operator.summarize(&partition, summary);
                 }
                 Index::KeyBounds => key_bounds(&partition_keys, summary),
-                Index::MeanKey | Index::Nothing => mean_key(&partition_keys, summary),
+                Index::MeanKey | Index::Nothing | Index::Clusters => mean_key(&partition_keys, summary),
             }
             if chooses {
                 cosines.push(least_cosine(&partition_keys, head_dim));
@@ -168,11 +180,14 @@ impl Row {
         keys: NewTokens<'_>,
         values: NewTokens<'_>,
     ) {
-        let layout = config.layout();
-        let page_tokens = layout.page_tokens();
-        let retrievable = config.retrievable_pages(entry.after());
         // The step begins here: pages that are adopted in it are as young as those it selects.
         self.cache.begin_step(shared.clock);
+        if config.clusters() {
+            return self.offload_clusters(config, tiers, shared, entry, keys, values);
+        }
+        let layout = config.layout();
+        let page_tokens = layout.page_tokens();
+        let retrievable = config.left_pages(entry.after());
         self.host.set_computed((entry.after() / page_tokens) as u32);
         let mut transfer = Transfer::new(shared.id, Direction::ToHost);
         let mut staging = vec![0; layout.page_words()];
@@ -285,11 +300,12 @@ impl Row {
         queries: &[f32],
         summaries: &[&mut [f32]],
     ) -> Result<()> {
-        let (head_dim, tokens) = (config.layout().head_dim(), config.partition_tokens());
-        let ids = config.retrievable_partitions(entry.after());
+        let head_dim = config.layout().head_dim();
+        let ids = self.partitions(config, entry.after());
         let (first, count) = (ids.start, ids.len());
-        let limit = |budget: Budget| budget.partitions(entry.after(), tokens).min(count);
+        let limit = |budget: Budget| config.budget_partitions(budget, entry.after()).min(count);
         self.selected.clear();
+        self.clusters.estimated.clear();
         let select = match config.reach(place) {
             Reach::Selected => config.method().select(),
             Reach::Everything => Select::Everything,
@@ -305,6 +321,13 @@ impl Row {
                 let mut scores = vec![0.0; count];
                 let summaries = in_one_piece(config, summaries, ids);
                 score_partitions(score, queries, &summaries, head_dim, merge, &mut scores);
+                if config.clusters() {
+                    let estimates = (count as f32 * config.method().estimated()) as usize;
+                    let wish = Wish { k: limit(budget), estimates, ..Wish::default() };
+                    // Clusters are counted from 0.
+                    (self.selected, self.clusters.estimated) = choose(&scores, &wish, |_| 0);
+                    return Ok(());
+                }
                 let always = &self.always;
                 let marked =
                     |id: u32| always.get(id as usize / 32).is_some_and(|word| word >> (id % 32) & 1 != 0);
@@ -338,9 +361,15 @@ impl Row {
         tiers: &mut Tiers,
         shared: &Shared<'_>,
         entry: &StepEntry,
+        summaries: &[&mut [f32]],
     ) -> Result<()> {
         self.pages.clear();
         config.partition_map().expand(&self.selected, &mut self.pages);
+        if config.clusters() {
+            let summaries = ClusterSummaries::new(config, summaries);
+            let tokens = |id: u32| summaries.estimate(id).tokens as u32;
+            self.pages.iter_mut().for_each(|page| page.tokens = tokens(page.key));
+        }
         self.wait_for_selection(tiers, shared);
         self.cache.resolve(&mut shared.map(&mut tiers.segments), &self.pages, &mut self.resolution)?;
         let mut transfer = Transfer::new(shared.id, Direction::ToGpu);
@@ -417,6 +446,27 @@ impl Row {
         assert_eq!(self.cache.capacity(), slots, "pins keep no more slots than stay");
         tiers.counters.shrunk_pages += shrunk.evicted.len() as u64;
         tiers.pool.give_back(shrunk.pages);
+    }
+
+    /// The ids of the partitions that can be selected at a length.
+    fn partitions(&self, config: &KvConfig, tokens: usize) -> Range<u32> {
+        if config.clusters() { 0..self.clusters.pages } else { config.retrievable_partitions(tokens) }
+    }
+
+    /// Pages of the row's clusters.
+    pub fn cluster_pages(&self) -> usize {
+        self.clusters.pages as usize
+    }
+
+    /// The partitions that this step estimates, ascending.
+    pub fn estimated(&self) -> &[u32] {
+        &self.clusters.estimated
+    }
+
+    /// What stands for the partitions that this step estimates.
+    pub fn estimates<'a>(&self, config: &KvConfig, summaries: &'a [&'a mut [f32]]) -> Vec<Estimate<'a>> {
+        let summaries = ClusterSummaries::new(config, summaries);
+        self.clusters.estimated.iter().map(|id| summaries.estimate(*id)).collect()
     }
 
     /// The pages of this step and their valid tokens, in token order.
