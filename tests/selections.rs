@@ -28,7 +28,7 @@ struct Case {
 /// How partitions are scored: of mean keys, or by the bounds of the keys.
 #[derive(Clone, Copy, PartialEq)]
 enum Scores {
-    /// The softmax, over the partitions, of the mean key's products; merged by the maximum.
+    /// The softmax, over the partitions that are not read in any case, of the mean key's products; merged by the maximum.
     Means,
     /// The greatest product with a key in the bounds.
     Bounds(GroupMerge),
@@ -239,14 +239,9 @@ fn the_partitions_that_score_best_are_read_and_nothing_else() {
                         assert!(always.iter().all(|partition| selected.contains(partition)), "{context}");
                         assert!(selected.iter().all(|partition| all.contains(partition)), "{context}");
                         assert_eq!(selected.len(), (limit + always.len()).min(all.len()), "{context}");
-                        let scores = scores(case, &sequence, token, kv_head, &all);
                         let beside = |partition: &usize| !always.contains(partition);
                         let others: Vec<usize> = all.iter().copied().filter(beside).collect();
-                        let of_others: Vec<f64> = all
-                            .iter()
-                            .zip(&scores)
-                            .filter_map(|(partition, score)| beside(partition).then_some(*score))
-                            .collect();
+                        let of_others = scores(case, &sequence, token, kv_head, &others);
                         let taken: Vec<usize> = selected.iter().copied().filter(beside).collect();
                         // Where f32 and f64 do not agree, the scores are as good as equal.
                         let exact =

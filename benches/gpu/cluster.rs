@@ -10,7 +10,7 @@ use spinkv::backend::cuda::kernels::{
     ClusterPages, ClusterRun, ClusterScratch, ClusterShape, ClusterTables, Kernels,
 };
 use spinkv::memory::Word;
-use spinkv_kernels::abi::cluster::{ITERATIONS, NO_TOKEN, max_pages, max_partitions};
+use spinkv_kernels::abi::cluster::{ITERATIONS, NO_TOKEN, max_pages};
 use spinkv_kernels::abi::{SLAB_PAGES, WORD_BYTES, WORD_ELEMENTS};
 
 use crate::measure::{Bench, Shape};
@@ -19,8 +19,6 @@ use crate::measure::{Bench, Shape};
 const KV_HEADS: u32 = 8;
 const HEAD_WORDS: u32 = 16;
 const PAGE_TOKENS: u32 = 8;
-/// Of a cluster that is larger, a partition.
-const PARTITION_PAGES: u32 = 16;
 /// Sinks and window, which are no clusters'.
 const SINKS: u32 = 4;
 const STEADY: u32 = 68;
@@ -60,14 +58,13 @@ fn prompt(bench: &mut Bench, prompt_tokens: u32) -> Result<(), Box<dyn Error>> {
     let values = DeviceBuffer::<Word>::from_slice(&stream, content)?;
 
     let pages = max_pages(tokens, clusters, PAGE_TOKENS);
-    let capacity = max_partitions(tokens, clusters, PAGE_TOKENS * PARTITION_PAGES);
+    let capacity = pages;
     let scratch = ClusterScratch::new(&stream, tokens, KV_HEADS, HEAD_WORDS, PAGE_TOKENS)?;
     let partitions = (KV_HEADS * capacity) as usize;
     let summaries = DeviceBuffer::zeroed(&stream, partitions * HEAD_WORDS as usize)?;
     let value_means = DeviceBuffer::zeroed(&stream, partitions * HEAD_WORDS as usize)?;
-    let (partition_tokens, first_pages) =
-        (DeviceBuffer::zeroed(&stream, partitions)?, DeviceBuffer::zeroed(&stream, partitions)?);
-    let totals = DeviceBuffer::<Word>::zeroed(&stream, 2 * KV_HEADS as usize)?;
+    let partition_tokens = DeviceBuffer::zeroed(&stream, partitions)?;
+    let row_pages = DeviceBuffer::<u32>::zeroed(&stream, 2 * KV_HEADS as usize)?;
     let slabs = pages.div_ceil(SLAB_PAGES);
     let host_slabs: Vec<u32> = (0..KV_HEADS * slabs).collect();
     let page_words = (2 * PAGE_TOKENS * HEAD_WORDS) as usize;
@@ -81,21 +78,19 @@ fn prompt(bench: &mut Bench, prompt_tokens: u32) -> Result<(), Box<dyn Error>> {
         scratch: &scratch,
         tables: ClusterTables {
             page_tokens: PAGE_TOKENS,
-            partition_pages: PARTITION_PAGES,
             directories: &DeviceBuffer::from_slice(&stream, &[0])?,
             directory: 0,
             first_row: 0,
             request_rows: KV_HEADS,
             segment_partitions: capacity,
             capacity,
-            totals: &totals,
+            row_pages: &row_pages,
+            first_place: 0,
             partition_tokens: &partition_tokens,
-            first_pages: &first_pages,
             summaries: &summaries,
             value_means: &value_means,
         },
         pages: ClusterPages {
-            first_key: 0,
             host_slabs: &DeviceBuffer::from_slice(&stream, &host_slabs)?,
             first_slab: 0,
             slab_stride: slabs,
@@ -107,18 +102,17 @@ fn prompt(bench: &mut Bench, prompt_tokens: u32) -> Result<(), Box<dyn Error>> {
     // SAFETY: the tables name places and slabs that exist, each once; nothing else uses the buffers.
     unsafe { run.launch(&kernels, &stream)? };
     let members = scratch.members.to_vec(&stream)?;
-    let totals_after: Vec<[u32; 4]> = bytemuck::pod_collect_to_vec(&totals.to_vec(&stream)?);
+    let pages_after = row_pages.to_vec(&stream)?;
     let mut stored = 0;
     for head in 0..KV_HEADS {
         let row = &members[(head * pages * PAGE_TOKENS) as usize..][..(pages * PAGE_TOKENS) as usize];
-        let of_row = totals_after[2 * head as usize + 1][1];
+        let of_row = pages_after[2 * head as usize + 1];
         stored += of_row;
         check_head(&host_pages, content, &row[..(of_row * PAGE_TOKENS) as usize], head, slabs)
             .map_err(|wrong| format!("{prompt_tokens} tokens, head {head}: {wrong}"))?;
     }
 
-    let largest = totals_after.iter().map(|row| row[2]).max().unwrap_or_default();
-    let name = format!("{tokens} tokens, {clusters} clusters, largest {largest}");
+    let name = format!("{tokens} tokens, {clusters} clusters, {stored} pages");
     let heads = u64::from(tokens) * u64::from(KV_HEADS);
     let tensor = heads * u64::from(HEAD_WORDS) * WORD_BYTES as u64;
     let flops = |centroids: u32| 2 * heads * u64::from(centroids) * u64::from(HEAD_WORDS) * 8;
@@ -128,7 +122,7 @@ fn prompt(bench: &mut Bench, prompt_tokens: u32) -> Result<(), Box<dyn Error>> {
     let launch = unsafe { launcher(&run, &kernels, &stream) };
     // `cluster_pages` counts on from run to run, so each begins anew.
     let pages_anew = || {
-        totals.fill_bytes(&stream, 0..totals.len(), 0)?;
+        row_pages.fill_bytes(&stream, 0..row_pages.len(), 0)?;
         launch(ClusterRun::pages)
     };
     let of_span = shape_of().flops(flops(shape.span_centroids));
@@ -141,7 +135,9 @@ fn prompt(bench: &mut Bench, prompt_tokens: u32) -> Result<(), Box<dyn Error>> {
     bench.row("cluster_assign, of all", of_all, tensor, None, |_| launch(ClusterRun::assign_all))?;
     bench.row("cluster_pages", shape_of(), tables, None, |_| pages_anew())?;
     pages_anew()?;
-    bench.row("cluster_finish", shape_of(), 2 * tensor, None, |_| launch(ClusterRun::finish))?;
+    let numbers = heads * 4;
+    bench.row("cluster_list", shape_of(), 2 * numbers, None, |_| launch(ClusterRun::list))?;
+    bench.row("cluster_means", shape_of(), 2 * tensor, None, |_| launch(ClusterRun::means))?;
     bench.row("cluster_store", shape_of(), page_bytes, None, |_| launch(ClusterRun::store))?;
     let all = shape_of().flops(u64::from(ITERATIONS) * flops(shape.span_centroids) + flops(clusters));
     // Without the store, whose time is the bus's.
@@ -154,7 +150,8 @@ fn prompt(bench: &mut Bench, prompt_tokens: u32) -> Result<(), Box<dyn Error>> {
         }
         launch(ClusterRun::assign_all)?;
         pages_anew()?;
-        launch(ClusterRun::finish)
+        launch(ClusterRun::list)?;
+        launch(ClusterRun::means)
     })?;
     Ok(())
 }

@@ -225,6 +225,7 @@ impl OnDevice {
             kv_heads: KV_HEADS,
             head_words: HEAD_WORDS,
             page_tokens: PAGE_TOKENS,
+            on_host: true,
         }
     }
 

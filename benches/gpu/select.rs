@@ -140,6 +140,8 @@ impl Step {
             layer: 0,
             scale: scale(),
             stride: self.partitions,
+            row_pages: None,
+            always: None,
             logits: &self.logits[set],
             statistics: &self.statistics[set],
         };
@@ -160,6 +162,8 @@ impl Step {
             least: None,
             top_p: 1.0,
             marks: None,
+            first_row: 0,
+            row_pages: None,
             estimates: None,
             resident: self.partitions,
             keys: &self.keys,

@@ -8,7 +8,8 @@ macro_rules! unrolled {
     };
     (@$index:ident < $count:expr, $body:block, $($at:literal)*) => {
         const { assert!($count <= 16) };
-        $(if $at < $count {
+        // Of one type from the start: literals whose type is open keep the type checker busy for minutes.
+        $(if ($at as usize) < ($count as usize) {
             let $index: usize = $at;
             $body
         })*

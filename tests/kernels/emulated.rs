@@ -4,6 +4,8 @@
 mod attend;
 #[path = "emulated/cluster.rs"]
 mod cluster;
+#[path = "emulated/estimate.rs"]
+mod estimate;
 #[path = "emulated/fill_random.rs"]
 mod fill_random;
 #[path = "emulated/gate.rs"]

@@ -48,6 +48,7 @@ impl Layer {
                     kv_heads: KV_HEADS as u32,
                     head_words: HEAD_WORDS as u32,
                     page_tokens: PAGE_TOKENS as u32,
+                    on_host: true,
                 },
                 keys: &self.keys,
                 values: &self.values,
@@ -67,6 +68,8 @@ impl Layer {
                     layer: 0,
                     scale: scale(),
                     stride: KEYS as u32,
+                    row_pages: None,
+                    always: None,
                     logits: &set.logits,
                     statistics: &set.statistics,
                 },
@@ -81,6 +84,8 @@ impl Layer {
                     least: None,
                     top_p: 1.0,
                     marks: None,
+                    first_row: 0,
+                    row_pages: None,
                     estimates: None,
                     resident: KEYS as u32,
                     // All scores are resident.
@@ -138,6 +143,7 @@ impl Layer {
                 outputs: &self.outputs,
                 lse: &self.lse,
             },
+            clusters: None,
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A run is cut into *spans*, equal parts of about 8,192 tokens, in each of which k-means iterates by itself (the paper's segments; here a segment
 //! is one of the tables). Every span starts with as many centroids; the last pass has all of them for every token. A cluster's
-//! pages follow each other, and are its own; a cluster of more tokens than a partition may have is several partitions.
+//! pages follow each other, and are its own; each page is a partition.
 
 use super::WARP;
 
@@ -53,11 +53,6 @@ pub const fn span_start(tokens: u32, spans: u32, span: u32) -> u32 {
 /// The token of a span of `len` tokens that its centroid `centroid` of `centroids` starts as: evenly spaced, from half a stride on.
 pub const fn start_token(len: u32, centroids: u32, centroid: u32) -> u32 {
     ((2 * centroid as u64 + 1) * len as u64 / (2 * centroids as u64)) as u32
-}
-
-/// The most partitions of `clusters` clusters of `tokens` tokens, of at most `partition_tokens` each: every cluster, empty or not, has one.
-pub const fn max_partitions(tokens: u32, clusters: u32, partition_tokens: u32) -> u32 {
-    clusters + tokens / partition_tokens
 }
 
 /// The most pages of `clusters` clusters of `tokens` tokens.
@@ -134,7 +129,7 @@ pub mod assign {
     }
 }
 
-/// The launches of `cluster_update` and `cluster_finish`: a warp a cluster.
+/// The launches of `cluster_update` and `cluster_list`: a warp a cluster.
 pub mod update {
     use super::WARP;
 
@@ -165,6 +160,38 @@ pub mod pages {
 
     /// Shared memory of a block, in bytes.
     pub const SHARED_BYTES: u32 = 4 * 2 * (BLOCK / WARP);
+}
+
+/// The launch of `cluster_means`.
+pub mod means {
+    use super::WARP;
+
+    /// Threads of a block.
+    pub const BLOCK: u32 = 256;
+
+    /// The most tokens of a page: two a lane.
+    pub const MAX_PAGE_TOKENS: u32 = 2 * WARP;
+
+    /// Blocks for pages of all KV heads: a warp each, but no more than a GPU has in flight.
+    pub const fn grid(pages: u32) -> u32 {
+        let blocks = pages.div_ceil(BLOCK / WARP);
+        if blocks > 2048 { 2048 } else { blocks }
+    }
+}
+
+/// The launch of `gather_run`.
+pub mod gather_run {
+    /// Threads of a block.
+    pub const BLOCK: u32 = 256;
+
+    /// The most words of a launch, keys and values together: threads advance by the launch's, in 32 bits.
+    pub const MAX_WORDS: u32 = u32::MAX / 2;
+
+    /// Blocks for so many words.
+    pub const fn grid(words: u32) -> u32 {
+        let blocks = words.div_ceil(BLOCK);
+        if blocks > 1024 { 1024 } else { blocks }
+    }
 }
 
 /// The launch of `cluster_store`.

@@ -44,9 +44,10 @@ pub struct Entry {
     pub leaving: u32,
     /// The first partition that leaves the steady zone in this step.
     pub new_partition: u32,
-    /// Partitions that leave the steady zone in this step: they get their summaries.
+    /// Partitions that leave the steady zone in this step: they get their summaries. Of clusters, which are made before their tokens leave: layers, from the
+    /// first on, whose last run may not be selected yet.
     pub new_partitions: u32,
-    /// Row 0 in the marks: those of row `r` are the words from `(first_marks + r) * mark_words` on.
+    /// Row 0 among the rows of all requests: the marks of row `r` are the words from `(first_marks + r) * mark_words` on.
     pub first_marks: u32,
     /// Its basis among those of all requests, if its keys are kept in low rank.
     pub basis: u32,

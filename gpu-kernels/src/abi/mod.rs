@@ -3,6 +3,7 @@
 pub mod attend;
 pub mod cluster;
 mod entry;
+pub mod estimate;
 pub mod fill_random;
 pub mod gate;
 pub mod gemm;
@@ -11,6 +12,7 @@ pub mod linear;
 pub mod low_rank;
 pub mod model;
 mod offload;
+pub mod page_biases;
 pub mod prefill;
 pub mod prefill_wgmma;
 pub mod resolve;

@@ -19,6 +19,7 @@ use crate::abi::{Entry, WARP, host_page};
 /// | `first_row` | layer * `kv_heads` | row of KV head 0 |
 /// | `kv_heads`, `head_words` | at least 1 | `head_words` is head dim / 8 |
 /// | `page_tokens` | at least 1 | tokens of a page |
+/// | `on_host` | 0 or 1 | whether full pages go to the host: not those of the sequence where the host has clusters |
 ///
 /// A slab is read only for a page that is full, so there need be none before. Entries without tokens are passed over.
 ///
@@ -52,6 +53,7 @@ pub unsafe fn append(
     kv_heads: u32,
     head_words: u32,
     page_tokens: u32,
+    on_host: u32,
 ) {
     let warp = thread::index_1d() / WARP;
     let (index, head) = (warp / kv_heads, warp % kv_heads);
@@ -82,7 +84,7 @@ pub unsafe fn append(
         }
         word += WARP;
     }
-    if token + 1 < page_tokens {
+    if token + 1 < page_tokens || on_host == 0 {
         return;
     }
 

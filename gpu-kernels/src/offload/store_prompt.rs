@@ -22,6 +22,7 @@ use crate::ragged::request_of;
 /// | `first_row` | layer * `kv_heads` | row of KV head 0 |
 /// | `kv_heads`, `head_words` | at least 1 | `head_words` is head dim / 8 |
 /// | `page_tokens` | at least 1 | tokens of a page |
+/// | `on_host` | 0 or 1 | as for [`append`](super::append()) |
 ///
 /// Of a last page that is not complete only the tokens that there are are written.
 ///
@@ -58,6 +59,7 @@ pub unsafe fn store_prompt(
     kv_heads: u32,
     head_words: u32,
     page_tokens: u32,
+    on_host: u32,
 ) {
     let pages = first_page.load(requests as usize) * kv_heads;
     let half = page_tokens * head_words;
@@ -89,7 +91,7 @@ pub unsafe fn store_prompt(
             let place = |at: u32| if at < words { at } else { half + at - words };
             copy_words(2 * words, load, |at, loaded| page.store(place(at) as usize, loaded));
         }
-        if tokens == page_tokens {
+        if tokens == page_tokens && on_host != 0 {
             let slab = entry.slab_place(row, key);
             let page = host_pages.row(host_page(host_slabs.load(slab as usize), key) as usize);
             copy_words(2 * words, load, |at, loaded| page.store(at as usize, loaded));

@@ -6,6 +6,7 @@ use super::order::{Keys, Scratch, Walk, clear_bins, count_first_digit, descend, 
 use crate::abi::score::{TILE, tiles};
 use crate::abi::select::{BLOCK, FORCED_KEY, KEYS_A_QUAD, MASKED_KEY, MERGE_MAX, MERGE_MEAN, WEIGHT_OF_ONE};
 use crate::abi::{Entry, WARP};
+use crate::ragged::RowPartitions;
 use crate::softmax::{exp, ln, shift_of};
 
 /// Selects partitions by their logits: the query heads of each KV head are merged, and the greatest scores win.
@@ -23,7 +24,8 @@ use crate::softmax::{exp, ln, shift_of};
 /// | `forced`, `masked` | `[rows of all requests, words]`, those of a row at [`first_marks`](Entry::first_marks), bit `i % 32` of word `i / 32` for the partition `first_partition + i` | selected first, as far as the limit goes (whatever their score; `top_p` is of the others); never selected, forced or not |
 /// | `forced_words`, `masked_words` | 0 if there are none, which are not read then | words of a row's |
 /// | `first_row` | layer * `kv_heads` | row of KV head 0 in the marks |
-/// | `estimates` | | how many more are wanted, the best of those not selected, without regard to `least` and `top_p` |
+/// | `row_pages`, `counted` | | as for [`score`](super::score()) |
+/// | `estimates`, `share` | | how many more are wanted, the best of those not selected, without regard to `least` and `top_p`: `share` of the row's partitions, at most `estimates` |
 /// | `resident` | a multiple of 4 | scores that the launch's shared memory has room for |
 /// | `keys` | `[batch * kv_heads, stride]` u32 if `resident` is below `stride`, else anything | scratch of rows that are longer than `resident` |
 /// | `capacity` | | ids that `ids` has room for in a row |
@@ -57,7 +59,10 @@ pub unsafe fn select(
     forced_words: u32,
     masked_words: u32,
     first_row: u32,
+    row_pages: Global<u32>,
+    counted: u32,
     estimates: u32,
+    share: f32,
     resident: u32,
     keys: GlobalMut<U32x4>,
     capacity: u32,
@@ -68,7 +73,8 @@ pub unsafe fn select(
 ) {
     let row = thread::block_idx_x();
     let entry = Entry::load(entries, row / kv_heads);
-    let partitions = if entry.tokens == 0 { 0 } else { entry.partitions };
+    let partitions =
+        RowPartitions { row_pages, counted }.of(&entry, first_row / kv_heads, first_row + row % kv_heads);
     let (row_quads, quads) = ((stride / KEYS_A_QUAD) as usize, partitions.div_ceil(KEYS_A_QUAD));
     let resident_here = partitions <= resident;
     let keys = Keys {
@@ -155,7 +161,8 @@ pub unsafe fn select(
         if thread::thread_idx_x() == 0 {
             count.store(row as usize, listed);
         }
-        (target, counted, but) = (listed.saturating_add(estimates), false, walk);
+        let more = estimates.min((partitions as f32 * share) as u32);
+        (target, counted, but) = (listed.saturating_add(more), false, walk);
         (ids, places, count) = (estimated_ids, estimates, estimated);
         of_list += 1;
         // The next descent's scan writes what this list's scan reads.

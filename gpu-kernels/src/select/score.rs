@@ -7,6 +7,7 @@ use cuda_std::{Rows, shared, shared_layout};
 
 use crate::abi::score::{BLOCK, CHUNK_WORDS, MAX_GROUP, SCRATCH_BYTES, STAGES, TILE, tiles};
 use crate::abi::{Entry, WARP};
+use crate::ragged::RowPartitions;
 use crate::softmax::{exp, shift_of};
 
 /// Query heads that the tensor cores take at a time.
@@ -50,6 +51,8 @@ const _: () = assert!(Scratch::BYTES == SCRATCH_BYTES as usize, "as the host has
 /// | `layer` | | whose summaries |
 /// | `scale` | | factor of the logits: 1 / sqrt(head dim) |
 /// | `stride` | a multiple of 4 | room for a row's logits |
+/// | `row_pages`, `counted` | `[rows of all requests, 2]`, at [`first_marks`](Entry::first_marks); 0 or 1 | 1: rows have partitions of their own number: see [`RowPartitions`](crate::ragged::RowPartitions). 0: not read |
+/// | `always`, `mark_words` | `[rows of all requests, mark_words]`, as `forced` of [`select`](super::select()); 0 words if there are none, which are not read then | partitions that are read in any case: they have logits, but no part in the statistics |
 /// | `logits` | `[batch * kv_heads, group, stride]` | of partition `first_partition + i` at `i` |
 /// | `statistics` | `[batch * kv_heads, group, tiles, 2]` | of a tile the greatest logit, and the sum of e^(logit - greatest) |
 ///
@@ -92,6 +95,10 @@ pub unsafe fn score(
     layer: u32,
     scale: f32,
     stride: u32,
+    row_pages: Global<u32>,
+    counted: u32,
+    always: Global<u32>,
+    mark_words: u32,
     logits: GlobalMut<f32>,
     statistics: GlobalMut<f32>,
 ) {
@@ -99,10 +106,12 @@ pub unsafe fn score(
     let (row, tile) = (thread::block_idx_x() / tiles, thread::block_idx_x() % tiles);
     let entry = Entry::load(entries, row / kv_heads);
     let first = tile * TILE;
-    if entry.tokens == 0 || first >= entry.partitions {
+    let partitions =
+        RowPartitions { row_pages, counted }.of(&entry, layer, layer * kv_heads + row % kv_heads);
+    if entry.tokens == 0 || first >= partitions {
         return;
     }
-    let end = (first + TILE).min(entry.partitions);
+    let end = (first + TILE).min(partitions);
     let summary_words = head_words << bounds;
     let head_row = (row * group) as usize;
     let (warp, lane) = (thread::thread_idx_x() / WARP, warp::lane_id());
@@ -116,6 +125,9 @@ pub unsafe fn score(
         let segment = directories.load((entry.directory + partition / segment_partitions) as usize);
         (segment * request_rows + request_row) * segment_partitions + partition % segment_partitions
     };
+
+    let marks = (entry.first_marks + request_row) as usize * mark_words as usize;
+    let is_marked = |at: u32| at < end && always.load(marks + at as usize / 32) >> (at % 32) & 1 != 0;
 
     // A warp's summaries pass through its ring in chunks of 16 rows and 16 words, which are asked for long before they are multiplied,
     // the first of them before the queries.
@@ -153,6 +165,11 @@ pub unsafe fn score(
         stage = if stage + 1 == STAGES { 0 } else { stage + 1 };
         let first_query = place_of_query(chunk * CHUNK + lane_word, lane_row);
         products = multiplied(products, stage_at(stage), staged, first_query, group);
+        // Of this lane's two partitions.
+        let mut left_out = [false; 2];
+        if last && mark_words != 0 {
+            left_out = [is_marked(at + lane_row), is_marked(at + lane_row + 8)];
+        }
         let mut column = 0;
         while last && column < 4 {
             let head = column as u32 / 2 * HEADS + 2 * lane_word + column as u32 % 2;
@@ -164,6 +181,8 @@ pub unsafe fn score(
                     store_within(logits, at + lane_row, end, low),
                     store_within(logits, at + lane_row + 8, end, high),
                 );
+                let low = if left_out[0] { f32::NEG_INFINITY } else { low };
+                let high = if left_out[1] { f32::NEG_INFINITY } else { high };
                 let greatest = max(maxima[column], max(low, high));
                 let shift = shift_of(greatest);
                 sums[column] =

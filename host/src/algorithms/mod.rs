@@ -94,7 +94,7 @@ mod tests {
     #[test]
     fn methods_take_options_of_their_own() {
         for (name, options, part) in [
-            ("shadowkv", &[][..], "outliers: 24"),
+            ("shadowkv", &[][..], "outliers: 48"),
             ("shadowkv", &["outliers=0"], "outliers: 0"),
             ("shadowkv", &["outliers=7"], "outliers: 7"),
             ("retroinfer", &[], "estimated: 0.232, update: 256"),
@@ -145,8 +145,8 @@ mod tests {
     }
 
     #[test]
-    fn outliers_are_in_proportion_to_the_budget() {
-        for (tokens, outliers) in [(128, 3), (1024, 24), (2048, 48), (4096, 96)] {
+    fn outliers_are_48_or_in_proportion_to_the_budget() {
+        for (tokens, outliers) in [(128, 48), (1024, 48), (2048, 48), (4096, 96)] {
             assert_eq!(ShadowKv::outliers_of(Budget::Tokens(tokens)), outliers);
         }
         assert_eq!(ShadowKv::outliers_of(Budget::Fraction(0.1)), 48);

@@ -11,8 +11,7 @@ const CHUNK_TOKENS: usize = 8;
 /// merged by their maximum, and the best chunks are read, keys and values. Of each prompt the chunks whose landmarks stand least for
 /// their keys, its outliers, are read by every step, beside the budget.
 ///
-/// Unlike the published code, generated tokens join the landmarks when they leave the local window, and the softmax is over the
-/// outliers' landmarks, too. Its low-rank keys are not here.
+/// Unlike the published code, generated tokens join the landmarks when they leave the local window. Its low-rank keys are not here.
 #[derive(Clone, Copy, Debug)]
 pub struct ShadowKv {
     /// How much a step selects.
@@ -29,11 +28,11 @@ impl ShadowKv {
         Self { budget, steady, outliers: Self::outliers_of(budget) }
     }
 
-    /// Outlier chunks of the published code, which has them in proportion to the budget: 24 for each 1,024 tokens. For a fraction of the
-    /// context 48, the constant of its reference.
+    /// Outlier chunks of the published code: 48, the constant of its reference, or in proportion to the budget if that is more: 24 for each 1,024
+    /// tokens. With fewer, small budgets lose what the outliers hold.
     pub fn outliers_of(budget: Budget) -> usize {
         match budget {
-            Budget::Tokens(tokens) => (tokens as f64 * 24.0 / 1024.0) as usize,
+            Budget::Tokens(tokens) => ((tokens as f64 * 24.0 / 1024.0) as usize).max(48),
             Budget::Fraction(_) => 48,
         }
     }

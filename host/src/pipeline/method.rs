@@ -126,8 +126,8 @@ impl Index<'_> {
 /// prompt indexes. Generated partitions never become such ones.
 ///
 /// They are read beside the steady zone and beside the budget's best of the other partitions: they do not count in the budget, but
-/// they do in the [mandatory pages](crate::memory::RowPlan::mandatory_pages). They keep their summaries and take part in the softmax
-/// of the scores, as all partitions do. Unlike the steady zone they lie in the cache, so each is fetched once and then touched by
+/// they do in the [mandatory pages](crate::memory::RowPlan::mandatory_pages). They keep their summaries, but the softmax of the scores is
+/// over the others alone. Unlike the steady zone they lie in the cache, so each is fetched once and then touched by
 /// every step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Always {

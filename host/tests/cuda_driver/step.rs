@@ -96,6 +96,7 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
         kv_heads: 3,
         head_words: 8,
         page_tokens: 8,
+        on_host: true,
     };
     let append = Append { pages: of_append, keys: &keys, values: &keys };
     let score = Score {
@@ -112,6 +113,8 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
         layer: 1,
         scale: 0.25,
         stride: 16,
+        row_pages: None,
+        always: None,
         logits: &logits,
         statistics: &statistics,
     };
@@ -126,6 +129,8 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
         least: None,
         top_p: 1.0,
         marks: None,
+        first_row: 3,
+        row_pages: None,
         estimates: None,
         resident: 16,
         keys: &keys,
@@ -199,6 +204,7 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
         resolve,
         gather,
         attend,
+        clusters: None,
     };
     driver.log();
     // SAFETY: the stand-in's kernels touch nothing.
@@ -217,7 +223,7 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
     let with_gather = |gather| LayerStep { gather, ..right };
     let with_attend = |attend| LayerStep { attend, ..right };
     let pages_of_four = LayerStep { index: Some(IndexStep { page_tokens: 4, ..index }.into()), ..right };
-    let of_layer_0 = Marks { forced: None, masked: None, words: 1, first_row: 0 };
+    let marks = Some(Marks { forced: None, masked: None, words: 1 });
     let other_logits = SelectPartitions { logits: &more_logits, ..select };
     for (what, expected, found, wrong) in [
         ("index requests", 2, 3, with_table(SummaryTable { entries: &three, ..summary_table })),
@@ -236,7 +242,7 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
         ("select requests", 2, 3, with_select(SelectPartitions { entries: &three, ..select })),
         ("select kv_heads", 3, 2, with_select(SelectPartitions { kv_heads: 2, ..select })),
         ("select group", 2, 1, with_select(SelectPartitions { group: 1, ..select })),
-        ("select first_row", 3, 0, with_select(SelectPartitions { marks: Some(of_layer_0), ..select })),
+        ("select first_row", 3, 0, with_select(SelectPartitions { marks, first_row: 0, ..select })),
         ("select stride", 16, 12, with_select(SelectPartitions { stride: 12, ..select })),
         ("select logits", 192, 240, with_select(other_logits)),
         (

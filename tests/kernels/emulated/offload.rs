@@ -27,7 +27,7 @@ fn append_on_random_shapes() {
 
 #[test]
 fn append_in_random_orders() {
-    in_random_orders(&OffloadCase::append(SHAPES));
+    in_random_orders(&OffloadCase { on_host: true, ..OffloadCase::append(SHAPES) });
 }
 
 #[test]
@@ -37,7 +37,7 @@ fn store_prompt_on_random_shapes() {
 
 #[test]
 fn store_prompt_in_random_orders() {
-    in_random_orders(&OffloadCase::prompts(SHAPES));
+    in_random_orders(&OffloadCase { on_host: true, ..OffloadCase::prompts(SHAPES) });
 }
 
 #[test]

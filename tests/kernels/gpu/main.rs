@@ -13,6 +13,7 @@ mod cluster;
 mod conformance;
 mod driver;
 mod engine;
+mod estimate;
 mod fill_random;
 mod gate;
 mod index;
@@ -112,6 +113,7 @@ fn main() -> ExitCode {
         blas::tests(),
         cluster::tests(),
         engine::tests(),
+        estimate::tests(),
         fill_random::tests(),
         gate::tests(),
         index::tests(),

@@ -67,6 +67,7 @@ fn offload(machine: &Machine, case: &OffloadCase) -> Outcome {
         kv_heads: case.kv_heads as u32,
         head_words: case.head_words as u32,
         page_tokens: case.page_tokens as u32,
+        on_host: case.on_host,
     };
     let keys = DeviceBuffer::<Word>::from_slice(stream, &padded(&case.keys, 1))?;
     let values = DeviceBuffer::<Word>::from_slice(stream, &padded(&case.values, 1))?;

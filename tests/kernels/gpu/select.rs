@@ -35,6 +35,8 @@ fn score(machine: &Machine, case: &ScoreCase) -> Outcome {
     let (no_summary, no_segment) = ([0], [0]);
     let summaries = if case.summaries.is_empty() { &no_summary[..] } else { &case.summaries };
     let directories = if case.directories.is_empty() { &no_segment[..] } else { &case.directories };
+    let row_pages = DeviceBuffer::from_slice(stream, &case.row_pages)?;
+    let always = DeviceBuffer::from_slice(stream, &case.always)?;
     let logits = DeviceBuffer::from_slice(stream, &case.logits())?;
     let statistics = DeviceBuffer::from_slice(stream, &case.statistics())?;
     let launch = Score {
@@ -51,6 +53,8 @@ fn score(machine: &Machine, case: &ScoreCase) -> Outcome {
         layer: case.layer as u32,
         scale: case.scale,
         stride: case.stride as u32,
+        row_pages: (!case.row_pages.is_empty()).then_some(&row_pages),
+        always: (case.mark_words > 0).then_some((&always, case.mark_words as u32)),
         logits: &logits,
         statistics: &statistics,
     };
@@ -69,6 +73,7 @@ fn select(machine: &Machine, case: &SelectCase) -> Outcome {
         (DeviceBuffer::from_slice(stream, &before.ids)?, DeviceBuffer::from_slice(stream, &before.selected)?);
     let estimated_ids = DeviceBuffer::from_slice(stream, &before.estimated_ids)?;
     let estimated = DeviceBuffer::from_slice(stream, &before.estimated)?;
+    let row_pages = DeviceBuffer::from_slice(stream, &case.row_pages)?;
     let logarithmic = case.softmax && case.merge_code() == spinkv_kernels::abi::select::MERGE_MAX;
     let launch = SelectPartitions {
         entries: &DeviceBuffer::from_slice(stream, &case.entries)?,
@@ -85,10 +90,12 @@ fn select(machine: &Machine, case: &SelectCase) -> Outcome {
             forced: (!case.forced.is_empty()).then_some(&forced),
             masked: (!case.masked.is_empty()).then_some(&masked),
             words: case.mark_words as u32,
-            first_row: case.first_row as u32,
         }),
+        first_row: case.first_row as u32,
+        row_pages: (!case.row_pages.is_empty()).then_some(&row_pages),
         estimates: (case.estimates > 0).then_some(Estimates {
             count: case.estimates as u32,
+            share: case.share,
             ids: &estimated_ids,
             estimated: &estimated,
         }),

@@ -105,6 +105,7 @@ impl ScoreCase {
         let entries = entries(&self.entries);
         let directories = Buffer::from_slice(&self.directories);
         let (summaries, queries) = (words(&self.summaries), words(&self.queries));
+        let (row_pages, always) = (Buffer::from_slice(&self.row_pages), Buffer::from_slice(&self.always));
         let logits = Buffer::from_slice(&self.logits());
         let statistics = Buffer::from_slice(&self.statistics());
         let sizes =
@@ -131,6 +132,10 @@ impl ScoreCase {
                     layer,
                     self.scale,
                     stride,
+                    row_pages.view(),
+                    u32::from(!self.row_pages.is_empty()),
+                    always.view(),
+                    self.mark_words as u32,
                     logits.view_mut(),
                     statistics.view_mut(),
                 );
@@ -276,6 +281,7 @@ impl SelectCase {
         let statistics = Buffer::from_slice(&self.statistics);
         let (forced, masked) = (Buffer::from_slice(&self.forced), Buffer::from_slice(&self.masked));
         let keys = words(&vec![super::POISON; self.keys()]);
+        let row_pages = Buffer::from_slice(&self.row_pages);
         let (ids, selected) = (Buffer::from_slice(&before.ids), Buffer::from_slice(&before.selected));
         let estimated_ids = Buffer::from_slice(&before.estimated_ids);
         let estimated = Buffer::from_slice(&before.estimated);
@@ -313,7 +319,10 @@ impl SelectCase {
                     forced_words,
                     masked_words,
                     first_row,
+                    row_pages.view(),
+                    u32::from(!self.row_pages.is_empty()),
                     estimates,
+                    self.share,
                     resident,
                     keys.view_mut(),
                     capacity,

@@ -3,6 +3,7 @@
 pub mod attend;
 pub mod cluster;
 pub mod emulated;
+pub mod estimate;
 pub mod fill_random;
 pub mod gate;
 pub mod gather;

@@ -47,6 +47,8 @@ pub struct OffloadCase {
     pub head_words: usize,
     /// Tokens of a page.
     pub page_tokens: usize,
+    /// Whether full pages go to the host.
+    pub on_host: bool,
     /// Of prompts: `[requests]`.
     pub first_token: Vec<u32>,
     /// Of prompts: `[requests + 1]`.
@@ -119,6 +121,7 @@ impl OffloadCase {
             kv_heads,
             head_words,
             page_tokens,
+            on_host: rng.random_bool(0.8),
             first_token: Vec::new(),
             first_page: vec![0],
             grid: rng.random_range(1..=3),
@@ -235,6 +238,7 @@ impl OffloadCase {
             kv_heads: self.kv_heads,
             head_words: self.head_words,
             page_tokens: self.page_tokens,
+            on_host: self.on_host,
         };
         let mut expected = self.before.clone();
         let mut pages = OffloadPages {
@@ -345,6 +349,7 @@ impl OffloadCase {
                         kv_heads,
                         head_words,
                         page_tokens,
+                        self.on_host.into(),
                     );
                     read_published(published, host_valid.view(), host_pages.view(), page_words);
                 }
@@ -368,6 +373,7 @@ impl OffloadCase {
                         kv_heads,
                         head_words,
                         page_tokens,
+                        self.on_host.into(),
                     );
                     read_published(published, host_valid.view(), host_pages.view(), page_words);
                 }

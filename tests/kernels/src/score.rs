@@ -43,6 +43,12 @@ pub struct ScoreCase {
     pub scale: f32,
     /// Room for a row's logits.
     pub stride: usize,
+    /// `[rows of all requests, 2]`: how many partitions rows have, before and after a run. Empty where the entries say it.
+    pub row_pages: Vec<u32>,
+    /// `[rows of all requests, mark_words]`: bits of partitions that are read in any case. Empty for none.
+    pub always: Vec<u32>,
+    /// Words of a row's.
+    pub mark_words: usize,
 }
 
 impl ScoreCase {
@@ -91,6 +97,9 @@ impl ScoreCase {
             layers,
             layer: rng.random_range(0..layers),
             scale: 1.0 / ((head_words * WORD_ELEMENTS) as f32).sqrt(),
+            row_pages: Vec::new(),
+            always: Vec::new(),
+            mark_words: 0,
             stride: (lengths.iter().max().unwrap() + rng.random_range(0..20)).max(1).next_multiple_of(4),
         };
         for &partitions in lengths {
@@ -109,6 +118,26 @@ impl ScoreCase {
                 let used = (segment + 1) * segment_partitions > first_partition;
                 case.directories.push(if used { 0 } else { WILD });
             }
+        }
+        if rng.random_bool(0.3) {
+            let rows = lengths.len() * layers * kv_heads;
+            let most = 2 * *lengths.iter().max().unwrap() as u32;
+            case.row_pages = (0..2 * rows).map(|_| rng.random_range(0..=most)).collect();
+            case.entries
+                .iter_mut()
+                .for_each(|entry| entry.new_partitions = rng.random_range(0..=layers as u32));
+        }
+        if rng.random_bool(0.3) {
+            let rows = lengths.len() * layers * kv_heads;
+            case.mark_words = case.stride.div_ceil(32) + rng.random_range(0..2);
+            let odds = pick(rng, &[0.05, 0.5, 1.0]);
+            let word = |rng: &mut _| {
+                (0..32).fold(0, |word, bit| word | u32::from(Rng::random_bool(rng, odds)) << bit)
+            };
+            case.always = (0..rows * case.mark_words).map(|_| word(rng)).collect();
+        }
+        for (request, entry) in case.entries.iter_mut().enumerate() {
+            entry.first_marks = (request * layers * kv_heads) as u32;
         }
         // Segments in an order of their own.
         let used = case.directories.iter().filter(|segment| **segment != WILD).count();
@@ -149,9 +178,27 @@ impl ScoreCase {
 
     /// Head and place of each partition of a request.
     fn places(&self, request: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let heads = (0..self.kv_heads).map(|head| (head, self.partitions(request, head)));
+        let heads = heads.collect::<Vec<_>>().into_iter();
+        heads.flat_map(|(head, partitions)| (0..partitions).map(move |at| (head, at)))
+    }
+
+    /// Partitions of a row.
+    fn partitions(&self, request: usize, head: usize) -> usize {
         let entry = self.entries[request];
-        let partitions = if entry.tokens == 0 { 0 } else { entry.partitions as usize };
-        (0..self.kv_heads).flat_map(move |head| (0..partitions).map(move |at| (head, at)))
+        if entry.tokens == 0 {
+            return 0;
+        }
+        let place = entry.first_marks as usize + self.layer * self.kv_heads + head;
+        let last = usize::from(self.layer as u32 >= entry.new_partitions);
+        let pages = self.row_pages.get(2 * place + last);
+        pages.map_or(entry.partitions, |pages| entry.partitions.min(*pages)) as usize
+    }
+
+    /// Whether partition `at` of a row is read in any case.
+    fn is_always(&self, request: usize, head: usize, at: usize) -> bool {
+        let row = self.entries[request].first_marks as usize + self.layer * self.kv_heads + head;
+        self.always.get(row * self.mark_words + at / 32).is_some_and(|word| word >> (at % 32) & 1 != 0)
     }
 
     /// Which summary partition `at` of a request's row has.
@@ -192,8 +239,7 @@ impl ScoreCase {
         let tiles = tiles(self.stride as u32) as usize;
         for row in 0..self.rows() {
             let (request, head) = (row / self.kv_heads, row % self.kv_heads);
-            let entry = self.entries[request];
-            let partitions = if entry.tokens == 0 { 0 } else { entry.partitions as usize };
+            let partitions = self.partitions(request, head);
             for member in 0..self.group {
                 let of_head = row * self.group + member;
                 let query = &queries[of_head * head_dim..][..head_dim];
@@ -213,13 +259,21 @@ impl ScoreCase {
                 }
                 for tile in 0..tiles {
                     let first = (tile * TILE as usize).min(partitions);
-                    let of_tile = &found[first..partitions.min(first + TILE as usize)];
+                    let of_tile = first..partitions.min(first + TILE as usize);
+                    let any = !of_tile.is_empty();
+                    let counted = of_tile.filter(|at| !self.is_always(request, head, *at));
+                    let of_tile: Vec<f32> = counted.map(|at| found[at]).collect();
                     let place = (of_head * tiles + tile) * 2;
                     let (greatest, sum) = (statistics[place], f64::from(statistics[place + 1]));
-                    let expected = of_tile.iter().copied().reduce(f32::max).unwrap_or(POISON);
+                    let nothing = if any { f32::NEG_INFINITY } else { POISON };
+                    let expected = of_tile.iter().copied().reduce(f32::max).unwrap_or(nothing);
                     let exps = of_tile.iter().map(|logit| (f64::from(*logit) - f64::from(expected)).exp());
-                    let expected_sum = if of_tile.is_empty() { f64::from(POISON) } else { exps.sum() };
-                    let off = (sum - expected_sum).abs() / expected_sum.abs();
+                    let expected_sum = if any { exps.sum() } else { f64::from(POISON) };
+                    let off = if sum == expected_sum {
+                        0.0
+                    } else {
+                        (sum - expected_sum).abs() / expected_sum.abs()
+                    };
                     if greatest != expected || off.is_nan() || off > 2_f64.powi(-15) {
                         return Err(format!(
                             "row {row}, head {member}, tile {tile}: {greatest} and {sum} where {expected} and {expected_sum} were \

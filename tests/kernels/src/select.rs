@@ -43,8 +43,12 @@ pub struct SelectCase {
     pub mark_words: usize,
     /// Row of KV head 0 in the marks.
     pub first_row: usize,
+    /// `[rows of all requests, 2]`: how many partitions rows have, before and after a run. Empty where the entries say it.
+    pub row_pages: Vec<u32>,
     /// Partitions to estimate.
     pub estimates: usize,
+    /// The share of a row's partitions that this is at most.
+    pub share: f32,
     /// Scores that shared memory has room for.
     pub resident: usize,
     /// Ids that a row has room for.
@@ -82,6 +86,7 @@ impl SelectCase {
             Entry { tokens: 1, partitions: 300, limit: 80, first_partition: 3, ..Entry::default() };
         (case.softmax, case.merge) = (false, GroupMerge::Sum);
         (case.least, case.top_p, case.estimates, case.capacity) = (0.001, 0.6, 20, 100);
+        (case.share, case.row_pages) = (1.0, Vec::new());
         (case.mark_words, case.first_row) = (10, 0);
         (case.forced, case.masked) = (vec![0x8001_0000; 10], vec![0x0001_0100; 10]);
         case.logits.iter_mut().for_each(|logit| *logit = rng.random_range(0..16) as f32 / 4096.0);
@@ -170,10 +175,17 @@ impl SelectCase {
             merge: [GroupMerge::Max, GroupMerge::Sum, GroupMerge::Mean][rng.random_range(0..3)],
             least: if rng.random_bool(0.2) { rng.random_range(-1.0..1.0) } else { f32::NEG_INFINITY },
             top_p: if by_p { rng.random_range(0.0..1.0) } else { 1.0 },
+            row_pages: Vec::new(),
             estimates: if rng.random_bool(0.4) { rng.random_range(1..=longest + 2) } else { 0 },
+            share: if rng.random_bool(0.5) { 1.0 } else { rng.random_range(0.0..1.0) },
             resident,
             capacity: if rng.random_bool(0.3) { longest / 3 + 1 } else { longest + 1 },
         };
+        if rng.random_bool(0.3) {
+            // Some layers' last runs may not be selected yet; none has more partitions than its entry says, or has twice as many.
+            case.row_pages = (0..2 * marked_rows).map(|_| rng.random_range(0..=2 * longest as u32)).collect();
+            case.entries.iter_mut().for_each(|entry| entry.new_partitions = rng.random_range(0..=2));
+        }
         case.statistics = case.statistics_of_logits();
         if !case.softmax && case.least != f32::NEG_INFINITY {
             // A score that some partition has: it is reached.
@@ -215,7 +227,13 @@ impl SelectCase {
 
     fn partitions(&self, row: usize) -> usize {
         let entry = self.entries[row / self.kv_heads];
-        if entry.tokens == 0 { 0 } else { entry.partitions as usize }
+        if entry.tokens == 0 {
+            return 0;
+        }
+        let layer = (self.first_row / self.kv_heads) as u32;
+        let place = entry.first_marks as usize + self.first_row + row % self.kv_heads;
+        let pages = self.row_pages.get(2 * place + usize::from(layer >= entry.new_partitions));
+        pages.map_or(entry.partitions, |pages| entry.partitions.min(*pages)) as usize
     }
 
     /// The merge as the kernel takes it.
@@ -312,7 +330,7 @@ impl SelectCase {
             top_p: self.top_p,
             forced: &|id| self.marked(&self.forced, row, id),
             masked: &|id| self.marked(&self.masked, row, id),
-            estimates: self.estimates,
+            estimates: self.estimates.min((scores.len() as f32 * self.share) as usize),
         };
         let logarithmic = self.softmax && self.merge == GroupMerge::Max;
         let weight = |score: f32| {

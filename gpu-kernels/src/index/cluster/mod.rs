@@ -10,15 +10,20 @@
 //! | 9 | [`cluster_assign_128`] | each token's best centroid of its span |
 //! | 9, in turn | [`cluster_update`] | centroids: directions of the members' mean |
 //! | 1 | [`cluster_assign_128`] | each token's best centroid of all, and how many tokens each has |
-//! | 1 | [`cluster_pages`] | where clusters' pages and partitions begin |
-//! | 1 | [`cluster_finish`] | summaries of partitions: members' mean key and mean value; the list of members |
+//! | 1 | [`cluster_pages`] | where clusters' pages begin |
+//! | 1 | [`cluster_list`] | the tokens of each page |
+//! | 1 | [`cluster_means`] | of each page, which is a partition, mean key and mean value |
 //! | 1 | [`cluster_store`] | keys and values in clusters' order as pages of the host |
+//!
+//! [`gather_run`] fetches generated tokens' keys and values from where they are steady.
 //!
 //! Every sum of floats has one order, which tokens and clusters alone decide, so results are the same in all bits from run to run.
 
 mod assign;
 mod centroid;
-mod finish;
+mod gather_run;
+mod list;
+mod means;
 mod members;
 mod pages;
 mod start;
@@ -28,9 +33,14 @@ mod table;
 mod update;
 
 pub use assign::{cluster_assign_64, cluster_assign_128};
-pub use finish::cluster_finish;
+pub(crate) use centroid::{Channels, channels, f32_words, of_f32_words};
+pub use gather_run::gather_run;
+pub use list::cluster_list;
+pub use means::cluster_means;
+pub(crate) use members::of_groups;
 pub use pages::cluster_pages;
 pub use start::cluster_start;
 pub use store::cluster_store;
 pub use sums::cluster_sums;
+pub(crate) use table::Table;
 pub use update::cluster_update;

@@ -8,16 +8,15 @@ use crate::offload::warp_copy::{copy_words, publish};
 ///
 /// | parameter | shape | meaning |
 /// |---|---|---|
-/// | `keys`, `values`, `first`, `kv_heads`, `head_words` | | as for [`cluster_finish`](super::cluster_finish()); `tokens` are the members' |
-/// | `page_tokens`, `totals`, `members`, `member_pages` | | what [`cluster_pages`](super::cluster_pages()) and `cluster_finish` left |
-/// | `first_key` | | page key of the first page of clusters |
+/// | `keys`, `values`, `first`, `kv_heads`, `head_words` | | as for [`cluster_update`](super::cluster_update()); values as keys; `tokens` are the members' |
+/// | `page_tokens`, `first_place`, `row_pages`, `members`, `member_pages` | | what [`cluster_pages`](super::cluster_pages()) and [`cluster_list`](super::cluster_list()) left |
 /// | `host_slabs` | of all requests | slabs: of page keys `16 * i ..` of row `r` at `first_slab + r * slab_stride + i` |
 /// | `first_slab`, `slab_stride` | | |
 /// | `first_row` | layer * `kv_heads` | row of KV head 0 |
 /// | `host_valid` | as `host_slabs` | [valid bits](crate::abi::valid_place) |
 /// | `host_pages` | `[slabs, 16, 2, page_tokens, head_words]` words, mapped host memory | the host tier's pages |
 ///
-/// Page `p` of a row, of those that this run has added, has page key `first_key + p`. What a cluster's last page has beyond its tokens is zero.
+/// A page's key is its number among the pages of the row's clusters. What a cluster's last page has beyond its tokens is zero.
 ///
 /// # Mapping
 /// As [`store_prompt`](crate::offload::store_prompt()): a warp has a page of a KV head at a time.
@@ -41,10 +40,10 @@ pub unsafe fn cluster_store(
     kv_heads: u32,
     head_words: u32,
     page_tokens: u32,
-    totals: Global<U32x4>,
+    first_place: u32,
+    row_pages: Global<u32>,
     members: Global<u32>,
     member_pages: u32,
-    first_key: u32,
     host_slabs: Global<u32>,
     first_slab: u32,
     slab_stride: u32,
@@ -59,11 +58,12 @@ pub unsafe fn cluster_store(
     let mut warp = thread::index_1d() / WARP;
     while warp < member_pages * kv_heads {
         let (page, head) = (warp / kv_heads, warp % kv_heads);
-        let (before, after) = (totals.load(2 * head as usize), totals.load(2 * head as usize + 1));
-        if page < after.y - before.y {
-            let row = members.rows((member_pages * page_tokens) as usize).row(head as usize);
-            let members = row.slice((page * page_tokens) as usize, page_tokens as usize);
-            let key = first_key + before.y + page;
+        let row = row_pages.rows(2).row((first_place + head) as usize);
+        let (before, after) = (row.load(0), row.load(1));
+        if page < after - before {
+            let of_row = members.rows((member_pages * page_tokens) as usize).row(head as usize);
+            let members = of_row.slice((page * page_tokens) as usize, page_tokens as usize);
+            let key = before + page;
             let slab = first_slab + (first_row + head) * slab_stride + key / SLAB_PAGES;
             let to = host_pages.row(host_page(host_slabs.load(slab as usize), key) as usize);
             let load = |at: u32| {

@@ -28,5 +28,6 @@ pub use gather::gather;
 pub use index::{key_bounds, least_cosine, mean_key, outliers};
 pub use offload::{OffloadPages, OffloadTables, write_back};
 pub use select::{
-    Wish, bound, choose, merge_heads, score, score_bounds, score_partitions, top_k, top_k_beside,
+    Wish, bound, choose, merge_heads, score, score_beside, score_bounds, score_partitions,
+    score_partitions_beside, top_k, top_k_beside,
 };

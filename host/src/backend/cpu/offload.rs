@@ -19,6 +19,8 @@ pub struct OffloadTables<'a> {
     pub head_words: usize,
     /// Tokens of a page.
     pub page_tokens: usize,
+    /// Whether full pages go to the host: not those of the sequence where the host has clusters.
+    pub on_host: bool,
 }
 
 /// Where Offload writes.
@@ -78,7 +80,7 @@ impl OffloadTables<'_> {
                 let page = self.pool_page(entry, row, key);
                 let page = &mut pages.pool[page * words..][..words];
                 self.write_token(page, token % self.page_tokens, &keys[new.clone()], &values[new]);
-                if (token + 1).is_multiple_of(self.page_tokens) {
+                if self.on_host && (token + 1).is_multiple_of(self.page_tokens) {
                     let page = page.to_vec();
                     self.publish(pages, entry, row, key, &page);
                 }
@@ -119,7 +121,7 @@ impl OffloadTables<'_> {
                     let page = self.pool_page(entry, row, key);
                     write(&mut pages.pool[page * words..][..words]);
                 }
-                if end == first + self.page_tokens {
+                if self.on_host && end == first + self.page_tokens {
                     let mut page = vec![0; words];
                     write(&mut page);
                     self.publish(pages, entry, row, key, &page);
@@ -167,6 +169,7 @@ mod tests {
             kv_heads: 1,
             head_words: 1,
             page_tokens: 2,
+            on_host: true,
         }
     }
 

@@ -8,7 +8,6 @@ use crate::pipeline::{GroupMerge, PartitionScore};
 ///
 /// `queries` is `[group, head_dim]`, `summaries` `[partitions, head_dim]`, `scores` `[partitions]`; `logits`
 /// is scratch of the same length.
-#[multiversion(targets("x86_64+avx2+fma"))]
 pub fn score(
     queries: &[f32],
     summaries: &[f32],
@@ -17,11 +16,30 @@ pub fn score(
     scores: &mut [f32],
     logits: &mut [f32],
 ) {
+    score_beside(queries, summaries, head_dim, merge, &|_| false, scores, logits);
+}
+
+/// [`score`] where the softmaxes are over the partitions that are not `left_out`; those that are have a score of 0.
+#[multiversion(targets("x86_64+avx2+fma"))]
+pub fn score_beside(
+    queries: &[f32],
+    summaries: &[f32],
+    head_dim: usize,
+    merge: GroupMerge,
+    left_out: &dyn Fn(u32) -> bool,
+    scores: &mut [f32],
+    logits: &mut [f32],
+) {
     let scale = 1.0 / (head_dim as f32).sqrt();
     scores.fill(0.0);
     for query in queries.chunks_exact(head_dim) {
         for (logit, summary) in logits.iter_mut().zip(summaries.chunks_exact(head_dim)) {
             *logit = dot(query, summary) * scale;
+        }
+        for (partition, logit) in logits.iter_mut().enumerate() {
+            if left_out(partition as u32) {
+                *logit = f32::NEG_INFINITY;
+            }
         }
         let highest = max(logits);
         let factor = 1.0 / exp_sum(logits, highest);
@@ -72,9 +90,23 @@ pub fn score_partitions(
     merge: GroupMerge,
     scores: &mut [f32],
 ) {
+    score_partitions_beside(kind, queries, summaries, head_dim, merge, &|_| false, scores);
+}
+
+/// [`score_partitions`] beside those that are read in any case, which are `left_out` of the softmaxes: see [`score_beside`].
+pub fn score_partitions_beside(
+    kind: PartitionScore,
+    queries: &[f32],
+    summaries: &[f32],
+    head_dim: usize,
+    merge: GroupMerge,
+    left_out: &dyn Fn(u32) -> bool,
+    scores: &mut [f32],
+) {
     match kind {
         PartitionScore::DotProduct => {
-            score(queries, summaries, head_dim, merge, scores, &mut vec![0.0; scores.len()]);
+            let logits = &mut vec![0.0; scores.len()];
+            score_beside(queries, summaries, head_dim, merge, left_out, scores, logits);
         }
         PartitionScore::Bound => score_bounds(queries, summaries, head_dim, merge, scores),
     }

@@ -13,6 +13,6 @@ pub mod operators;
 mod restore;
 mod step;
 
-pub use backend::{CudaBackend, CudaBytes, CudaLimits, StepTensors};
+pub use backend::{CudaBackend, CudaBytes, CudaLimits, RowClusters, StepTensors};
 pub use restore::{Restore, Restored};
-pub use step::{LayerStep, capture_step};
+pub use step::{ClusterStages, LayerStep, capture_step};

@@ -1,7 +1,9 @@
 use bytemuck::Pod;
 
 use super::driver::{DeviceBuffer, DriverError, Graph, Result, Stream, check_length, check_operand};
-use super::kernels::{Append, Attend, Awaited, Gather, IndexOperator, IndexStep, Kernels, Resolve};
+use super::kernels::{
+    Append, Attend, Awaited, Estimate, Gather, IndexOperator, IndexStep, Kernels, PageBiases, Resolve,
+};
 use super::operators::{LayerIndex, LayerSelect, StepIndex};
 
 /// One layer of a decode step from Index to Attention: all five stages, in this order on one stream. Every decision is taken on the
@@ -26,13 +28,24 @@ pub struct LayerStep<'a> {
     pub gather: Gather<'a>,
     /// Attention: over the steady zone's pages and those that `resolve` lists.
     pub attend: Attend<'a>,
+    /// What attention has besides where partitions are clusters.
+    pub clusters: Option<ClusterStages<'a>>,
+}
+
+/// The launches about Attention of a step over clusters.
+#[derive(Clone, Copy, Debug)]
+pub struct ClusterStages<'a> {
+    /// Before it: pages that are not full.
+    pub biases: PageBiases<'a>,
+    /// After it: partitions that are estimated, if any are.
+    pub estimate: Option<Estimate<'a>>,
 }
 
 impl LayerStep<'_> {
     /// Refuses stages that are not of one batch, layer and kind of page, or that do not hand on to each other: another shape of logits or
     /// lists on either side would be read as what it is not.
     fn check(&self) -> Result<()> {
-        let Self { index, append: Append { pages, .. }, select, resolve, gather, attend } = self;
+        let Self { index, append: Append { pages, .. }, select, resolve, gather, attend, clusters: _ } = self;
         let all = |shapes: &[(&'static str, usize, usize)]| {
             shapes.iter().try_for_each(|(what, expected, found)| check_length(what, *expected, *found))
         };
@@ -70,8 +83,8 @@ impl LayerStep<'_> {
                 ("resolve ids", select.ids.len(), resolve.ids.len()),
                 ("resolve id_counts", select.selected.len(), resolve.id_counts.len()),
             ])?;
-            if let Some(marks) = select.marks {
-                check_length("select first_row", first_row, marks.first_row as usize)?;
+            if select.marks.is_some() || select.row_pages.is_some() {
+                check_length("select first_row", first_row, select.first_row as usize)?;
             }
             if let Some(statistics) = select.statistics {
                 check_length("select statistics", score.statistics.len(), statistics.len())?;
@@ -99,7 +112,7 @@ impl LayerStep<'_> {
 
     /// Refuses a stage that reads another buffer than the one before it has filled, which sizes alone do not show.
     fn check_hand_overs(&self) -> Result<()> {
-        let Self { index, append: Append { pages, .. }, select, resolve, gather, attend } = self;
+        let Self { index, append: Append { pages, .. }, select, resolve, gather, attend, clusters } = self;
         let tables = &resolve.tables;
         let mut same = vec![
             ("append entries", at(resolve.entries), at(pages.entries)),
@@ -144,6 +157,24 @@ impl LayerStep<'_> {
             if let (LayerSelect::InTree(..), LayerIndex::InTree(IndexStep { table, .. })) = (select, index) {
                 let bounds = u64::from(table.operator == IndexOperator::Bounds);
                 check_operand("score bounds", score.bounds.into(), bounds..=bounds)?;
+            }
+        }
+        if let (Some(ClusterStages { biases, estimate }), Some((score, select))) =
+            (clusters, select.as_ref().map(LayerSelect::launches))
+        {
+            same.extend([
+                ("biases ids", at(select.ids), at(biases.ids)),
+                ("biases id_counts", at(select.selected), at(biases.id_counts)),
+                ("attend biases", at(biases.biases), attend.biases.map_or(0, at)),
+            ]);
+            if let Some((estimate, listed)) = estimate.as_ref().zip(select.estimates) {
+                same.extend([
+                    ("estimate ids", at(listed.ids), at(estimate.ids)),
+                    ("estimate counts", at(listed.estimated), at(estimate.counts)),
+                    ("estimate logits", at(score.logits), at(estimate.logits)),
+                    ("estimate outputs", at(attend.outputs), at(estimate.outputs)),
+                    ("estimate lse", at(attend.lse), at(estimate.lse)),
+                ]);
             }
         }
         if let Some(Awaited { copy_counts, arrived }) = attend.awaited {
@@ -201,12 +232,21 @@ impl LayerStep<'_> {
             if let Some(select) = &self.select {
                 select.launch(kernels, stream, &behind)?;
             }
+            if let Some(clusters) = &self.clusters {
+                clusters.biases.launch(kernels, stream)?;
+                behind(stream)?;
+            }
             self.resolve.launch(kernels, stream)?;
             behind(stream)?;
             self.gather.launch(kernels, stream)?;
             behind(stream)?;
             self.attend.launch(kernels, stream)?;
-            behind(stream)
+            behind(stream)?;
+            if let Some(estimate) = self.clusters.as_ref().and_then(|clusters| clusters.estimate.as_ref()) {
+                estimate.launch(kernels, stream)?;
+                behind(stream)?;
+            }
+            Ok(())
         }
     }
 }

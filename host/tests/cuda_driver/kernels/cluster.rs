@@ -29,27 +29,25 @@ fn a_run_of_clusters_is_checked_and_launched() {
     };
     let (keys, values, few_keys) = (words(103 * 16), words(103 * 16), words(103 * 16 - 1));
     let (directories, slabs, valid) = (table(9), table(40), table(40));
-    let (totals, partition_tokens, first_pages) = (words(4), table(4 * 8), table(4 * 8));
+    let (row_pages, partition_tokens) = (table(2 * 9), table(4 * 8));
     let (summaries, value_means) = (words(4 * 8 * 8), words(4 * 8 * 8));
-    let (short_table, short_words, other_totals) = (table(31), words(255), words(5));
+    let (short_table, short_words, few_rows) = (table(31), words(255), table(17));
     let host_pages = PinnedArena::reserve(&context, 16 * 64 * WORD_BYTES, |_| {}).unwrap();
     let tables = ClusterTables {
         page_tokens: 4,
-        partition_pages: 2,
         directories: &directories,
         directory: 3,
         first_row: 2,
         request_rows: 4,
         segment_partitions: 8,
-        capacity: 44,
-        totals: &totals,
+        capacity: 49,
+        row_pages: &row_pages,
+        first_place: 5,
         partition_tokens: &partition_tokens,
-        first_pages: &first_pages,
         summaries: &summaries,
         value_means: &value_means,
     };
     let pages = ClusterPages {
-        first_key: 5,
         host_slabs: &slabs,
         first_slab: 1,
         slab_stride: 9,
@@ -92,28 +90,25 @@ fn a_run_of_clusters_is_checked_and_launched() {
     let beyond = launch(ClusterRun { first: 4, ..right });
     assert_eq!(beyond, Err(short("cluster keys", 1664, 1648)));
 
-    for (what, wrong) in [
-        ("cluster page_tokens", ClusterTables { page_tokens: 0, ..tables }),
-        ("cluster partition_pages", ClusterTables { partition_pages: 0, ..tables }),
-        ("cluster segment_partitions", ClusterTables { segment_partitions: 0, ..tables }),
-    ] {
+    for (what, wrong) in [("cluster segment_partitions", ClusterTables { segment_partitions: 0, ..tables })] {
         assert_eq!(kept(wrong), Err(operand(what, 0, 1, ANY)));
     }
-    let large = kept(ClusterTables { partition_pages: 1 << 30, ..tables });
-    assert_eq!(large, Err(operand("cluster tokens of a partition", 1 << 32, 1, ANY)));
+    for page_tokens in [0, 65] {
+        let refused = kept(ClusterTables { page_tokens, ..tables });
+        assert_eq!(refused, Err(operand("cluster page_tokens", page_tokens.into(), 1, 64)));
+    }
     let below = kept(ClusterTables { first_row: 3, ..tables });
     assert_eq!(below, Err(operand("cluster first_row + kv_heads", 5, 1, 4)));
-    let full = kept(ClusterTables { capacity: 43, ..tables });
-    assert_eq!(full, Err(operand("cluster capacity", 43, 44, ANY)));
+    let full = kept(ClusterTables { capacity: 48, ..tables });
+    assert_eq!(full, Err(operand("cluster capacity", 48, 49, ANY)));
     let directory = kept(ClusterTables { directory: 4, ..tables });
     let what = "cluster directories";
-    assert_eq!(directory, Err(DriverError::OutOfRange { what, start: 4, len: 6, limit: 9 }));
-    let rows = kept(ClusterTables { totals: &other_totals, ..tables });
-    assert_eq!(rows, Err(length("cluster totals", 4, 5)));
+    assert_eq!(directory, Err(DriverError::OutOfRange { what, start: 4, len: 7, limit: 9 }));
+    let rows = kept(ClusterTables { row_pages: &few_rows, ..tables });
+    let what = "cluster row_pages";
+    assert_eq!(rows, Err(DriverError::OutOfRange { what, start: 14, len: 4, limit: 17 }));
     let no_segment = kept(ClusterTables { partition_tokens: &short_table, ..tables });
     assert_eq!(no_segment, Err(short("cluster partition_tokens", 32, 31)));
-    let no_segment = kept(ClusterTables { first_pages: &short_table, ..tables });
-    assert_eq!(no_segment, Err(short("cluster first_pages", 32, 31)));
     let no_segment = kept(ClusterTables { summaries: &short_words, ..tables });
     assert_eq!(no_segment, Err(short("cluster summaries", 256, 255)));
     let no_segment = kept(ClusterTables { value_means: &short_words, ..tables });
@@ -156,9 +151,10 @@ fn a_run_of_clusters_is_checked_and_launched() {
         (scratch.sums.address(), scratch.means.address(), scratch.centroids.address());
     let (biases, assigned, sizes) =
         (scratch.biases.address(), scratch.assigned.address(), scratch.sizes.address());
-    let (firsts, members, totals) = (scratch.firsts.address(), scratch.members.address(), totals.address());
+    let (firsts, members) = (scratch.firsts.address(), scratch.members.address());
+    let row_pages = row_pages.address();
     let [directories, slabs, valid] = [&directories, &slabs, &valid].map(DeviceBuffer::address);
-    let [partition_tokens, first_pages] = [&partition_tokens, &first_pages].map(DeviceBuffer::address);
+    let partition_tokens = partition_tokens.address();
     let [summaries, value_means] = [&summaries, &value_means].map(DeviceBuffer::address);
     let host = host_pages.device_address();
     let assign = |blocks: u32, parameters: &str, counted: u32| {
@@ -182,13 +178,16 @@ fn a_run_of_clusters_is_checked_and_launched() {
         "fill 256".to_owned(),
         assign(2, "1 32", 1),
         format!(
-            "launch cluster_pages 2 1 1, 256 1 1, 64: {sizes:#x} 32 4 2 {at} 44 {totals:#x} {firsts:#x} {partition_tokens:#x} {first_pages:#x}"
+            "launch cluster_pages 2 1 1, 256 1 1, 64: {sizes:#x} 32 4 7 {row_pages:#x} {firsts:#x}"
         ),
         format!(
-            "launch cluster_finish 8 1 1, 256 1 1, 5120: {k:#x} {v:#x} 3 100 2 8 32 {means:#x} {assigned:#x} {centroids:#x} 4 2 {at} {totals:#x} {firsts:#x} {summaries:#x} {value_means:#x} {members:#x} 49"
+            "launch cluster_list 8 1 1, 256 1 1, 5120: {assigned:#x} 100 8 32 4 {firsts:#x} {members:#x} 49"
         ),
         format!(
-            "launch cluster_store 3 1 1, 256 1 1, 0: {k:#x} {v:#x} 3 2 8 4 {totals:#x} {members:#x} 49 5 {slabs:#x} 1 9 2 {valid:#x} {host:#x}"
+            "launch cluster_means 13 1 1, 256 1 1, 0: {k:#x} {v:#x} 3 2 8 4 7 {row_pages:#x} {members:#x} 49 {at} {summaries:#x} {value_means:#x} {partition_tokens:#x}"
+        ),
+        format!(
+            "launch cluster_store 3 1 1, 256 1 1, 0: {k:#x} {v:#x} 3 2 8 4 7 {row_pages:#x} {members:#x} 49 {slabs:#x} 1 9 2 {valid:#x} {host:#x}"
         ),
     ]);
     assert_eq!(log, expected);

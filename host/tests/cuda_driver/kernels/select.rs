@@ -34,6 +34,8 @@ fn a_score_is_checked_and_launched() {
         layer: 1,
         scale: 0.25,
         stride: 516,
+        row_pages: None,
+        always: None,
         logits: &logits,
         statistics: &statistics,
     };
@@ -71,13 +73,28 @@ fn a_score_is_checked_and_launched() {
     launch(Score { entries: &no_entries, ..right }).unwrap();
     assert_eq!(driver.log(), [""; 0], "nothing was launched");
 
-    for (head_words, bounds, right) in [(8, 0, right), (16, 1, Score { head_words: 16, ..wide })] {
+    let row_pages = table(12);
+    let marks = table(6 * 17);
+    let counted = Score { row_pages: Some(&row_pages), always: Some((&marks, 17)), ..right };
+    let few_words = launch(Score { always: Some((&marks, 16)), ..right });
+    assert_eq!(few_words, Err(operand("score mark words", 16, 17, ANY)));
+    let few_marks = launch(Score { always: Some((&marks, 18)), ..right });
+    assert_eq!(few_marks, Err(short("score always", 108, 102)));
+    for (head_words, bounds, right) in
+        [(8, 0, right), (8, 0, counted), (16, 1, Score { head_words: 16, ..wide })]
+    {
         launch(right).unwrap();
         let shared = score::shared_bytes(head_words << bounds);
         let tables = format!("{:#x} {:#x}", entries.address(), directories.address());
         let read = format!("{:#x} {:#x}", summaries.address(), right.queries.address());
         let written = format!("{:#x} {:#x}", logits.address(), statistics.address());
-        let numbers = format!("3 4 {head_words} {bounds} 512 6 1 0.25 516");
+        let row_pages = right.row_pages.map_or(directories.address(), DeviceBuffer::address);
+        let counted = u32::from(right.row_pages.is_some());
+        let always = right.always.map_or(directories.address(), |(marks, _)| marks.address());
+        let words = right.always.map_or(0, |(_, words)| words);
+        let numbers = format!(
+            "3 4 {head_words} {bounds} 512 6 1 0.25 516 {row_pages:#x} {counted} {always:#x} {words}"
+        );
         let line = format!("launch score 12 1 1, 128 1 1, {shared}: {tables} {read} {numbers} {written}");
         assert_eq!(driver.log(), [line]);
     }
@@ -97,11 +114,12 @@ fn a_selection_is_checked_and_launched() {
     let (logits, statistics, keys) = (floats(24 * 516), floats(24 * 4), words(6 * 129));
     let (forced, masked, few_marks) = (table(6 * 17), table(6 * 17), table(6 * 17 - 1));
     let (ids, selected, estimated_ids, estimated) = (table(6 * 7), table(6), table(6 * 5), table(6));
+    let (row_pages, few_rows) = (table(12), table(11));
     let (few_ids, few_estimates, other) = (table(6 * 7 - 1), table(6 * 5 - 1), table(5));
     let (few_logits, few_statistics, few_keys) =
         (floats(24 * 516 - 1), floats(24 * 4 - 1), words(6 * 129 - 1));
-    let marks = Marks { forced: Some(&forced), masked: Some(&masked), words: 17, first_row: 3 };
-    let estimates = Estimates { count: 5, ids: &estimated_ids, estimated: &estimated };
+    let marks = Marks { forced: Some(&forced), masked: Some(&masked), words: 17 };
+    let estimates = Estimates { count: 5, share: 0.5, ids: &estimated_ids, estimated: &estimated };
     let right = SelectPartitions {
         entries: &entries,
         logits: &logits,
@@ -113,6 +131,8 @@ fn a_selection_is_checked_and_launched() {
         least: Some(0.5),
         top_p: 0.75,
         marks: Some(marks),
+        first_row: 3,
+        row_pages: Some(&row_pages),
         estimates: Some(estimates),
         resident: 512,
         keys: &keys,
@@ -151,6 +171,10 @@ fn a_selection_is_checked_and_launched() {
         let message = format!("select top_p is {value}; it must be above 0 and at most 1");
         assert_eq!(refused.to_string(), message);
     }
+    for (share, value) in [(0.0, "0"), (1.5, "1.5"), (f32::NAN, "NaN")] {
+        let refused = launch(with_estimates(Estimates { share, ..estimates })).unwrap_err();
+        assert_eq!(refused, DriverError::Share { what: "select estimates", value: value.to_owned() });
+    }
     let no_number = launch(SelectPartitions { least: Some(f32::NAN), ..right }).unwrap_err();
     assert_eq!(no_number, DriverError::NotANumber { what: "select least" });
     assert_eq!(no_number.to_string(), "select least is not a number");
@@ -168,6 +192,7 @@ fn a_selection_is_checked_and_launched() {
         ("select masked", 6 * 17, with_marks(Marks { masked: Some(&few_marks), ..marks })),
         ("select estimated ids", 30, with_estimates(Estimates { ids: &few_estimates, ..estimates })),
         ("select keys", 6 * 129, SelectPartitions { keys: &few_keys, ..right }),
+        ("select row_pages", 12, SelectPartitions { row_pages: Some(&few_rows), ..right }),
     ] {
         assert_eq!(launch(wrong), Err(short(what, len, len - 1)));
     }
@@ -185,7 +210,8 @@ fn a_selection_is_checked_and_launched() {
             "launch select 6 1 1, 1024 1 1, {shared}: {entries:#x} {logits:#x} {statistics:#x} 3 4 516 {scores} {marks} {resident} {keys:#x} 7 {ids:#x} {selected:#x} {estimates}"
         )
     };
-    let marked = format!("{forced:#x} {masked:#x} 17 17 3 5");
+    let row_pages = row_pages.address();
+    let marked = format!("{forced:#x} {masked:#x} 17 17 3 {row_pages:#x} 1 5 0.50");
     let estimates = format!("{estimated_ids:#x} {estimated:#x}");
     // Softmax, merge, least, top-p: of logarithms the least is one too.
     for (merge, least, scores) in [
@@ -201,17 +227,19 @@ fn a_selection_is_checked_and_launched() {
     }
     // Of one kind alone.
     for (alone, expected) in [
-        (Marks { masked: None, ..marks }, format!("{forced:#x} {ids:#x} 17 0 3 5")),
-        (Marks { forced: None, ..marks }, format!("{ids:#x} {masked:#x} 0 17 3 5")),
+        (Marks { masked: None, ..marks }, format!("{forced:#x} {ids:#x} 17 0 3 {row_pages:#x} 1 5 0.50")),
+        (Marks { forced: None, ..marks }, format!("{ids:#x} {masked:#x} 0 17 3 {row_pages:#x} 1 5 0.50")),
     ] {
         launch(with_marks(alone)).unwrap();
         let expected = line(statistics, "1 0 -0.69 0.75", &expected, 512, keys.address(), &estimates);
         assert_eq!(driver.log(), [expected]);
     }
     // Without what may be left out: what stands in for it is neither read nor written.
-    let bare = SelectPartitions { statistics: None, marks: None, estimates: None, top_p: 1.0, ..right };
+    let bare = SelectPartitions { statistics: None, marks: None, row_pages: None, estimates: None, ..right };
+    let bare = SelectPartitions { top_p: 1.0, first_row: 0, ..bare };
     launch(SelectPartitions { resident: 516, keys: &few_keys, ..bare }).unwrap();
-    let (unmarked, unestimated) = (format!("{ids:#x} {ids:#x} 0 0 0 0"), format!("{ids:#x} {selected:#x}"));
+    let (unmarked, unestimated) =
+        (format!("{ids:#x} {ids:#x} 0 0 0 {selected:#x} 0 0 0.00"), format!("{ids:#x} {selected:#x}"));
     let expected = line(logits, "0 0 0.50 1.00", &unmarked, 516, few_keys.address(), &unestimated);
     assert_eq!(driver.log(), [expected]);
 }

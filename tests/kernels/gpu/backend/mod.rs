@@ -1,6 +1,7 @@
 //! The cuda backend under the pipeline, as the CPU's is tested: every output against attention by its definition over what was
 //! selected, in f64; requests that come, grow, are cancelled and go, with every cached page compared with its host page.
 
+mod clusters;
 mod run;
 
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use spinkv::algorithms::{
-    Dense, HeadRule, PerRow, Quest, RowRules, SeerAttention, ShadowKv, StreamingLlm, TokenTopK,
+    Dense, HeadRule, PerRow, Quest, RetroInfer, RowRules, SeerAttention, ShadowKv, StreamingLlm, TokenTopK,
 };
 use spinkv::backend::cuda::CudaLimits;
 use spinkv::gates::{Gates, LayerGate};
@@ -32,6 +33,7 @@ pub fn tests() -> Vec<Test> {
         test("backend::outputs_are_attention_over_what_was_selected", outputs),
         test("backend::prompts_of_every_length_near_a_border", borders),
         test("backend::gates_select_as_on_the_cpu", gates),
+        test("backend::clusters_are_those_of_the_definition", clusters),
         test("backend::soak_1000_steps", soak),
         test("backend::what_does_not_fit_is_refused_and_costs_nothing", refusals),
     ]
@@ -120,6 +122,38 @@ fn borders(machine: &Machine) -> Outcome {
     let request = run.start(sequence(shape, Style::Random, 5, machine.seed), 2)?;
     for _ in 0..3 {
         run.step(&[request])?;
+    }
+    Ok(())
+}
+
+/// Clusters of prompts and of generated tokens, through several runs that leave the steady zone; everything against its definition.
+fn clusters(machine: &Machine) -> Outcome {
+    for (number, (group, head_dim, page_tokens, estimated)) in
+        [(5, 128, 8, 0.232), (4, 64, 16, 0.0), (16, 64, 8, 1.0), (1, 128, 32, 0.5)].into_iter().enumerate()
+    {
+        let shape = shape(group, head_dim);
+        let method =
+            RetroInfer { estimated, update: 128, ..RetroInfer::new(Budget::Tokens(4 * page_tokens), STEADY) };
+        let mut run = Run::new(machine, shape, page_tokens, Arc::new(method), &limits(4, 900))?;
+        let seed = machine.seed + 10 * number as u64;
+        let requests: Vec<_> =
+            [(0, Style::Random), (130, Style::Peaked), (144, Style::Random), (700, Style::Peaked)]
+                .into_iter()
+                .enumerate()
+                .map(|(index, (prompt, style))| {
+                    run.start(sequence(shape, style, prompt + 180, seed + index as u64), prompt)
+                })
+                .collect::<Result<_, _>>()?;
+        for _ in 0..170 {
+            run.step(&requests)?;
+        }
+        let mut audited = 0;
+        for request in requests {
+            audited += run.audit(request)?;
+            run.release(request);
+        }
+        ensure(audited > 0, "caches that hold something")?;
+        run.ensure_empty()?;
     }
     Ok(())
 }

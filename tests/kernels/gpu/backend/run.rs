@@ -5,7 +5,7 @@ use std::sync::Arc;
 use half::bf16;
 use libtest_mimic::Failed;
 use spinkv::backend::cpu::{
-    self, gate_key, gate_query, key_bounds, least_cosine, mean_key, score_partitions, top_k_beside,
+    self, gate_key, gate_query, key_bounds, least_cosine, mean_key, score_partitions_beside, top_k_beside,
 };
 use spinkv::backend::cuda::driver::{DeviceBuffer, DriverError};
 use spinkv::backend::cuda::{CudaBackend, CudaLimits};
@@ -65,8 +65,8 @@ pub fn sequence(shape: KvShape, style: Style, tokens: usize, seed: u64) -> Seque
 /// A pipeline over the cuda backend; every output is compared.
 pub struct Run<'a> {
     machine: &'a Machine,
-    pipeline: Pipeline<CudaBackend>,
-    sequences: HashMap<RequestId, Sequence>,
+    pub(super) pipeline: Pipeline<CudaBackend>,
+    pub(super) sequences: HashMap<RequestId, Sequence>,
     /// Those that the method selects by, if it does by any.
     gates: Option<Arc<Gates>>,
 }
@@ -185,13 +185,19 @@ impl<'a> Run<'a> {
             let found = download(self.pipeline.backend().stream(), &out)?;
             let width = query_heads * head_dim;
             for (index, (request, token)) in batch.iter().zip(tokens).enumerate() {
+                let off = |off| Wrong::Output(format!("{request:?}, layer {layer}, token {token}: {off}"));
+                let found = &found[index * width..][..width];
+                if self.pipeline.config().clusters() && !self.pipeline.backend().is_resident([*request]) {
+                    let rows =
+                        (0..kv_heads).map(|head| self.over_clusters(*request, layer, index, head, token));
+                    close(found, &rows.collect::<Result<Vec<_>, Wrong>>()?.concat()).map_err(off)?;
+                    continue;
+                }
                 let seen = (0..kv_heads)
                     .map(|kv_head| self.seen(*request, layer, index, kv_head, token))
                     .collect::<Result<Vec<_>, Wrong>>()?;
                 let expected = self.sequences[request].attention(layer, token, &seen);
-                close(&found[index * width..][..width], &expected).map_err(|off| {
-                    Wrong::Output(format!("{request:?}, layer {layer}, token {token}: {off}"))
-                })?;
+                close(found, &expected).map_err(off)?;
             }
         }
         Ok(())
@@ -323,9 +329,10 @@ impl<'a> Run<'a> {
         let queries = &queries[kv_head * group * head_dim..][..group * head_dim];
         let summaries = self.summaries(request, layer, kv_head, partitions.clone());
         let mut scores = vec![0.0; partitions.len()];
+        let marked = |at: u32| always.contains(&(at + partitions.start));
         let score = match (config.method().select(), &self.gates) {
             (Select::TopK { score, merge, .. }, _) => {
-                score_partitions(score, queries, &summaries, head_dim, merge, &mut scores);
+                score_partitions_beside(score, queries, &summaries, head_dim, merge, &marked, &mut scores);
                 Some(score)
             }
             (_, Some(gates)) => {
@@ -338,7 +345,6 @@ impl<'a> Run<'a> {
             _ => return Ok(()),
         };
         let mut expected = Vec::new();
-        let marked = |at: u32| always.contains(&(at + partitions.start));
         top_k_beside(&scores, ids.len() - always.len(), &marked, &mut expected);
         let of = |id: u32| scores[(id - partitions.start) as usize];
         let best = expected.iter().filter(|at| !marked(**at));

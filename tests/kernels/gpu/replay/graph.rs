@@ -70,6 +70,7 @@ impl World<'_> {
                     kv_heads: KV_HEADS as u32,
                     head_words: HEAD_WORDS as u32,
                     page_tokens: PAGE_TOKENS as u32,
+                    on_host: true,
                 },
                 keys: &inputs.keys,
                 values: &inputs.values,
@@ -89,6 +90,8 @@ impl World<'_> {
                     layer: layer as u32,
                     scale: SCALE,
                     stride: KEYS as u32,
+                    row_pages: None,
+                    always: None,
                     logits: &lists.logits,
                     statistics: &lists.statistics,
                 },
@@ -103,6 +106,8 @@ impl World<'_> {
                     least: None,
                     top_p: 1.0,
                     marks: None,
+                    first_row: 0,
+                    row_pages: None,
                     estimates: None,
                     resident: KEYS as u32,
                     keys: &inputs.keys,
@@ -169,6 +174,7 @@ impl World<'_> {
                 outputs: &lists.outputs,
                 lse: &lists.lse,
             },
+            clusters: None,
         }
     }
 }

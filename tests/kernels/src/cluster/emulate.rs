@@ -18,10 +18,9 @@ struct Buffers {
     assigned: Buffer<u32>,
     assigned_words: Buffer<U32x4>,
     sizes: Buffer<u32>,
-    totals: Buffer<U32x4>,
-    firsts: Buffer<u64>,
+    row_pages: Buffer<u32>,
+    firsts: Buffer<u32>,
     partition_tokens: Buffer<u32>,
-    first_pages: Buffer<u32>,
     summaries: Buffer<U32x4>,
     value_means: Buffer<U32x4>,
     members: Buffer<u32>,
@@ -40,10 +39,9 @@ impl Buffers {
             assigned: Buffer::from_slice(&state.assigned),
             assigned_words: words(&bytemuck::pod_collect_to_vec::<_, u128>(&state.assigned)),
             sizes: Buffer::from_slice(&state.sizes),
-            totals: words(&bytemuck::pod_collect_to_vec::<_, u128>(&state.totals)),
+            row_pages: Buffer::from_slice(&state.row_pages),
             firsts: Buffer::from_slice(&state.firsts),
             partition_tokens: Buffer::from_slice(&state.partition_tokens),
-            first_pages: Buffer::from_slice(&state.first_pages),
             summaries: words(&state.summaries),
             value_means: words(&state.value_means),
             members: Buffer::from_slice(&state.members),
@@ -60,10 +58,9 @@ impl Buffers {
             biases: self.biases.to_vec(),
             assigned: self.assigned.to_vec(),
             sizes: self.sizes.to_vec(),
-            totals: bytemuck::pod_collect_to_vec(&to_words(&self.totals)),
+            row_pages: self.row_pages.to_vec(),
             firsts: self.firsts.to_vec(),
             partition_tokens: self.partition_tokens.to_vec(),
-            first_pages: self.first_pages.to_vec(),
             summaries: to_words(&self.summaries),
             value_means: to_words(&self.value_means),
             members: self.members.to_vec(),
@@ -86,12 +83,12 @@ impl ClusterCase {
         let sizes =
             [self.first, self.tokens, self.kv_heads, self.head_words, self.spans, self.span_centroids];
         let [first, tokens, kv_heads, head_words, spans, span_centroids] = sizes.map(|size| size as u32);
-        let sizes = [self.page_tokens, self.partition_pages, self.directory, self.first_row];
-        let [page_tokens, partition_pages, directory, first_row] = sizes.map(|size| size as u32);
-        let sizes = [self.request_rows, self.segment_partitions, self.capacity, self.member_pages()];
-        let [request_rows, segment_partitions, capacity, member_pages] = sizes.map(|size| size as u32);
-        let sizes = [self.first_key, self.first_slab, self.slab_stride];
-        let [first_key, first_slab, slab_stride] = sizes.map(|size| size as u32);
+        let sizes = [self.page_tokens, self.first_place + self.first_row, self.directory, self.first_row];
+        let [page_tokens, first_place, directory, first_row] = sizes.map(|size| size as u32);
+        let sizes = [self.request_rows, self.segment_partitions, self.member_pages()];
+        let [request_rows, segment_partitions, member_pages] = sizes.map(|size| size as u32);
+        let sizes = [self.first_slab, self.slab_stride];
+        let [first_slab, slab_stride] = sizes.map(|size| size as u32);
         let clusters = spans * span_centroids;
         let launch = |blocks: u64, threads: u32, shared: u32, kernel: &dyn Fn()| {
             Launch::new(blocks as u32, threads).shared(shared as usize).seed(schedule).run(kernel).map(drop)
@@ -183,54 +180,56 @@ impl ClusterCase {
                             buffers.sizes.view(),
                             clusters,
                             page_tokens,
-                            partition_pages,
-                            directories.view(),
-                            directory,
-                            first_row,
-                            request_rows,
-                            segment_partitions,
-                            capacity,
-                            buffers.totals.view_mut(),
+                            first_place,
+                            buffers.row_pages.view_mut(),
                             buffers.firsts.view_mut(),
-                            buffers.partition_tokens.view_mut(),
-                            buffers.first_pages.view_mut(),
                         );
                     }
                 })
             }
-            Stage::Finish => {
+            Stage::List => {
                 let blocks = cluster::update::grid(kv_heads, clusters);
                 launch(blocks, cluster::update::BLOCK, cluster::update::SHARED_BYTES, &|| {
                     // SAFETY: as above.
                     unsafe {
-                        kernels::cluster_finish(
-                            keys.view(),
-                            values.view(),
-                            first,
+                        kernels::cluster_list(
+                            buffers.assigned_words.view(),
                             tokens,
-                            kv_heads,
                             head_words,
                             clusters,
-                            buffers.means.view(),
-                            buffers.assigned_words.view(),
-                            buffers.centroids.view(),
                             page_tokens,
-                            partition_pages,
-                            directories.view(),
-                            directory,
-                            first_row,
-                            request_rows,
-                            segment_partitions,
-                            buffers.totals.view(),
                             buffers.firsts.view(),
-                            buffers.summaries.view_mut(),
-                            buffers.value_means.view_mut(),
                             buffers.members.view_mut(),
                             member_pages,
                         );
                     }
                 })
             }
+            Stage::Means => launch(self.grid.into(), cluster::means::BLOCK, 0, &|| {
+                // SAFETY: as above.
+                unsafe {
+                    kernels::cluster_means(
+                        keys.view(),
+                        values.view(),
+                        first,
+                        kv_heads,
+                        head_words,
+                        page_tokens,
+                        first_place,
+                        buffers.row_pages.view(),
+                        buffers.members.view(),
+                        member_pages,
+                        directories.view(),
+                        directory,
+                        first_row,
+                        request_rows,
+                        segment_partitions,
+                        buffers.summaries.view_mut(),
+                        buffers.value_means.view_mut(),
+                        buffers.partition_tokens.view_mut(),
+                    );
+                }
+            }),
             Stage::Store => launch(self.grid.into(), cluster::store::BLOCK, 0, &|| {
                 // SAFETY: as above.
                 unsafe {
@@ -241,10 +240,10 @@ impl ClusterCase {
                         kv_heads,
                         head_words,
                         page_tokens,
-                        buffers.totals.view(),
+                        first_place,
+                        buffers.row_pages.view(),
                         buffers.members.view(),
                         member_pages,
-                        first_key,
                         host_slabs.view(),
                         first_slab,
                         slab_stride,

@@ -10,7 +10,7 @@ use half::bf16;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use spinkv_kernels::abi::cluster::{max_pages, max_partitions, start_token, sums};
+use spinkv_kernels::abi::cluster::{max_pages, start_token, sums};
 use spinkv_kernels::abi::{SLAB_PAGES, WORD_ELEMENTS};
 
 use super::{POISON, WILD, pick};
@@ -30,8 +30,10 @@ pub enum Stage {
     AssignAll,
     /// `cluster_pages`.
     Pages,
-    /// `cluster_finish`.
-    Finish,
+    /// `cluster_list`.
+    List,
+    /// `cluster_means`.
+    Means,
     /// `cluster_store`.
     Store,
 }
@@ -51,14 +53,12 @@ pub struct State {
     pub assigned: Vec<u32>,
     /// `[kv_heads, clusters]`.
     pub sizes: Vec<u32>,
-    /// `[kv_heads, 2]`: partitions, pages, largest cluster, 0; before and after.
-    pub totals: Vec<[u32; 4]>,
+    /// `[rows of all requests, 2]`: pages before the run and after it.
+    pub row_pages: Vec<u32>,
     /// `[kv_heads, clusters]`.
-    pub firsts: Vec<u64>,
+    pub firsts: Vec<u32>,
     /// `[segments, request_rows, segment_partitions]`.
     pub partition_tokens: Vec<u32>,
-    /// As above.
-    pub first_pages: Vec<u32>,
     /// `[segments, request_rows, segment_partitions, head_words]`.
     pub summaries: Vec<u128>,
     /// As above.
@@ -94,8 +94,6 @@ pub struct ClusterCase {
     pub iterations: usize,
     /// Tokens of a page.
     pub page_tokens: usize,
-    /// Pages of a partition.
-    pub partition_pages: usize,
     /// Segments of partitions; wild but for the request's.
     pub directories: Vec<u32>,
     /// Where the request's begin.
@@ -110,10 +108,10 @@ pub struct ClusterCase {
     pub segment_partitions: usize,
     /// Partitions that the request has room for.
     pub capacity: usize,
-    /// Of each row, by earlier runs: partitions, pages, the largest cluster.
-    pub before: Vec<[u32; 4]>,
-    /// Page key of the first page of clusters.
-    pub first_key: usize,
+    /// Of each row, by earlier runs: pages.
+    pub before: Vec<u32>,
+    /// The place of the request's row 0 among the rows of all requests.
+    pub first_place: usize,
     /// Host table; wild but for the slabs of pages that may be written.
     pub host_slabs: Vec<u32>,
     /// Slabs that there are.
@@ -122,7 +120,7 @@ pub struct ClusterCase {
     pub first_slab: usize,
     /// Slabs between rows.
     pub slab_stride: usize,
-    /// Blocks of `cluster_store`.
+    /// Blocks of `cluster_means` and `cluster_store`.
     pub grid: u32,
 }
 
@@ -200,23 +198,13 @@ impl ClusterCase {
     ) -> Self {
         let clusters = spans * span_centroids;
         let page_tokens = pick(rng, &[1, 2, 3, 4, 8, 8, 16]);
-        let partition_pages = pick(rng, &[1, 2, 3, 8, 1000]);
         let layers = rng.random_range(1..=2);
         let first_row = rng.random_range(0..layers) * kv_heads;
-        let before: Vec<[u32; 4]> = (0..kv_heads)
-            .map(|_| {
-                if rng.random_bool(0.5) {
-                    [0; 4]
-                } else {
-                    [rng.random_range(0..9), rng.random_range(0..40), 5, 0]
-                }
-            })
-            .collect();
-        let most = |of: usize| before.iter().map(|row| row[of]).max().unwrap() as usize;
-        let partition_tokens = (page_tokens * partition_pages) as u32;
-        let capacity = most(0)
-            + max_partitions(tokens as u32, clusters as u32, partition_tokens) as usize
-            + rng.random_range(0..20);
+        let before: Vec<u32> =
+            (0..kv_heads).map(|_| if rng.random_bool(0.5) { 0 } else { rng.random_range(0..40) }).collect();
+        let most = before.iter().max().copied().unwrap() as usize;
+        let pages = most + max_pages(tokens as u32, clusters as u32, page_tokens as u32) as usize;
+        let capacity = pages + rng.random_range(0..20);
         let segment_partitions = pick(rng, &[1, 7, 64, 512]);
         let request_segments = capacity.div_ceil(segment_partitions);
         let directory = rng.random_range(0..3);
@@ -227,17 +215,15 @@ impl ClusterCase {
         directories.extend(&ids[..request_segments]);
         directories.push(WILD);
 
-        let first_key = rng.random_range(0..40);
-        let pages = most(1) + max_pages(tokens as u32, clusters as u32, page_tokens as u32) as usize;
-        let row_slabs = first_key / SLAB_PAGES as usize..(first_key + pages).div_ceil(SLAB_PAGES as usize);
-        let slab_stride = row_slabs.end + rng.random_range(0..2);
+        let row_slabs = pages.div_ceil(SLAB_PAGES as usize);
+        let slab_stride = row_slabs + rng.random_range(0..2);
         let first_slab = rng.random_range(0..3);
-        let slabs = kv_heads * row_slabs.len() + 1;
+        let slabs = kv_heads * row_slabs + 1;
         let mut ids: Vec<u32> = (0..slabs as u32).collect();
         ids.shuffle(rng);
         let mut host_slabs = vec![WILD; first_slab + layers * kv_heads * slab_stride + 1];
         for head in 0..kv_heads {
-            for slab in row_slabs.clone() {
+            for slab in 0..row_slabs {
                 host_slabs[first_slab + (first_row + head) * slab_stride + slab] = ids.pop().unwrap();
             }
         }
@@ -253,7 +239,6 @@ impl ClusterCase {
             span_centroids,
             iterations: 2,
             page_tokens,
-            partition_pages,
             directories,
             directory,
             segments,
@@ -262,7 +247,7 @@ impl ClusterCase {
             segment_partitions,
             capacity,
             before,
-            first_key,
+            first_place: rng.random_range(0..5),
             host_slabs,
             slabs,
             first_slab,
@@ -334,11 +319,11 @@ impl ClusterCase {
         for _ in 0..self.iterations {
             stages.extend([Stage::Assign, Stage::Update]);
         }
-        stages.extend([Stage::AssignAll, Stage::Pages, Stage::Finish, Stage::Store]);
+        stages.extend([Stage::AssignAll, Stage::Pages, Stage::List, Stage::Means, Stage::Store]);
         stages
     }
 
-    /// Before the first stage: poison, but for sizes of 0, the totals of earlier runs and some valid bits.
+    /// Before the first stage: poison, but for sizes of 0, the pages of earlier runs and some valid bits.
     pub fn state(&self) -> State {
         let Self { kv_heads, head_words, tokens, .. } = *self;
         let clusters = kv_heads * self.clusters();
@@ -348,7 +333,9 @@ impl ClusterCase {
         // What is behind the last token may look like a cluster.
         let mut assigned = vec![self.clusters() as u32 - 1; tokens.next_multiple_of(4)];
         assigned[..tokens].fill(poison);
-        let totals = self.before.iter().flat_map(|row| [[poison; 4], *row]);
+        let mut row_pages = vec![poison; 2 * (self.first_place + self.request_rows) + 2];
+        let first_place = 2 * (self.first_place + self.first_row);
+        self.before.iter().enumerate().for_each(|(row, pages)| row_pages[first_place + 2 * row + 1] = *pages);
         State {
             sums: words(sums::parts(tokens as u32) as usize * kv_heads * 2 * head_words),
             means: words(kv_heads * 2 * head_words),
@@ -356,10 +343,9 @@ impl ClusterCase {
             biases: vec![f32::from_bits(poison); clusters],
             assigned: assigned.repeat(kv_heads),
             sizes: vec![0; clusters],
-            totals: totals.collect(),
-            firsts: vec![POISON as u64; clusters],
+            row_pages,
+            firsts: vec![poison; clusters],
             partition_tokens: vec![poison; partitions],
-            first_pages: vec![poison; partitions],
             summaries: words(partitions * head_words),
             value_means: words(partitions * head_words),
             members: vec![poison; kv_heads * self.member_pages() * self.page_tokens],

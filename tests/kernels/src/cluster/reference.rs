@@ -26,7 +26,8 @@ impl ClusterCase {
             }
             Stage::Update => self.update(&mut expected),
             Stage::Pages => self.pages(&mut expected),
-            Stage::Finish => self.finish(&mut expected),
+            Stage::List => self.list(&mut expected),
+            Stage::Means => self.means(&mut expected),
             Stage::Store => self.store(&mut expected),
         }
         compare("sums", &expected.sums, &after.sums)?;
@@ -36,10 +37,9 @@ impl ClusterCase {
         compare("biases", &bits(&expected.biases), &bits(&after.biases))?;
         compare("assigned", &expected.assigned, &after.assigned)?;
         compare("sizes", &expected.sizes, &after.sizes)?;
-        compare("totals", &expected.totals, &after.totals)?;
+        compare("row_pages", &expected.row_pages, &after.row_pages)?;
         compare("firsts", &expected.firsts, &after.firsts)?;
         compare("partition_tokens", &expected.partition_tokens, &after.partition_tokens)?;
-        compare("first_pages", &expected.first_pages, &after.first_pages)?;
         compare("summaries", &expected.summaries, &after.summaries)?;
         compare("value_means", &expected.value_means, &after.value_means)?;
         compare("members", &expected.members, &after.members)?;
@@ -249,60 +249,29 @@ impl ClusterCase {
             + partition % self.segment_partitions
     }
 
+    /// The place of a row's pages before the run; those after it are behind it.
+    fn row_place(&self, head: usize) -> usize {
+        2 * (self.first_place + self.first_row + head)
+    }
+
     fn pages(&self, state: &mut State) {
-        let most = self.page_tokens * self.partition_pages;
         for head in 0..self.kv_heads {
-            let before = state.totals[2 * head + 1];
-            let [mut partition, mut page, mut largest, _] = before.map(|total| total as usize);
+            let mut page = 0;
             for cluster in 0..self.clusters() {
                 let place = head * self.clusters() + cluster;
-                let size = state.sizes[place] as usize;
-                state.firsts[place] = (partition as u64) << 32 | page as u64;
-                largest = largest.max(size);
-                let mut left = size;
-                loop {
-                    let tokens = left.min(most);
-                    let place = self.place(head, partition);
-                    state.partition_tokens[place] = tokens as u32;
-                    state.first_pages[place] = page as u32;
-                    partition += 1;
-                    page += tokens.div_ceil(self.page_tokens);
-                    left -= tokens;
-                    if left == 0 {
-                        break;
-                    }
-                }
+                state.firsts[place] = page;
+                page += state.sizes[place].div_ceil(self.page_tokens as u32);
             }
-            state.totals[2 * head] = before;
-            state.totals[2 * head + 1] = [partition, page, largest, 0].map(|total| total as u32);
-            for rest in partition..self.capacity {
-                state.partition_tokens[self.place(head, rest)] = 0;
-            }
+            let place = self.row_place(head);
+            state.row_pages[place] = state.row_pages[place + 1];
+            state.row_pages[place + 1] += page;
         }
     }
 
-    fn finish(&self, state: &mut State) {
+    fn list(&self, state: &mut State) {
         for (place, head, cluster) in self.places() {
             let members = self.members(state, head, cluster);
-            let scale = 1.0 / members.len() as f32;
-            let of =
-                |tensor| self.sum(tensor, head, &members).iter().map(|sum| sum * scale).collect::<Vec<_>>();
-            let (key, value) = if members.is_empty() {
-                let centroid = numbers(&state.centroids[place * self.head_words..][..self.head_words]);
-                let mean = self.mean(state, head);
-                (centroid.iter().zip(&mean).map(|(c, mean)| c + mean).collect(), vec![0.0; self.channels()])
-            } else {
-                (of(&self.keys), of(&self.values))
-            };
-            let (partition, page) =
-                ((state.firsts[place] >> 32) as usize, state.firsts[place] as u32 as usize);
-            let partitions = members.len().div_ceil(self.page_tokens * self.partition_pages).max(1);
-            for part in partition..partition + partitions {
-                let at = self.place(head, part) * self.head_words;
-                state.summaries[at..at + self.head_words].copy_from_slice(&rounded(&key));
-                state.value_means[at..at + self.head_words].copy_from_slice(&rounded(&value));
-            }
-            let page = head * self.member_pages() + page - state.totals[2 * head][1] as usize;
+            let page = head * self.member_pages() + state.firsts[place] as usize;
             let all = members.len().next_multiple_of(self.page_tokens);
             let listed = &mut state.members[page * self.page_tokens..][..all];
             listed.fill(NO_TOKEN);
@@ -310,29 +279,52 @@ impl ClusterCase {
         }
     }
 
+    /// The pages of the run: their rows, their partitions and their tokens.
+    fn run_pages(&self, state: &State) -> Vec<(usize, usize, Vec<u32>)> {
+        let of_row = |head: usize| {
+            let place = self.row_place(head);
+            let (before, after) = (state.row_pages[place] as usize, state.row_pages[place + 1] as usize);
+            (before..after).map(move |partition| {
+                let listed = (head * self.member_pages() + partition - before) * self.page_tokens;
+                (head, partition, state.members[listed..listed + self.page_tokens].to_vec())
+            })
+        };
+        (0..self.kv_heads).flat_map(of_row).collect()
+    }
+
+    fn means(&self, state: &mut State) {
+        for (head, partition, tokens) in self.run_pages(state) {
+            let members: Vec<usize> =
+                tokens.iter().filter(|token| **token != NO_TOKEN).map(|token| *token as usize).collect();
+            let scale = 1.0 / members.len() as f32;
+            let mean = |tensor| {
+                rounded(&self.sum(tensor, head, &members).iter().map(|sum| sum * scale).collect::<Vec<_>>())
+            };
+            let place = self.place(head, partition);
+            let words = place * self.head_words..(place + 1) * self.head_words;
+            state.summaries[words.clone()].copy_from_slice(&mean(&self.keys));
+            state.value_means[words].copy_from_slice(&mean(&self.values));
+            state.partition_tokens[place] = members.len() as u32;
+        }
+    }
+
     fn store(&self, state: &mut State) {
         let half = self.page_tokens * self.head_words;
-        for head in 0..self.kv_heads {
-            let [first, end] = [0, 1].map(|place| state.totals[2 * head + place][1] as usize);
-            for page in first..end {
-                let listed = head * self.member_pages() + page - first;
-                let tokens = &state.members[listed * self.page_tokens..][..self.page_tokens];
-                let key = self.first_key + page;
-                let row = self.first_slab + (self.first_row + head) * self.slab_stride;
-                let slab = row + key / SLAB_PAGES as usize;
-                let to = host_page(self.host_slabs[slab], key as u32) as usize * 2 * half;
-                for (tensor, to) in [(&self.keys, to), (&self.values, to + half)] {
-                    for (at, token) in tokens.iter().enumerate() {
-                        let place = &mut state.host_pages[to + at * self.head_words..][..self.head_words];
-                        if *token == NO_TOKEN {
-                            place.fill(0);
-                        } else {
-                            place.copy_from_slice(self.words_of(tensor, head, *token as usize));
-                        }
+        for (head, key, tokens) in self.run_pages(state) {
+            let row = self.first_slab + (self.first_row + head) * self.slab_stride;
+            let slab = row + key / SLAB_PAGES as usize;
+            let to = host_page(self.host_slabs[slab], key as u32) as usize * 2 * half;
+            for (tensor, to) in [(&self.keys, to), (&self.values, to + half)] {
+                for (at, token) in tokens.iter().enumerate() {
+                    let place = &mut state.host_pages[to + at * self.head_words..][..self.head_words];
+                    if *token == NO_TOKEN {
+                        place.fill(0);
+                    } else {
+                        place.copy_from_slice(self.words_of(tensor, head, *token as usize));
                     }
                 }
-                state.host_valid[slab] |= 1 << (key % SLAB_PAGES as usize);
             }
+            state.host_valid[slab] |= 1 << (key % SLAB_PAGES as usize);
         }
     }
 }

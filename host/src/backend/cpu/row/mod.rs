@@ -6,7 +6,7 @@ use std::ops::Range;
 use self::clusters::{ClusterSummaries, RowClusters, Tokens};
 use super::attend::Estimate;
 use super::index::{key_bounds, least_cosine, mean_key, outliers};
-use super::select::{Wish, choose, score_partitions, top_k_beside};
+use super::select::{Wish, choose, score_partitions_beside, top_k_beside};
 use crate::backend::{StepEntry, StepKind};
 use crate::memory::{
     Direction, HostArena, HostPage, KvDtype, PagePool, PhysicalPage, RequestPlan, RowId, Transfer, Transfers,
@@ -320,7 +320,10 @@ impl Row {
             Select::TopK { score, merge, budget } => {
                 let mut scores = vec![0.0; count];
                 let summaries = in_one_piece(config, summaries, ids);
-                score_partitions(score, queries, &summaries, head_dim, merge, &mut scores);
+                let always = &self.always;
+                let marked =
+                    |id: u32| always.get(id as usize / 32).is_some_and(|word| word >> (id % 32) & 1 != 0);
+                score_partitions_beside(score, queries, &summaries, head_dim, merge, &marked, &mut scores);
                 if config.clusters() {
                     let estimates = (count as f32 * config.method().estimated()) as usize;
                     let wish = Wish { k: limit(budget), estimates, ..Wish::default() };
@@ -328,9 +331,6 @@ impl Row {
                     (self.selected, self.clusters.estimated) = choose(&scores, &wish, |_| 0);
                     return Ok(());
                 }
-                let always = &self.always;
-                let marked =
-                    |id: u32| always.get(id as usize / 32).is_some_and(|word| word >> (id % 32) & 1 != 0);
                 top_k_beside(&scores, limit(budget), &marked, &mut self.selected);
                 self.selected.iter_mut().for_each(|id| *id += first);
             }

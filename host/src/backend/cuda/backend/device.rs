@@ -90,6 +90,9 @@ pub(super) struct Lists {
     pub scratch: DeviceBuffer<Word>,
     pub ids: DeviceBuffer<u32>,
     pub id_counts: DeviceBuffer<u32>,
+    /// Partitions that are estimated, and how many; none of methods without.
+    pub estimated_ids: DeviceBuffer<u32>,
+    pub estimated: DeviceBuffer<u32>,
     pub pages: DeviceBuffer<u32>,
     pub copies: DeviceBuffer<PageCopy>,
     pub arrived: DeviceBuffer<u32>,
@@ -156,6 +159,8 @@ impl Lists {
             scratch: DeviceBuffer::zeroed(stream, rows * sizes.scratch_words)?,
             ids: DeviceBuffer::zeroed(stream, rows * id_stride)?,
             id_counts: DeviceBuffer::zeroed(stream, rows)?,
+            estimated_ids: DeviceBuffer::zeroed(stream, rows * sizes.estimates())?,
+            estimated: DeviceBuffer::zeroed(stream, rows)?,
             pages: DeviceBuffer::zeroed(stream, rows * list_capacity)?,
             copies: DeviceBuffer::from_slice(stream, &vec![PageCopy::default(); rows * list_capacity])?,
             arrived: DeviceBuffer::zeroed(stream, rows)?,
@@ -192,6 +197,8 @@ impl Lists {
             scratch: self.scratch.part(0..rows * sizes.scratch_words)?,
             ids: self.ids.part(0..rows * id_stride)?,
             id_counts: self.id_counts.part(0..rows)?,
+            estimated_ids: self.estimated_ids.part(0..rows * sizes.estimates())?,
+            estimated: self.estimated.part(0..rows)?,
             pages: self.pages.part(0..rows * list_capacity)?,
             copies: self.copies.part(0..rows * list_capacity)?,
             arrived: self.arrived.part(0..rows)?,
@@ -207,7 +214,8 @@ impl Lists {
     pub fn bytes(&self) -> u64 {
         let numbers =
             [&self.ids, &self.id_counts, &self.pages, &self.arrived, &self.no_pages, &self.arrivals];
-        let numbers = numbers.into_iter().map(DeviceBuffer::bytes).sum::<u64>();
+        let numbers = numbers.into_iter().chain([&self.estimated_ids, &self.estimated]);
+        let numbers = numbers.map(DeviceBuffer::bytes).sum::<u64>();
         let floats = [&self.logits, &self.statistics, &self.lse].map(DeviceBuffer::bytes);
         let words = [&self.keys, &self.partials, &self.scratch].map(DeviceBuffer::bytes);
         let counts = self.counts.iter().map(|counts| 3 * count_stride(counts.pages.len()) as u64 * 4);

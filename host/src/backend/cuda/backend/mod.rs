@@ -3,6 +3,7 @@
 //! The host keeps counts and ids: which pages, segments and slabs a request has. Where its pages are, what is evicted and what is
 //! fetched is on the GPU alone. What changes from step to step is in one [`Entry`] a request, so a captured graph serves every step.
 
+mod clusters;
 mod device;
 mod elastic;
 mod outliers;
@@ -23,12 +24,14 @@ use crate::backend::{Backend, PromptChunk, Step, StepEntry, StepKind};
 use crate::memory::{Admission, HostArena, HostProgress, MemoryLimits, MemoryUsage, RequestPlan, Word};
 use crate::pipeline::{Counters, Reach, RequestId};
 use crate::{Error, KvConfig, Result};
+use clusters::Clusters;
 use device::{Lists, RowCounts, Tables};
 use own::Own;
 use prompt::Prompt;
 use request::{Request, is_resident};
 use sizes::Sizes;
 
+pub use clusters::RowClusters;
 pub use sizes::CudaLimits;
 pub use stages::StepTensors;
 
@@ -45,6 +48,7 @@ pub struct CudaBackend {
     own: Own,
     stream: Arc<Stream>,
     tables: Tables,
+    clusters: Option<Clusters>,
     lists: Lists,
     /// Whether prompts are kept; see [`keep_prompts`](CudaBackend::keep_prompts).
     keeps_prompts: bool,
@@ -118,6 +122,7 @@ impl CudaBackend {
         let own = Own::load(&config, &sizes.operators(&config), &stream)?;
         let sizes = Sizes { scratch_words: own.scratch_words(), ..sizes };
         let tables = Tables::new(&sizes, &stream)?;
+        let clusters = Clusters::new(&sizes, &stream)?;
         let (lists, counts) = Lists::new(&sizes, &kernels, &stream)?;
         let memory = PinnedArena::with_capacity(context, sizes.host_bytes as usize)?;
         let mut arena =
@@ -147,6 +152,7 @@ impl CudaBackend {
             own,
             stream,
             tables,
+            clusters,
             lists,
             counts,
             arena,
@@ -194,11 +200,12 @@ impl CudaBackend {
 
     /// Bytes allocated on the GPU.
     pub fn allocated(&self) -> CudaBytes {
+        let (of_partitions, of_clusters) = self.clusters.as_ref().map_or((0, 0), Clusters::bytes);
         CudaBytes {
             pages: self.tables.pool.bytes(),
             tables: self.tables.bytes(),
-            summaries: self.tables.summaries.bytes(),
-            lists: self.lists.bytes() + self.prompt.bytes(),
+            summaries: self.tables.summaries.bytes() + of_partitions,
+            lists: self.lists.bytes() + self.prompt.bytes() + of_clusters,
             operators: self.own.bytes(),
         }
     }
@@ -249,7 +256,22 @@ impl CudaBackend {
     /// A failed launch.
     pub fn settle(&mut self) -> Result<()> {
         self.settle_prompt()?;
-        self.settle_step()
+        self.settle_step()?;
+        self.count_clusters()
+    }
+
+    /// Counts pages of clusters that were written to the host since the last time.
+    fn count_clusters(&mut self) -> Result<()> {
+        if self.clusters.is_none() {
+            return Ok(());
+        }
+        for id in self.requests.keys().copied().collect::<Vec<_>>() {
+            let pages = self.clustered_pages(&self.requests[&id])?;
+            let request = self.requests.get_mut(&id).expect("it was just there");
+            self.counters.offloaded_pages += pages - request.counted_pages;
+            request.counted_pages = pages;
+        }
+        Ok(())
     }
 
     /// [`settle`](Self::settle) of the decode step alone.
@@ -319,6 +341,9 @@ impl CudaBackend {
         self.tables.marks.fill_bytes(stream, marks, 0)?;
         let reaches = self.config.reaches();
         let mask = |reach: &Reach| if *reach == Reach::Steady { u32::MAX } else { 0 };
+        if let Some(clusters) = &self.clusters {
+            clusters.row_pages.fill_bytes(stream, at(2)..at(2) + 2 * rows, 0)?;
+        }
         let masks: Vec<u32> = reaches.iter().flat_map(|reach| vec![mask(reach); sizes.mask_words]).collect();
         self.tables.masks.write(stream, at(sizes.mask_words), &masks)?;
         let list = if request.resident { steady.len() / rows + 1 } else { steady.len() / rows };
@@ -387,9 +412,12 @@ impl CudaBackend {
             self.settle_step()?;
         }
         self.check_faults(step)?;
+        self.cluster_ahead(step)?;
         self.upload(step, batch)?;
         if step.layer == 0 {
             self.unsettled = Some(step.entries.to_vec());
+        }
+        if step.layer == 0 && self.clusters.is_none() {
             let page_tokens = self.sizes.page_tokens;
             let full = step.entries.iter().filter(|entry| entry.after().is_multiple_of(page_tokens)).count();
             self.counters.offloaded_pages += (full * self.sizes.rows()) as u64;
@@ -469,9 +497,9 @@ impl Backend for CudaBackend {
         let _ = self.share_out();
     }
 
-    fn index(&mut self, step: &Step<'_>, keys: &Self::Tensor, _values: &Self::Tensor) -> Result<()> {
+    fn index(&mut self, step: &Step<'_>, keys: &Self::Tensor, values: &Self::Tensor) -> Result<()> {
         if self.is_prompt(step) {
-            self.of_prompt(|backend| backend.index_prompt(step, keys))
+            self.of_prompt(|backend| backend.index_prompt(step, keys, values))
         } else {
             self.index_step(step)
         }

@@ -190,6 +190,7 @@ impl CudaBackend {
         let request = self.requests.get_mut(&entry.request).expect("an admitted request");
         let tokens = entry.after();
         let stored = self.sizes.prompt_entry(&self.config, request, tokens);
+        request.clustered = request.clustered.max(self.config.zones(tokens).retrievable.end);
         request.always = self.sizes.always.min(stored.new_partitions as usize);
         self.prompt.outliers.begin(&self.stream, stored.new_partitions, request.always as u32)?;
         // Put back on the GPU in the middle of a prompt, it is the same step.
@@ -205,7 +206,7 @@ impl CudaBackend {
         first_partition.write(&self.stream, 0, &[0, stored.new_partitions])?;
         (self.prompt.pages, self.prompt.partitions) = (pages, stored.new_partitions);
         self.prompt.uploaded = Some(*entry);
-        if step.layer == 0 {
+        if step.layer == 0 && self.clusters.is_none() {
             self.counters.offloaded_pages += (tokens / self.sizes.page_tokens * self.sizes.rows()) as u64;
         }
         Ok(())
@@ -257,10 +258,18 @@ impl CudaBackend {
         Ok(unsafe { launch.launch(&self.kernels, &self.stream) }?)
     }
 
-    pub(super) fn index_prompt(&mut self, step: &Step<'_>, keys: &DeviceBuffer<Word>) -> Result<()> {
+    pub(super) fn index_prompt(
+        &mut self,
+        step: &Step<'_>,
+        keys: &DeviceBuffer<Word>,
+        values: &DeviceBuffer<Word>,
+    ) -> Result<()> {
         self.prompt.under_way = true;
         self.prompt.follow(&self.stream)?;
         let prompt = &self.prompt;
+        if self.clusters.is_some() {
+            return self.cluster_prompt(step, keys, values, &prompt.side);
+        }
         let stages = Stages { backend: self, lists: &prompt.lists, layer: step.layer };
         let Some(rows) = stages.summary_rows(&prompt.stored) else { return Ok(()) };
         let index = PromptIndex {

@@ -4,7 +4,7 @@ use spinkv_kernels::abi::{Entry, SEGMENT_KEYS, SLAB_PAGES};
 
 use super::Sizes;
 use crate::KvConfig;
-use crate::memory::{GpuBytes, HostBytes, MemoryUsage, RequestPlan, SlabId, Word};
+use crate::memory::{GpuBytes, HostBytes, MemoryUsage, RequestPlan, SlabId};
 use crate::paging::StepClock;
 use crate::pipeline::{Budget, Select};
 
@@ -16,6 +16,12 @@ pub(super) struct Request {
     /// Which part of the tables it has.
     pub place: usize,
     pub clock: StepClock,
+    /// Of clusters: the tokens before this one are in them, or are sinks.
+    pub clustered: usize,
+    /// Layers, from the first on, whose clusters of the next run are made and not yet to be selected.
+    pub layers_ahead: usize,
+    /// Pages of clusters that were counted so far.
+    pub counted_pages: u64,
     /// Whether all its pages stay steady, since a step selects all of them at any length: it has no cache.
     pub resident: bool,
     /// Partitions of each row that every step reads beside the budget: of those that its prompt indexed.
@@ -40,7 +46,7 @@ pub(super) fn is_resident(config: &KvConfig, plan: &RequestPlan) -> bool {
         // A number of tokens allows the same at any length, and fewer can be selected before. A fraction of the context is rounded down
         // anew at each.
         Select::TopK { budget: Budget::Tokens(tokens), .. } => {
-            tokens / config.partition_tokens() >= selectable
+            config.budget_partitions(Budget::Tokens(tokens), plan.max_tokens) >= selectable
         }
         Select::TopK { .. } | Select::Nothing | Select::Custom { .. } => selectable == 0,
     }
@@ -54,7 +60,7 @@ impl Sizes {
 
     /// The end of the pages that a row of `tokens` tokens can select, and of the partitions.
     fn retrievable_end(&self, config: &KvConfig, tokens: usize) -> (u32, u32) {
-        let (pages, partitions) = (config.retrievable_pages(tokens), config.retrievable_partitions(tokens));
+        let (pages, partitions) = (config.left_pages(tokens), config.retrievable_partitions(tokens));
         (
             if pages.is_empty() { self.sink_pages as u32 } else { pages.end },
             if partitions.is_empty() { self.first_partition() as u32 } else { partitions.end },
@@ -99,12 +105,17 @@ impl Sizes {
         }
         let ((page, partition), (page_before, partition_before)) =
             (self.retrievable_end(config, tokens), self.retrievable_end(config, tokens - 1));
+        if self.clusters.is_some() {
+            // No page goes over to the cache.
+            let entry = Entry { new_partitions: request.layers_ahead as u32, ..entry };
+            return self.selecting(config, request, entry, partition);
+        }
         Entry {
             leaving_key: page_before,
             leaving: page - page_before,
             new_partition: partition_before,
             new_partitions: if self.summaries.is_some() { partition - partition_before } else { 0 },
-            ..self.selecting(request, entry, partition)
+            ..self.selecting(config, request, entry, partition)
         }
     }
 
@@ -118,7 +129,7 @@ impl Sizes {
             leaving_key: self.sink_pages as u32,
             leaving: entry.leaving_key - self.sink_pages as u32,
             new_partition: entry.first_partition,
-            new_partitions: if self.summaries.is_some() {
+            new_partitions: if self.summaries.is_some() && self.clusters.is_none() {
                 entry.new_partition - entry.first_partition
             } else {
                 0
@@ -130,7 +141,7 @@ impl Sizes {
     /// The step behind it, in which its last query warms the cache.
     pub fn warm_entry(&self, config: &KvConfig, request: &Request, tokens: usize) -> Entry {
         let entry = self.held(config, request, tokens);
-        if request.resident { entry } else { self.selecting(request, entry, entry.new_partition) }
+        if request.resident { entry } else { self.selecting(config, request, entry, entry.new_partition) }
     }
 
     /// What a request takes of the tables, pages and slabs: its place in the tables is as large as that of the longest request, its pages and
@@ -151,7 +162,7 @@ impl Sizes {
             // Slab and valid bits.
             host_tables: rows * self.slab_stride as u64 * 2 * number,
             marks: rows * (self.mark_words + self.mask_words) as u64 * number,
-            summaries: (request.segments.len() * self.summary_words() * size_of::<Word>()) as u64,
+            summaries: request.segments.len() as u64 * self.summary_bytes(),
             steady_pages: steady * page_bytes,
             cache_pages: (request.pages.len() as u64 - steady) * page_bytes,
             in_flight_pages: 0,
@@ -161,10 +172,10 @@ impl Sizes {
     }
 
     /// With the partitions up to `end` to choose from.
-    fn selecting(&self, request: &Request, entry: Entry, end: u32) -> Entry {
+    fn selecting(&self, config: &KvConfig, request: &Request, entry: Entry, end: u32) -> Entry {
         let Some(summaries) = self.summaries else { return entry };
         let partitions = end - entry.first_partition;
-        let best = summaries.budget.partitions(entry.tokens as usize, self.partition_tokens);
+        let best = config.budget_partitions(summaries.budget, entry.tokens as usize);
         let limit = best.saturating_add(request.always).min(u32::MAX as usize);
         Entry { partitions, limit: partitions.min(limit as u32), ..entry }
     }

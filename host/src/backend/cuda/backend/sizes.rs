@@ -3,8 +3,10 @@ use spinkv_kernels::abi::{MAX_SLOTS, SEGMENT_KEYS, SLAB_PAGES, WORD_ELEMENTS, ga
 
 use super::super::kernels::{IndexOperator, Kernels, PartitionPages};
 use super::super::operators::OperatorSizes;
+use super::clusters::ClusterSizes;
 use super::own::Own;
-use crate::memory::{KvDtype, RequestPlan};
+use crate::memory::{KvDtype, RequestPlan, Word};
+use crate::partition::PartitionKind;
 use crate::pipeline::{Budget, GroupMerge, Index, PartitionScore, Reach, Select};
 use crate::{Error, KvConfig, Result};
 
@@ -48,6 +50,8 @@ pub(super) struct Sizes {
     pub page_tokens: usize,
     /// Words of a page.
     pub page_words: usize,
+    /// `None` for methods whose partitions are no clusters.
+    pub clusters: Option<ClusterSizes>,
     /// `None` for methods that select nothing or everything.
     pub summaries: Option<Summaries>,
     /// The most partitions of a row that every step reads, beside the budget.
@@ -168,7 +172,7 @@ impl Sizes {
         let (page_tokens, partition_tokens) = (layout.page_tokens(), config.partition_tokens());
         let plan = RequestPlan::new(config, limits.max_tokens, limits.buffering)?;
         let pages = layout.pages(limits.max_tokens);
-        let unit = page_tokens.max(partition_tokens);
+        let unit = method.partition().zone_unit(page_tokens).context;
         let (sink_pages, window) = (config.sink_pages(), method.steady().window);
         let ring_pages = (window + unit).div_ceil(page_tokens).max(1);
         let by_reach = config.rows_by_reach();
@@ -188,7 +192,18 @@ impl Sizes {
         if slot_stride > MAX_SLOTS as usize / 4 * 4 {
             return refuse(format!("{slot_stride} slots of a row: at most {MAX_SLOTS}"));
         }
-        let slab_stride = pages.div_ceil(SLAB_PAGES as usize);
+        let slab_stride = if config.clusters() {
+            config.host_slabs(limits.max_tokens).max(1)
+        } else {
+            pages.div_ceil(SLAB_PAGES as usize)
+        };
+        let clusters = match method.partition() {
+            PartitionKind::Cluster { run } => {
+                let share = method.estimated();
+                Some(ClusterSizes { run, share, estimates: (partitions as f32 * share) as usize })
+            }
+            _ => None,
+        };
         let extra = (sink_pages + ring_pages).saturating_sub(config.max_steady_pages());
         let extra = limits.requests * plan.rows * extra;
         // More than all can use is not taken.
@@ -207,6 +222,7 @@ impl Sizes {
             head_words: shape.head_dim / WORD_ELEMENTS,
             page_tokens,
             page_words: layout.page_words(),
+            clusters,
             summaries,
             always,
             everything: by_reach.everything > 0,
@@ -251,6 +267,11 @@ impl Sizes {
         }
     }
 
+    /// The most partitions of a row that are estimated.
+    pub fn estimates(&self) -> usize {
+        self.clusters.map_or(0, |clusters| clusters.estimates)
+    }
+
     /// Rows of a request.
     pub fn rows(&self) -> usize {
         self.layers * self.kv_heads
@@ -271,6 +292,14 @@ impl Sizes {
         self.rows() * self.segment_partitions * self.summaries.map_or(0, |summaries| summaries.words)
     }
 
+    /// Bytes of what the partitions of one segment have, of all rows: summaries, and of clusters mean values and tokens.
+    pub fn summary_bytes(&self) -> u64 {
+        let summaries = self.summary_words() * size_of::<Word>();
+        let partitions = self.rows() * self.segment_partitions;
+        let of_cluster = self.head_words * size_of::<Word>() + size_of::<u32>();
+        (summaries + if self.clusters.is_some() { partitions * of_cluster } else { 0 }) as u64
+    }
+
     /// Blocks that share a row's tokens in the attention of a batch, of which all requests, or not all, are resident.
     pub fn splits(&self, kernels: &Kernels, batch: usize, resident: bool) -> u32 {
         let units = batch * self.kv_heads * blocks_of_group(self.group as u32) as usize;
@@ -281,6 +310,6 @@ impl Sizes {
 
     /// The first partition that can be selected.
     pub fn first_partition(&self) -> usize {
-        self.sink_pages * self.page_tokens / self.partition_tokens
+        if self.clusters.is_some() { 0 } else { self.sink_pages * self.page_tokens / self.partition_tokens }
     }
 }

@@ -4,8 +4,8 @@ use std::cell::Cell;
 
 use super::super::driver::{DeviceBuffer, Result as DriverResult};
 use super::super::kernels::{
-    Append, Attend, Awaited, Gather, IndexOperator, IndexStep, Marks, OffloadPages, Resolve, Score,
-    SelectPartitions,
+    Append, Attend, Awaited, Estimates, Gather, IndexOperator, IndexStep, Marks, OffloadPages, Resolve,
+    Score, SelectPartitions,
 };
 use super::super::operators::{
     GpuIndex, LayerIndex, LayerSelect, PromptIndex, PromptLaunch, SelectStage, StepIndex, SummaryRows,
@@ -90,6 +90,7 @@ impl CudaBackend {
                     resolve: stages.resolve(),
                     gather: stages.gather(),
                     attend: stages.attend(queries, out),
+                    clusters: stages.clusters(out),
                 };
                 // Which launches end a stage, by their number.
                 let appended = usize::from(step.index.is_some());
@@ -178,8 +179,19 @@ impl CudaBackend {
         queries: &DeviceBuffer<Word>,
         out: &DeviceBuffer<Word>,
     ) -> Result<()> {
-        // SAFETY: as in index_step; the lists are those that Retrieve wrote.
-        self.launch(step, |stages| unsafe { stages.attend(queries, out).launch(&self.kernels, &self.stream) })
+        let resident = self.is_resident_step(step);
+        // SAFETY: as in index_step; the lists are those that Select and Retrieve wrote.
+        self.launch(step, |stages| unsafe {
+            let clusters = stages.clusters(out).filter(|_| !resident);
+            if let Some(clusters) = &clusters {
+                clusters.biases.launch(&self.kernels, &self.stream)?;
+            }
+            stages.attend(queries, out).launch(&self.kernels, &self.stream)?;
+            match clusters.and_then(|clusters| clusters.estimate) {
+                Some(estimate) => estimate.launch(&self.kernels, &self.stream),
+                None => Ok(()),
+            }
+        })
     }
 }
 
@@ -239,10 +251,15 @@ impl<'a> Stages<'a> {
             kv_heads: sizes.kv_heads as u32,
             head_words: sizes.head_words as u32,
             page_tokens: sizes.page_tokens as u32,
+            on_host: sizes.clusters.is_none(),
         }
     }
 
+    /// The Index of a step; not of clusters, which are made ahead of it.
     fn index(&self) -> Option<LayerIndex<'a>> {
+        if self.sizes().clusters.is_some() {
+            return None;
+        }
         let (rows, tables) = (self.summary_rows(&self.lists.entries)?, &self.backend.tables);
         let (steady, pool, page_tokens) = (&tables.steady, &tables.pool, self.sizes().page_tokens as u32);
         Some(match self.operator() {
@@ -278,6 +295,8 @@ impl<'a> Stages<'a> {
             // Bounds are merged as they are: only their order counts, which rounding a factor in could change.
             scale: if bounds { 1.0 } else { sizes.scale() },
             stride,
+            row_pages: self.row_pages(),
+            always: (sizes.mark_words > 0).then_some((&tables.marks, sizes.mark_words as u32)),
             logits: &lists.logits,
             statistics: &lists.statistics,
         };
@@ -297,9 +316,15 @@ impl<'a> Stages<'a> {
                 forced: (sizes.mark_words > 0).then_some(&tables.marks),
                 masked: (sizes.mask_words > 0).then_some(&tables.masks),
                 words: sizes.mark_words.max(sizes.mask_words) as u32,
-                first_row: self.layer as u32 * kv_heads,
             }),
-            estimates: None,
+            first_row: self.layer as u32 * kv_heads,
+            row_pages: self.row_pages(),
+            estimates: sizes.clusters.filter(|clusters| clusters.estimates > 0).map(|clusters| Estimates {
+                count: clusters.estimates as u32,
+                share: clusters.share,
+                ids: &lists.estimated_ids,
+                estimated: &lists.estimated,
+            }),
             resident: self.backend.kernels.resident(stride),
             keys: &lists.keys,
             capacity: sizes.id_stride as u32,
@@ -353,6 +378,7 @@ impl<'a> Stages<'a> {
         Attend {
             page_counts: &counts.pages,
             awaited: Some(Awaited { copy_counts: &counts.copies, arrived: &self.lists.arrived }),
+            biases: self.biases(),
             splits: self.sizes().splits(&self.backend.kernels, self.lists.entries.len(), false),
             ..self.attend_steady(queries, outputs)
         }

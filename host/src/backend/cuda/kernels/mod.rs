@@ -5,6 +5,7 @@
 
 mod attend;
 mod cluster;
+mod estimate;
 mod fill_random;
 mod gate;
 mod gather;
@@ -23,7 +24,8 @@ mod splits;
 mod top_k;
 
 pub use attend::{Attend, Awaited};
-pub use cluster::{ClusterPages, ClusterRun, ClusterScratch, ClusterShape, ClusterTables};
+pub use cluster::{ClusterPages, ClusterRun, ClusterScratch, ClusterShape, ClusterTables, GatherRun};
+pub use estimate::{ClusterNumbers, Estimate, PageBiases};
 pub use fill_random::FillRandom;
 pub use gate::{GateKeys, GateKeysStep, GateQueries, GateWeights};
 pub use gather::{Gather, GatherVariant};
@@ -73,6 +75,8 @@ pub struct Kernels {
     score: Function,
     select: Function,
     top_k: Function,
+    estimate: Function,
+    page_biases: Function,
     attend_64: Function,
     attend_128: Function,
     prefill_64: Function,
@@ -128,6 +132,8 @@ impl Kernels {
             score: shared("score")?,
             select: shared("select")?,
             top_k: shared("top_k")?,
+            estimate: module.function("estimate")?,
+            page_biases: module.function("page_biases")?,
             attend_64: shared("attend_64")?,
             attend_128: shared("attend_128")?,
             prefill_64: shared("prefill_64")?,
@@ -156,6 +162,8 @@ impl Kernels {
             &self.mark,
             &self.store_prompt,
             &self.write_back,
+            &self.estimate,
+            &self.page_biases,
             &self.attend_64,
             &self.attend_128,
             &self.prefill_64,

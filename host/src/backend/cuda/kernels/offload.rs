@@ -32,6 +32,8 @@ pub struct OffloadPages<'a> {
     pub head_words: u32,
     /// Tokens of a page.
     pub page_tokens: u32,
+    /// Whether full pages go to the host: not those of the sequence where the host has clusters.
+    pub on_host: bool,
 }
 
 impl OffloadPages<'_> {
@@ -102,7 +104,7 @@ impl Append<'_> {
         let words = rows as usize * head_words as usize;
         check_length("append keys", words, self.keys.len())?;
         check_length("append values", words, self.values.len())?;
-        let arguments: [Argument; 13] = [
+        let arguments: [Argument; 14] = [
             self.pages.entries.into(),
             self.keys.into(),
             self.values.into(),
@@ -116,6 +118,7 @@ impl Append<'_> {
             kv_heads.into(),
             head_words.into(),
             self.pages.page_tokens.into(),
+            u32::from(self.pages.on_host).into(),
         ];
         let shape = LaunchShape::linear(append::grid(rows as u32), append::BLOCK);
         // SAFETY: order and types are the kernel's; the caller answers for what the tables name.
@@ -168,7 +171,7 @@ impl StorePrompt<'_> {
         if pages == 0 {
             return Ok(());
         }
-        let arguments: [Argument; 15] = [
+        let arguments: [Argument; 16] = [
             self.keys.into(),
             self.values.into(),
             self.pages.entries.into(),
@@ -184,6 +187,7 @@ impl StorePrompt<'_> {
             kv_heads.into(),
             head_words.into(),
             self.pages.page_tokens.into(),
+            u32::from(self.pages.on_host).into(),
         ];
         let shape = LaunchShape::linear(self.blocks, store_prompt::BLOCK);
         // SAFETY: order and types are the kernel's; the caller answers for what the tables name.

@@ -36,6 +36,10 @@ pub struct Score<'a> {
     pub scale: f32,
     /// Room for a row's logits, a multiple of 4: a captured launch serves rows up to this length.
     pub stride: u32,
+    /// `[rows of all requests, 2]`: how many partitions rows have, where that is their own number; else the entries say it.
+    pub row_pages: Option<&'a DeviceBuffer<u32>>,
+    /// `[rows of all requests, words]`: bits of the partitions that are read in any case, which have no part in the statistics; and how many words.
+    pub always: Option<(&'a DeviceBuffer<u32>, u32)>,
     /// `[batch * kv_heads, group, stride]`.
     pub logits: &'a DeviceBuffer<f32>,
     /// `[batch * kv_heads, group, tiles, 2]`: of each tile the greatest logit, and the sum of e^(logit - greatest).
@@ -76,13 +80,21 @@ impl Score<'_> {
         check_range("score queries", 0, heads as usize * head_words as usize, self.queries.len())?;
         check_range("score logits", 0, heads as usize * stride as usize, self.logits.len())?;
         check_range("score statistics", 0, heads as usize * tiles as usize * 2, self.statistics.len())?;
+        if let Some(row_pages) = self.row_pages {
+            check_range("score row_pages", 0, 2 * rows_of_layers as usize, row_pages.len())?;
+        }
+        if let Some((marks, words)) = self.always {
+            check_operand("score mark words", words.into(), stride.div_ceil(32).into()..=most)?;
+            let marks_of_request = rows_of_layers as usize * words as usize;
+            check_range("score always", 0, marks_of_request, marks.len())?;
+        }
         // Summaries are counted in 32 bits.
         check_operand("score summaries", (self.summaries.len() / summary_words as usize) as u64, 0..=most)?;
         if rows == 0 {
             return Ok(());
         }
         const { assert!(ENTRY_WORDS * size_of::<Word>() == size_of::<Entry>(), "entries are read as words") };
-        let arguments: [Argument; 15] = [
+        let arguments: [Argument; 19] = [
             self.entries.into(),
             self.directories.into(),
             self.summaries.into(),
@@ -96,6 +108,10 @@ impl Score<'_> {
             layer.into(),
             self.scale.into(),
             stride.into(),
+            self.row_pages.unwrap_or(self.directories).into(),
+            u32::from(self.row_pages.is_some()).into(),
+            self.always.map_or(self.directories, |(marks, _)| marks).into(),
+            self.always.map_or(0, |(_, words)| words).into(),
             self.logits.into(),
             self.statistics.into(),
         ];

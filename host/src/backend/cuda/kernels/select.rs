@@ -33,6 +33,10 @@ pub struct SelectPartitions<'a> {
     pub top_p: f32,
     /// Partitions that are always or never selected.
     pub marks: Option<Marks<'a>>,
+    /// Row of KV head 0: layer * `kv_heads`.
+    pub first_row: u32,
+    /// As for [`Score`](super::Score).
+    pub row_pages: Option<&'a DeviceBuffer<u32>>,
     /// How many of the best that are not selected to list besides.
     pub estimates: Option<Estimates<'a>>,
     /// Scores to have room for in shared memory, a multiple of 4; of longer rows the keys are kept in `keys`. Usually
@@ -58,8 +62,6 @@ pub struct Marks<'a> {
     pub masked: Option<&'a DeviceBuffer<u32>>,
     /// Words of a row.
     pub words: u32,
-    /// Row of KV head 0: layer * `kv_heads`.
-    pub first_row: u32,
 }
 
 /// The second list: what is estimated and not read.
@@ -67,6 +69,8 @@ pub struct Marks<'a> {
 pub struct Estimates<'a> {
     /// The most of a row.
     pub count: u32,
+    /// Which share of a row's partitions.
+    pub share: f32,
     /// `[batch * kv_heads, count]`: ascending.
     pub ids: &'a DeviceBuffer<u32>,
     /// `[batch * kv_heads]`: how many ids of a row were written.
@@ -80,7 +84,7 @@ impl SelectPartitions<'_> {
     /// [`Length`](super::super::driver::DriverError::Length) if a list of counts has another number of rows,
     /// [`Operand`](super::super::driver::DriverError::Operand) for a size of 0, a group beyond its limit, a stride or a resident part
     /// beyond its limit, or marks for fewer partitions than the stride, [`Multiple`](DriverError::Multiple) for one that is no multiple
-    /// of 4, [`Share`](DriverError::Share) and [`NotANumber`](DriverError::NotANumber) for a `top_p` outside of (0, 1] and a `least`
+    /// of 4, [`Share`](DriverError::Share) and [`NotANumber`](DriverError::NotANumber) for a `top_p` or a share of estimates outside of (0, 1] and a `least`
     /// that is none, [`OutOfRange`](super::super::driver::DriverError::OutOfRange) for a buffer that is too short, or a failed launch.
     ///
     /// # Safety
@@ -110,7 +114,8 @@ impl SelectPartitions<'_> {
         if let Some(statistics) = self.statistics {
             check_range("select statistics", 0, heads * tiles(stride) as usize * 2, statistics.len())?;
         }
-        if let Some(Marks { forced, masked, words, first_row }) = self.marks {
+        let first_row = self.first_row;
+        if let Some(Marks { forced, masked, words }) = self.marks {
             check_operand("select mark words", words.into(), stride.div_ceil(32).into()..=most)?;
             // Of one request at least: where others' are is the entries' to say. Words are counted in 32 bits.
             let marked_rows = u64::from(first_row) + u64::from(kv_heads);
@@ -122,9 +127,20 @@ impl SelectPartitions<'_> {
                 }
             }
         }
-        if let Some(Estimates { count, ids, estimated }) = self.estimates {
+        if let Some(Estimates { count, share, ids, estimated }) = self.estimates {
+            if !(share > 0.0 && share <= 1.0) {
+                return Err(DriverError::Share { what: "select estimates", value: share.to_string() });
+            }
             check_length("select estimated", rows, estimated.len())?;
             check_range("select estimated ids", 0, rows * count as usize, ids.len())?;
+        }
+        if let Some(row_pages) = self.row_pages {
+            check_range(
+                "select row_pages",
+                0,
+                2 * (first_row as usize + kv_heads as usize),
+                row_pages.len(),
+            )?;
         }
         check_length("select ids", rows * capacity as usize, self.ids.len())?;
         let keys = if resident < stride { rows * stride as usize / 4 } else { 0 };
@@ -144,7 +160,7 @@ impl SelectPartitions<'_> {
         let words = |marks: Option<_>| marks.map_or(0, |_| self.marks.map_or(0, |marks| marks.words));
         let (forced, masked) =
             self.marks.map_or((None, None), |Marks { forced, masked, .. }| (forced, masked));
-        let arguments: [Argument; 23] = [
+        let arguments: [Argument; 26] = [
             self.entries.into(),
             self.logits.into(),
             self.statistics.unwrap_or(self.logits).into(),
@@ -159,8 +175,11 @@ impl SelectPartitions<'_> {
             masked.unwrap_or(self.ids).into(),
             words(forced).into(),
             words(masked).into(),
-            self.marks.map_or(0, |marks| marks.first_row).into(),
+            self.first_row.into(),
+            self.row_pages.unwrap_or(self.selected).into(),
+            u32::from(self.row_pages.is_some()).into(),
             self.estimates.map_or(0, |estimates| estimates.count).into(),
+            self.estimates.map_or(0.0, |estimates| estimates.share).into(),
             resident.into(),
             self.keys.into(),
             capacity.into(),

@@ -1,6 +1,6 @@
 //! What the launches of a run refuse.
 
-use spinkv_kernels::abi::cluster::{self, MAX_SPANS, MAX_TOKENS, max_partitions};
+use spinkv_kernels::abi::cluster::{self, MAX_SPANS, MAX_TOKENS};
 use spinkv_kernels::abi::{MAX_PAGE_WORDS, SLAB_PAGES, WORD_BYTES};
 
 use super::super::super::driver::{
@@ -48,24 +48,21 @@ impl ClusterRun<'_> {
     }
 
     fn check_tables(&self) -> Result<()> {
-        let ClusterShape { tokens, kv_heads, head_words, .. } = self.shape;
+        let ClusterShape { kv_heads, head_words, .. } = self.shape;
         let tables = &self.tables;
-        check_operand("cluster page_tokens", tables.page_tokens.into(), 1..=ANY)?;
-        check_operand("cluster partition_pages", tables.partition_pages.into(), 1..=ANY)?;
-        let partition_tokens = u64::from(tables.page_tokens) * u64::from(tables.partition_pages);
-        check_operand("cluster tokens of a partition", partition_tokens, 1..=ANY)?;
+        let most = cluster::means::MAX_PAGE_TOKENS;
+        check_operand("cluster page_tokens", tables.page_tokens.into(), 1..=most.into())?;
         check_operand("cluster segment_partitions", tables.segment_partitions.into(), 1..=ANY)?;
         let last = u64::from(tables.first_row) + u64::from(kv_heads);
         check_operand("cluster first_row + kv_heads", last, 1..=tables.request_rows.into())?;
-        let least = max_partitions(tokens, self.shape.clusters(), partition_tokens as u32);
-        check_operand("cluster capacity", tables.capacity.into(), least.into()..=ANY)?;
+        check_operand("cluster capacity", tables.capacity.into(), self.member_pages().into()..=ANY)?;
         let segments = tables.capacity.div_ceil(tables.segment_partitions) as usize;
         check_range("cluster directories", tables.directory as usize, segments, tables.directories.len())?;
-        check_length("cluster totals", self.rows_of(2), tables.totals.len())?;
+        let place = tables.first_place as usize + tables.first_row as usize;
+        check_range("cluster row_pages", 2 * place, self.rows_of(2), tables.row_pages.len())?;
         // One segment at least: more are the directories' to name.
         let segment = tables.request_rows as usize * tables.segment_partitions as usize;
         check_range("cluster partition_tokens", 0, segment, tables.partition_tokens.len())?;
-        check_range("cluster first_pages", 0, segment, tables.first_pages.len())?;
         let words = segment.saturating_mul(head_words as usize);
         check_range("cluster summaries", 0, words, tables.summaries.len())?;
         check_range("cluster value_means", 0, words, tables.value_means.len())

@@ -1,4 +1,7 @@
 mod check;
+mod gather_run;
+
+pub use gather_run::GatherRun;
 
 use spinkv_kernels::abi::cluster::{self, MAX_TOKENS, max_clusters, max_pages};
 
@@ -20,8 +23,10 @@ pub(super) struct ClusterFunctions {
     assign_128: Function,
     update: Function,
     pages: Function,
-    finish: Function,
+    list: Function,
+    means: Function,
     store: Function,
+    gather_run: Function,
 }
 
 impl ClusterFunctions {
@@ -34,14 +39,16 @@ impl ClusterFunctions {
             assign_128: shared("cluster_assign_128")?,
             update: module.function("cluster_update")?,
             pages: module.function("cluster_pages")?,
-            finish: module.function("cluster_finish")?,
+            list: module.function("cluster_list")?,
+            means: module.function("cluster_means")?,
             store: module.function("cluster_store")?,
+            gather_run: module.function("gather_run")?,
         })
     }
 
-    pub fn all(&self) -> [&Function; 8] {
-        let Self { sums, start, assign_64, assign_128, update, pages, finish, store } = self;
-        [sums, start, assign_64, assign_128, update, pages, finish, store]
+    pub fn all(&self) -> [&Function; 10] {
+        let Self { sums, start, assign_64, assign_128, update, pages, list, means, store, gather_run } = self;
+        [sums, start, assign_64, assign_128, update, pages, list, means, store, gather_run]
     }
 }
 
@@ -85,7 +92,7 @@ pub struct ClusterScratch {
     pub biases: DeviceBuffer<f32>,
     pub assigned: DeviceBuffer<u32>,
     pub sizes: DeviceBuffer<u32>,
-    pub firsts: DeviceBuffer<u64>,
+    pub firsts: DeviceBuffer<u32>,
     pub members: DeviceBuffer<u32>,
 }
 
@@ -119,13 +126,11 @@ impl ClusterScratch {
     }
 }
 
-/// Where a request's partitions are kept, one layer. A partition is a cluster, or a part of one that is too large.
+/// Where a request's partitions are kept, one layer. Each page of a cluster is a partition.
 #[derive(Clone, Copy, Debug)]
 pub struct ClusterTables<'a> {
     /// Tokens of a page.
     pub page_tokens: u32,
-    /// Pages that a partition has at most.
-    pub partition_pages: u32,
     /// Segments of partitions, of all requests.
     pub directories: &'a DeviceBuffer<u32>,
     /// Where the request's begin.
@@ -136,15 +141,14 @@ pub struct ClusterTables<'a> {
     pub request_rows: u32,
     /// Partitions of a segment.
     pub segment_partitions: u32,
-    /// Partitions that the request has room for in each row: those of earlier runs, and
-    /// [`max_partitions`](cluster::max_partitions) of this one.
+    /// Partitions that the request has room for in each row: those of earlier runs, and [`max_pages`] of this one.
     pub capacity: u32,
-    /// `[kv_heads, 2]`: partitions, pages and the tokens of the largest cluster of each row, before the last run and after it. 0 before the first.
-    pub totals: &'a DeviceBuffer<Word>,
-    /// `[segments, request_rows, segment_partitions]`: tokens of partitions; those of empty ones, and behind the last one, 0.
+    /// `[rows of all requests, 2]`: pages of each row's clusters, before the last run and after it. 0 before the first.
+    pub row_pages: &'a DeviceBuffer<u32>,
+    /// The place of the request's row 0 among the rows of all requests.
+    pub first_place: u32,
+    /// `[segments, request_rows, segment_partitions]`: tokens of partitions.
     pub partition_tokens: &'a DeviceBuffer<u32>,
-    /// As above: first pages of partitions, counted in the row's pages of clusters.
-    pub first_pages: &'a DeviceBuffer<u32>,
     /// `[segments, request_rows, segment_partitions, head_words]`: mean keys, bf16.
     pub summaries: &'a DeviceBuffer<Word>,
     /// As above: mean values.
@@ -154,8 +158,6 @@ pub struct ClusterTables<'a> {
 /// Where a request's pages of clusters lie on the host.
 #[derive(Clone, Copy, Debug)]
 pub struct ClusterPages<'a> {
-    /// Page key of the first page of clusters.
-    pub first_key: u32,
     /// Host tables of all requests: slabs.
     pub host_slabs: &'a DeviceBuffer<u32>,
     /// Where row 0 of the request begins in them.
@@ -170,14 +172,24 @@ pub struct ClusterPages<'a> {
     pub blocks: u32,
 }
 
+impl ClusterScratch {
+    /// Bytes.
+    pub fn bytes(&self) -> u64 {
+        let Self { sums, means, centroids, biases, assigned, sizes, firsts, members } = self;
+        let words = [sums, means, centroids].map(DeviceBuffer::bytes);
+        let numbers = [assigned, sizes, firsts, members].map(DeviceBuffer::bytes);
+        biases.bytes() + words.iter().chain(&numbers).sum::<u64>()
+    }
+}
+
 /// A run of tokens of one request in one layer that becomes clusters: the launches of `cluster_sums`, `cluster_start`, `cluster_assign_64` or
-/// `cluster_assign_128`, `cluster_update`, `cluster_pages`, `cluster_finish` and `cluster_store`.
+/// `cluster_assign_128`, `cluster_update`, `cluster_pages`, `cluster_list`, `cluster_means` and `cluster_store`.
 ///
 /// # Safety
 /// Of all launches: when one runs, those before it in [`launch`](Self::launch)'s order have run for the same run in the same scratch, and until it has
 /// run nothing writes what it reads or uses what it writes. [`pages`](Self::pages) and what follows: the directories name the segments of `capacity`
-/// partitions, no two of one place, and the totals' partitions of earlier runs leave room for this one's. [`store`](Self::store): the pages
-/// that the totals name have slabs of their own, within the arena.
+/// partitions, no two of one place, and the pages of earlier runs leave room for this one's. [`store`](Self::store): the pages
+/// that `row_pages` counts have slabs of their own, within the arena.
 #[derive(Clone, Copy, Debug)]
 pub struct ClusterRun<'a> {
     /// Its size.
@@ -221,7 +233,7 @@ impl ClusterRun<'_> {
     /// [`Choice`](super::super::driver::DriverError::Choice) for a head that is neither of 64 nor of 128,
     /// [`Multiple`](super::super::driver::DriverError::Multiple) for centroids that are no multiple of 8,
     /// [`Operand`](super::super::driver::DriverError::Operand) for a size of 0 or beyond its limit, more centroids than tokens or a capacity below the
-    /// run's own partitions, [`Length`](super::super::driver::DriverError::Length) for totals of other rows and for valid bits that are not as many as slabs,
+    /// run's own partitions, [`Length`](super::super::driver::DriverError::Length) for valid bits that are not as many as slabs,
     /// [`OutOfRange`](super::super::driver::DriverError::OutOfRange) for a buffer that does not fit, or a failed launch.
     ///
     /// # Safety
@@ -237,7 +249,8 @@ impl ClusterRun<'_> {
             }
             self.assign_all(kernels, stream)?;
             self.pages(kernels, stream)?;
-            self.finish(kernels, stream)?;
+            self.list(kernels, stream)?;
+            self.means(kernels, stream)?;
             self.store(kernels, stream)
         }
     }
@@ -317,24 +330,16 @@ impl ClusterRun<'_> {
             unsafe { run.assign_of(1, true, kernels, stream) }
         }
 
-        /// Where pages and partitions begin.
+        /// Where pages begin.
         pages: |run, kernels, stream| {
             let tables = &run.tables;
-            let arguments: [Argument; 14] = [
+            let arguments: [Argument; 6] = [
                 (&run.scratch.sizes).into(),
                 run.shape.clusters().into(),
                 tables.page_tokens.into(),
-                tables.partition_pages.into(),
-                tables.directories.into(),
-                tables.directory.into(),
-                tables.first_row.into(),
-                tables.request_rows.into(),
-                tables.segment_partitions.into(),
-                tables.capacity.into(),
-                tables.totals.into(),
+                run.first_place().into(),
+                tables.row_pages.into(),
                 (&run.scratch.firsts).into(),
-                tables.partition_tokens.into(),
-                tables.first_pages.into(),
             ];
             let shape = [
                 run.shape.kv_heads.into(),
@@ -345,37 +350,50 @@ impl ClusterRun<'_> {
             unsafe { launch(&kernels.cluster.pages, shape, stream, arguments) }
         }
 
-        /// Summaries and mean values of partitions, and the tokens of pages.
-        finish: |run, kernels, stream| {
-            let ClusterShape { tokens, kv_heads, head_words, .. } = run.shape;
-            let (scratch, tables) = (run.scratch, &run.tables);
-            let arguments: [Argument; 23] = [
+        /// The tokens of pages.
+        list: |run, kernels, stream| {
+            let ClusterShape { tokens, head_words, .. } = run.shape;
+            let arguments: [Argument; 8] = [
+                (&run.scratch.assigned).into(),
+                tokens.into(),
+                head_words.into(),
+                run.shape.clusters().into(),
+                run.tables.page_tokens.into(),
+                (&run.scratch.firsts).into(),
+                (&run.scratch.members).into(),
+                run.member_pages().into(),
+            ];
+            // SAFETY: as above.
+            unsafe { launch(&kernels.cluster.list, run.of_clusters(), stream, arguments) }
+        }
+
+        /// Summaries, mean values and tokens of partitions.
+        means: |run, kernels, stream| {
+            let ClusterShape { kv_heads, head_words, .. } = run.shape;
+            let tables = &run.tables;
+            let arguments: [Argument; 18] = [
                 run.keys.into(),
                 run.values.into(),
                 run.first.into(),
-                tokens.into(),
                 kv_heads.into(),
                 head_words.into(),
-                run.shape.clusters().into(),
-                (&scratch.means).into(),
-                (&scratch.assigned).into(),
-                (&scratch.centroids).into(),
                 tables.page_tokens.into(),
-                tables.partition_pages.into(),
+                run.first_place().into(),
+                tables.row_pages.into(),
+                (&run.scratch.members).into(),
+                run.member_pages().into(),
                 tables.directories.into(),
                 tables.directory.into(),
                 tables.first_row.into(),
                 tables.request_rows.into(),
                 tables.segment_partitions.into(),
-                tables.totals.into(),
-                (&scratch.firsts).into(),
                 tables.summaries.into(),
                 tables.value_means.into(),
-                (&scratch.members).into(),
-                run.member_pages().into(),
+                tables.partition_tokens.into(),
             ];
+            let blocks = cluster::means::grid(run.member_pages() * kv_heads);
             // SAFETY: as above.
-            unsafe { launch(&kernels.cluster.finish, run.of_clusters(), stream, arguments) }
+            unsafe { launch(&kernels.cluster.means, [blocks.into(), cluster::means::BLOCK.into(), 0], stream, arguments) }
         }
 
         /// Pages of clusters to the host, and their valid bits.
@@ -389,10 +407,10 @@ impl ClusterRun<'_> {
                 kv_heads.into(),
                 head_words.into(),
                 tables.page_tokens.into(),
-                tables.totals.into(),
+                run.first_place().into(),
+                tables.row_pages.into(),
                 (&run.scratch.members).into(),
                 run.member_pages().into(),
-                pages.first_key.into(),
                 pages.host_slabs.into(),
                 pages.first_slab.into(),
                 pages.slab_stride.into(),
@@ -404,6 +422,11 @@ impl ClusterRun<'_> {
             // SAFETY: as above.
             unsafe { launch(&kernels.cluster.store, shape, stream, arguments) }
         }
+    }
+
+    /// The place of KV head 0's row among the rows of all requests.
+    fn first_place(&self) -> u32 {
+        self.tables.first_place + self.tables.first_row
     }
 
     /// Pages of a row that the list of members has room for.
