@@ -1,6 +1,7 @@
 //! Models on an NVIDIA GPU.
 
 mod activations;
+mod fill;
 mod model;
 mod parts;
 mod product;

@@ -5,6 +5,7 @@
 
 mod device;
 mod elastic;
+mod measure;
 mod outliers;
 mod own;
 mod prompt;
