@@ -108,6 +108,8 @@ fn measured(machine: &mut dyn Machine, group: &Group, options: &DecodeOptions) -
         .into());
     }
     let Outcome { points, selected } = machine.measure(group, options)?;
+    // A replayed cache would take what those of its group do.
+    let memory = points.last().map(|point| point.memory).unwrap_or_default();
     let mut points = points.into_iter();
     let mut all = Vec::with_capacity(group.caches.len());
     for caching in group.caches.iter().copied() {
@@ -130,6 +132,7 @@ fn measured(machine: &mut dyn Machine, group: &Group, options: &DecodeOptions) -
             hits: (counted.probes - counted.misses) * times,
             misses,
             fetched_bytes_per_step: misses as f64 * group.kv.layout().page_bytes() as f64 / steps.max(1.0),
+            memory,
             ..point(group, caching, *slots)
         });
     }

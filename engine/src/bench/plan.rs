@@ -251,15 +251,18 @@ impl DecodeOptions {
                         add(method, budget, 0.0, which(&|caching| caching.is_bare()))?;
                         // What is drawn can stand still, so that nothing misses in any cache; a model's selections need room for everything.
                         let apart = self.selections == Selections::Model;
-                        let resident = |caching: &Caching| *caching == Caching::Resident;
+                        let largest = self.bufferings.iter().copied().fold(0.0, f64::max);
                         for buffering in self.bufferings.iter().copied() {
-                            let caches = which(&|caching| {
-                                !caching.is_dense() && !caching.is_bare() && !(apart && resident(caching))
+                            let resident = !apart && buffering == largest;
+                            let caches = which(&|caching| match caching {
+                                Caching::Resident => resident,
+                                _ => !caching.is_dense() && !caching.is_bare(),
                             });
                             add(method, budget, buffering, caches)?;
                         }
                         if apart {
-                            add(method, budget, f64::MAX, which(&resident))?;
+                            let resident = which(&|caching| *caching == Caching::Resident);
+                            add(method, budget, f64::MAX, resident)?;
                         }
                     }
                 }

@@ -12,7 +12,7 @@ mod runner;
 mod sizes;
 mod staging;
 #[cfg(test)]
-mod stand_in;
+pub(crate) mod stand_in;
 pub mod weights;
 
 pub use model::{CudaModel, CudaOptions};

@@ -78,7 +78,7 @@ impl CudaMachine {
     }
 
     /// The group's model with its memory full.
-    fn filled(
+    pub(super) fn filled(
         &mut self,
         group: &Group,
         kv: &KvConfig,
@@ -152,11 +152,11 @@ impl CudaMachine {
             * group.batch
             * group.kv.layout().pages(group.context)
             * group.kv.layout().page_bytes();
-        let streamed = Streamed::new(&self.context)?;
+        let streamed = Streamed::new(&self.context, bytes)?;
         let mut ms = Vec::with_capacity(STREAMED_STEPS);
         for round in 0..=STREAMED_STEPS {
             let start = Instant::now();
-            streamed.enqueue(bytes)?;
+            streamed.enqueue()?;
             greedy(model, batch)?;
             streamed.wait()?;
             if round > 0 {

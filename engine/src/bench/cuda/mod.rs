@@ -3,14 +3,13 @@
 mod decode;
 mod prefill;
 mod streamed;
-
-use std::sync::Arc;
+#[cfg(test)]
+mod tests;
 
 use spinkv::KvConfig;
 use spinkv::backend::cuda::driver::{Context, Stream};
 use spinkv::backend::cuda::kernels::Kernels;
 use spinkv::backend::cuda::{CudaBackend, CudaLimits};
-use spinkv::gates::Gates;
 
 use super::Prompts;
 use crate::config::ModelConfig;
@@ -88,12 +87,4 @@ impl CudaMachine {
         self.products = Some(model.products());
         Ok(model)
     }
-}
-
-/// Gates for methods that need them, as random as the weights.
-///
-/// # Errors
-/// Those of [`gates::random`](crate::gates::random).
-pub fn random_gates(config: &ModelConfig, seed: u64) -> Result<Arc<Gates>> {
-    Ok(Arc::new(crate::gates::random(config, seed)?))
 }
