@@ -5,8 +5,8 @@ use spinkv::memory::RequestPlan;
 use spinkv::pipeline::Reach;
 
 use super::plan::{Caching, DecodeOptions, Group};
-use super::replayed::{interpolate, policy_of, replay_rows};
-use super::report::{parts, table};
+use super::replayed::{interpolate, policy_of, replay_rows, set_beside_floors};
+use super::report::{memory_table, parts, table};
 use super::{BenchError, Facts, How, Listen, MemoryByUse, Point};
 use crate::config::ModelConfig;
 use crate::error::Result;
@@ -87,25 +87,21 @@ pub fn decode(
             }
         }
     }
-    let mut points: Vec<Point> =
-        points.into_iter().map(|point| point.finish(config.layers, all_layers)).collect();
+    let finish = |points: Vec<Point>| -> Vec<Point> {
+        points.into_iter().map(|point| point.finish(config.layers, all_layers)).collect()
+    };
+    let mut points = finish(points);
     interpolate(&mut points);
-    Ok(points.into_iter().map(|point| point.finish(config.layers, all_layers)).collect())
+    set_beside_floors(&mut points);
+    Ok(finish(points))
 }
 
 /// The points of a group, measured and replayed ones in the order of its cachings.
 fn measured(machine: &mut dyn Machine, group: &Group, options: &DecodeOptions) -> Result<Vec<Point>> {
-    if group.batch == 0 {
-        let fixed = options.batches.iter().find_map(|batch| match batch {
-            super::BatchSize::Fixed(requests) => Some(*requests),
-            super::BatchSize::Fit => None,
-        });
-        return Err(BenchError::BeyondBudget {
-            requests: fixed.unwrap_or(1),
-            request_bytes: group.request_bytes,
-            kv_bytes: options.kv_bytes.unwrap_or(0),
-        }
-        .into());
+    if !group.fits {
+        let (requests, request_bytes) = (group.batch, group.request_bytes);
+        let kv_bytes = options.kv_bytes.unwrap_or(0);
+        return Err(BenchError::BeyondBudget { requests, request_bytes, kv_bytes }.into());
     }
     let Outcome { points, selected } = machine.measure(group, options)?;
     // A replayed cache would take what those of its group do.
@@ -162,6 +158,8 @@ pub(super) fn point(group: &Group, caching: Caching, slots: usize) -> Point {
         hit_ratio: None,
         fetched_bytes_per_step: 0.0,
         pcie_gb_per_s: None,
+        over_sum: None,
+        over_max: None,
         memory: MemoryByUse::default(),
         request_bytes: group.request_bytes,
     }
@@ -189,6 +187,7 @@ impl fmt::Display for DecodeReport {
             writeln!(f, "\nmilliseconds of a step by part")?;
             parts(points, f)?;
         }
-        Ok(())
+        writeln!(f, "\nmemory by use")?;
+        memory_table(points, f)
     }
 }

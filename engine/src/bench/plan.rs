@@ -165,8 +165,10 @@ pub struct DecodeOptions {
 pub struct Group {
     /// Tokens of each request before the first step.
     pub context: usize,
-    /// Requests of a step; 0 if not even one fits the budget.
+    /// Requests of a step.
     pub batch: usize,
+    /// Whether the budget of KV memory has room for them.
+    pub fits: bool,
     /// The method.
     pub method: MethodChoice,
     /// Its budget, if it has one.
@@ -299,12 +301,13 @@ impl DecodeOptions {
         let residual = (max_tokens * config.hidden_size * size_of::<f32>()) as u64;
         let prompt_bytes = plan.prompt_bytes(&kv) + residual;
         let most = self.kv_bytes.map(|bytes| bytes.saturating_sub(prompt_bytes) / request_bytes.max(1));
-        let batch = match (batch, most) {
-            (BatchSize::Fixed(batch), Some(most)) if batch as u64 > most => 0,
-            (BatchSize::Fixed(batch), _) => batch,
-            (BatchSize::Fit, most) => most.unwrap_or(1).min(1024) as usize,
+        let most = most.map(|most| most.min(1024) as usize);
+        let batch = match batch {
+            BatchSize::Fixed(batch) => batch,
+            BatchSize::Fit => most.unwrap_or(1).max(1),
         };
+        let fits = most.is_none_or(|most| batch <= most);
         let method = method.clone();
-        Ok(Group { context, batch, method, budget, built, kv, buffering, caches, request_bytes })
+        Ok(Group { context, batch, fits, method, budget, built, kv, buffering, caches, request_bytes })
     }
 }

@@ -160,6 +160,10 @@ pub struct Point {
     pub fetched_bytes_per_step: f64,
     /// Those over the time of a step.
     pub pcie_gb_per_s: Option<f64>,
+    /// The step over the sum of the resident step and the fetched bytes at the copy engine's speed; none where that was not measured.
+    pub over_sum: Option<f64>,
+    /// The step over the larger of the two.
+    pub over_max: Option<f64>,
     /// Memory by use.
     pub memory: MemoryByUse,
     /// KV memory of a request in all the model's layers, bytes, by formula.
@@ -175,10 +179,12 @@ impl Point {
             let batch = self.batch as f64;
             self.tokens_per_s = Some(batch / step_ms * 1e3);
             self.pcie_gb_per_s = Some(self.fetched_bytes_per_step / step_ms / 1e6);
-            if let (Some(stages), true) = (self.stages_ms, layers < all_layers) {
-                // The head is there once, whatever the layers.
-                let of_layers = (step_ms - stages.head) * all_layers as f64 / layers as f64;
-                self.tokens_per_s_all_layers = Some(batch / (of_layers + stages.head) * 1e3);
+            // The head is there once, whatever the layers; beside a stream of bytes it takes no time.
+            let head = self.stages_ms.map(|stages| stages.head);
+            let head = if self.how == How::Bound { Some(0.0) } else { head };
+            if let (Some(head), true) = (head, layers < all_layers) {
+                let of_layers = (step_ms - head) * all_layers as f64 / layers as f64;
+                self.tokens_per_s_all_layers = Some(batch / (of_layers + head) * 1e3);
             }
         }
         self
@@ -196,7 +202,7 @@ pub fn table(points: &[Point], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     if all_layers {
         write!(f, " {:>10}", "all layers")?;
     }
-    writeln!(f, " {:>6} {:>12} {:>6} {:>11}", "hit", "fetched/step", "GB/s", "KV in HBM")?;
+    writeln!(f, " {:>6} {:>12} {:>6} {:>6} {:>6}", "hit", "fetched/step", "GB/s", "x sum", "x max")?;
     for point in points {
         let budget = point.budget.as_deref().unwrap_or("-");
         let buffering = match point.buffering {
@@ -225,14 +231,14 @@ pub fn table(points: &[Point], f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if all_layers {
             write!(f, " {:>10}", number(point.tokens_per_s_all_layers, 1))?;
         }
-        let MemoryByUse { kv_pages, kv_tables, kv_summaries, kv_lists, .. } = point.memory;
         writeln!(
             f,
-            " {:>6} {:>12} {:>6} {:>11}",
+            " {:>6} {:>12} {:>6} {:>6} {:>6}",
             number(point.hit_ratio, 3),
             HumanBytes(point.fetched_bytes_per_step as u64).to_string(),
             number(point.pcie_gb_per_s, 1),
-            HumanBytes(kv_pages + kv_tables + kv_summaries + kv_lists).to_string()
+            number(point.over_sum, 2),
+            number(point.over_max, 2)
         )?;
     }
     Ok(())
@@ -264,6 +270,51 @@ pub fn parts(points: &[Point], f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f,
             "  {:>7} {:>5} {:<18} {:<14} {projections:>8.3} {index:>8.3} {offload:>8.3} {select:>8.3} {retrieve:>8.3} {attention:>9.3} {mlp:>8.3} {head:>8.3} {sum:>9.3}",
             point.context, point.batch, point.method, point.cache
+        )?;
+    }
+    Ok(())
+}
+
+/// Writes what points that ran hold in memory.
+pub fn memory_table(points: &[Point], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    writeln!(
+        f,
+        "  {:>7} {:>5} {:<18} {:<14} {:>10} {:>11} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}",
+        "context",
+        "batch",
+        "method",
+        "cache",
+        "weights",
+        "activations",
+        "prompt",
+        "pages",
+        "tables",
+        "summaries",
+        "lists",
+        "total",
+        "on host"
+    )?;
+    let ran = |point: &&Point| matches!(point.how, How::Measured | How::Bound);
+    for point in points.iter().filter(ran) {
+        let MemoryByUse { weights, activations, prompt, kv_pages, kv_tables, .. } = point.memory;
+        let MemoryByUse { kv_summaries, kv_lists, total, host_pages, .. } = point.memory;
+        let bytes = |bytes: u64| HumanBytes(bytes).to_string();
+        writeln!(
+            f,
+            "  {:>7} {:>5} {:<18} {:<14} {:>10} {:>11} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}",
+            point.context,
+            point.batch,
+            point.method,
+            point.cache,
+            bytes(weights),
+            bytes(activations),
+            bytes(prompt),
+            bytes(kv_pages),
+            bytes(kv_tables),
+            bytes(kv_summaries),
+            bytes(kv_lists),
+            bytes(total),
+            bytes(host_pages)
         )?;
     }
     Ok(())

@@ -59,6 +59,13 @@ fn tokens(text: &str) -> std::result::Result<usize, String> {
     }
 }
 
+fn gib(text: &str) -> std::result::Result<f64, String> {
+    match text.parse() {
+        Ok(gib) if gib > 0.0 && gib <= 4096.0 => Ok(gib),
+        _ => Err("more than 0 GiB, at most 4096".to_owned()),
+    }
+}
+
 /// Buffering pages for each mandatory page.
 fn buffering(text: &str) -> std::result::Result<f64, String> {
     match text.parse() {

@@ -83,6 +83,8 @@ fn every_cache_is_run_or_replayed_and_none_is_refused() {
         assert_eq!(stages.select, if point.cache == DenseHbm { 0.0 } else { 3.0 });
         assert!(point.memory.kv_pages > 0 && point.memory.total > point.memory.kv_pages);
     }
+    // Nothing misses where kernels do nothing, so nothing is set beside a floor.
+    assert!(points.iter().all(|point| point.over_sum.is_none()));
     let hits = |cache| points.iter().find(|point| point.cache == cache).unwrap().hits;
     assert!(hits(ExactLru) <= hits(Belady) && hits(ExactLru) > 0);
 }

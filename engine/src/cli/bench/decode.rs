@@ -11,7 +11,7 @@ use spinkv_engine::model::Model;
 
 use super::super::output::Output;
 use super::subject::{Shown, SubjectArguments, cpu};
-use super::{buffering, notes, share, tokens};
+use super::{buffering, gib, notes, share, tokens};
 
 /// How steps are taken, for both benches of them.
 #[derive(Debug, Args)]
@@ -50,6 +50,8 @@ struct StepArguments {
   belady          the same size and the future known: nobody misses less; replayed
   resident        nothing misses: the least that a step of the method can take
 
+x sum and x max are a step over what it cannot be shorter than: the resident step and the fetched bytes at the speed of dense-streamed, one after the
+other or at once; they need both of these caches.
 Replayed caches have hits and bytes; their times lie between the measured resident and no-cache steps, by the bytes fetched.
 
 Examples:
@@ -109,8 +111,8 @@ pub(super) struct DecodeArguments {
     caches: Vec<Caching>,
 
     /// KV memory of the whole model on the GPU: caches, summaries, tables, steady zones and the longest prompt, in GiB. Points beyond it are skipped
-    #[arg(long, value_name = "GIB", value_parser = clap::value_parser!(u32).range(1..=4096), help_heading = "What to measure")]
-    kv_gib: Option<u32>,
+    #[arg(long, value_name = "GIB", value_parser = gib, help_heading = "What to measure")]
+    kv_gib: Option<f64>,
 
     #[command(flatten)]
     steps: StepArguments,
@@ -150,7 +152,7 @@ pub(super) struct AblationArguments {
 /// Runs `spinkv bench decode`.
 pub(super) fn run(arguments: &DecodeArguments) -> Result<()> {
     let methods = methods(&arguments.methods)?;
-    let kv_bytes = arguments.kv_gib.map(|gib| u64::from(gib) << 30);
+    let kv_bytes = arguments.kv_gib.map(|gib| (gib * f64::from(1 << 30)) as u64);
     let mut caches = arguments.caches.clone();
     caches.sort_unstable();
     caches.dedup();
