@@ -78,14 +78,19 @@ pub fn decode(
     for (done, group) in groups.iter().enumerate() {
         let Group { context, batch, method, budget, .. } = group;
         let budget = budget.map(|budget| format!(" {budget}")).unwrap_or_default();
-        listen(&format!("{method}{budget}, {batch} requests of {context} tokens"), done, groups.len());
-        match measured(machine, group, options) {
-            Ok(of_group) => points.extend(of_group),
-            Err(error) => {
-                let reason = error.to_string();
-                points.extend(group.caches.iter().map(|caching| skipped(group, *caching, &reason)));
+        let name = format!("{method}{budget}, {batch} requests of {context} tokens");
+        listen(&name, done, groups.len());
+        let of_group = measured(machine, group, options).unwrap_or_else(|error| {
+            let reason = error.to_string();
+            group.caches.iter().map(|caching| skipped(group, *caching, &reason)).collect()
+        });
+        // Whoever is broken off has these.
+        for point in &of_group {
+            if let Some(ms) = point.step_ms {
+                listen(&format!("{name}: {} {ms:.3} ms", point.cache), done, groups.len());
             }
         }
+        points.extend(of_group);
     }
     let finish = |points: Vec<Point>| -> Vec<Point> {
         points.into_iter().map(|point| point.finish(config.layers, all_layers)).collect()

@@ -146,7 +146,8 @@ pub struct DecodeOptions {
     pub steps: usize,
     /// Who says what a step selects.
     pub selections: Selections,
-    /// The KV memory of the whole model in bytes, all its layers' caches, summaries, tables, steady zones and the longest prompt together.
+    /// The KV memory of the whole model in bytes: all its layers' caches, summaries, tables and steady zones, and K and V of two layers of the longest
+    /// prompt.
     pub kv_bytes: Option<u64>,
     /// What every step reads.
     pub steady: SteadyZone,
@@ -243,7 +244,7 @@ impl DecodeOptions {
                     if caches.is_empty() {
                         return Ok(());
                     }
-                    let place = (context, batch, config, all_layers);
+                    let place = (context, batch, all_layers);
                     groups.push(self.group(shape, place, (method, budget), buffering, caches)?);
                     Ok::<_, crate::Error>(())
                 };
@@ -285,7 +286,7 @@ impl DecodeOptions {
     fn group(
         &self,
         shape: KvShape,
-        (context, batch, config, all_layers): (usize, BatchSize, &ModelConfig, usize),
+        (context, batch, all_layers): (usize, BatchSize, usize),
         (method, budget): (&MethodChoice, Option<Budget>),
         buffering: f64,
         caches: Vec<Caching>,
@@ -295,11 +296,10 @@ impl DecodeOptions {
         let kv = KvConfig::new(shape, layout, built.clone())?;
         let max_tokens = self.max_tokens(context);
         let plan = RequestPlan::new(&kv, max_tokens, buffering)?;
-        // Every layer takes the same; the prompt's residual stream and two layers of K and V are there once.
+        // Every layer takes the same; K and V of two layers of one prompt are there once.
         let of_layers = footprint(&kv, &plan, max_tokens, SUMMARY_BYTES).gpu.total();
         let request_bytes = of_layers * all_layers as u64 / shape.layers as u64;
-        let residual = (max_tokens * config.hidden_size * size_of::<f32>()) as u64;
-        let prompt_bytes = plan.prompt_bytes(&kv) + residual;
+        let prompt_bytes = plan.prompt_bytes(&kv);
         let most = self.kv_bytes.map(|bytes| bytes.saturating_sub(prompt_bytes) / request_bytes.max(1));
         let most = most.map(|most| most.min(1024) as usize);
         let batch = match batch {

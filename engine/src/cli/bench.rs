@@ -97,7 +97,7 @@ fn notes(selections: Selections, random_weights: bool) -> Vec<String> {
                     format!("at the pace that gives the largest cache hits of {ratio}")
                 });
             vec![format!(
-                "scores and top-k run; what they select is replaced by selections drawn before the steps, {pace}"
+                "scores and top-k run; what they select is replaced by selections drawn before the steps, {pace}; on a GPU by two copies a layer, which are in Select's time"
             )]
         }
     }

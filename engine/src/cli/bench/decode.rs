@@ -110,7 +110,8 @@ pub(super) struct DecodeArguments {
     )]
     caches: Vec<Caching>,
 
-    /// KV memory of the whole model on the GPU: caches, summaries, tables, steady zones and the longest prompt, in GiB. Points beyond it are skipped
+    /// KV memory of the whole model on the GPU, in GiB: caches, summaries, tables, steady zones, K and V of two layers of the longest prompt. Points
+    /// beyond it are skipped
     #[arg(long, value_name = "GIB", value_parser = gib, help_heading = "What to measure")]
     kv_gib: Option<f64>,
 
