@@ -239,6 +239,10 @@ pub enum Error {
     #[error(transparent)]
     Eval(#[from] crate::eval::EvalError),
 
+    /// A bench that cannot be run as asked for.
+    #[error(transparent)]
+    Bench(#[from] crate::bench::BenchError),
+
     /// A plot could not be drawn.
     #[error("{}: {reason}", path.display())]
     Plot {

@@ -1,5 +1,6 @@
 //! Models over the `spinkv` KV memory: checkpoints, tokenizers, the forward pass, sampling and generation.
 
+pub mod bench;
 pub mod checkpoint;
 pub mod config;
 #[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]

@@ -1,5 +1,6 @@
 //! Commands and what they print.
 
+pub(crate) mod bench;
 mod demo;
 pub(crate) mod devices;
 pub(crate) mod eval;
@@ -43,6 +44,7 @@ pub(crate) enum Command {
     /// prompts follow from the seed: the same command asks the same on any machine. Beside accuracy: what share of the true attention
     /// mass is read, hit ratio and bytes moved.
     Eval(Box<eval::EvalArguments>),
+    Bench(Box<bench::BenchArguments>),
     #[cfg(feature = "serve")]
     Serve(Box<serve::ServeArguments>),
     /// Replay what steps select through caches of any policy and size, and model what the misses cost.

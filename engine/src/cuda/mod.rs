@@ -1,6 +1,7 @@
 //! Models on an NVIDIA GPU.
 
 mod activations;
+mod fill;
 mod model;
 mod parts;
 mod product;
@@ -11,7 +12,7 @@ mod runner;
 mod sizes;
 mod staging;
 #[cfg(test)]
-mod stand_in;
+pub(crate) mod stand_in;
 pub mod weights;
 
 pub use model::{CudaModel, CudaOptions};

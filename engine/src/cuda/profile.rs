@@ -1,6 +1,7 @@
 use std::cell::RefCell;
 
 use serde::Serialize;
+use spinkv::backend::cuda::CudaBackend;
 use spinkv::backend::cuda::driver::Event;
 use spinkv::pipeline::Stage;
 
@@ -62,6 +63,19 @@ impl CudaModel {
     /// # Errors
     /// Those of [`decode`](Self::decode).
     pub fn profile(&mut self, batch: &mut [DecodeToken], steps: usize) -> Result<StepProfile> {
+        self.profile_with(batch, steps, |_, _| Ok(()))
+    }
+
+    /// The same with `before` called before each step, with its number: what it enqueues is not timed.
+    ///
+    /// # Errors
+    /// Those of [`profile`](Self::profile), and `before`'s.
+    pub fn profile_with(
+        &mut self,
+        batch: &mut [DecodeToken],
+        steps: usize,
+        mut before: impl FnMut(&mut CudaBackend, usize) -> Result<()>,
+    ) -> Result<StepProfile> {
         let (bucket, resident) = self.kind_of(batch);
         let context = self.stream().context().clone();
         let marks = RefCell::new(Vec::new());
@@ -75,19 +89,20 @@ impl CudaModel {
         let plain = self.capture(bucket, resident, &|_| Ok(()))?;
         let (end, mut sums, mut graph_ms) = (Event::new(&context)?, [0.0; StepPart::ALL.len()], 0.0);
         for step in 0..2 * steps {
+            before(self.pipeline_mut().backend_mut(), step)?;
             self.step_as(batch, bucket, if step % 2 == 0 { &timed } else { &plain })?;
             end.record(self.stream())?;
             let ids = self.likeliest(batch.len())?;
             batch.iter_mut().zip(ids).for_each(|(part, id)| part.token = id);
-            let mut before = self.began();
+            let mut mark = self.began();
             if step % 2 == 1 {
-                graph_ms += f64::from(before.elapsed_ms(&end)?) / steps as f64;
+                graph_ms += f64::from(mark.elapsed_ms(&end)?) / steps as f64;
                 continue;
             }
             for (part, event) in &marks {
                 let number = StepPart::ALL.iter().position(|known| known == part).expect("one of all");
-                sums[number] += f64::from(before.elapsed_ms(event)?) / steps as f64;
-                before = event;
+                sums[number] += f64::from(mark.elapsed_ms(event)?) / steps as f64;
+                mark = event;
             }
         }
         Ok(StepProfile { parts: StepPart::ALL.into_iter().zip(sums).collect(), graph_ms })

@@ -12,12 +12,12 @@ pub(super) const FREE_BYTES: u64 = 64 << 20;
 pub(super) const MEMORY_BYTES: u64 = 256 << 20;
 
 /// It counts for the whole process: tests take turns.
-pub(super) struct Driver {
+pub(crate) struct Driver {
     log: extern "C" fn() -> *const c_char,
     reset: extern "C" fn(),
 }
 
-pub(super) fn driver() -> MutexGuard<'static, Driver> {
+pub(crate) fn driver() -> MutexGuard<'static, Driver> {
     static DRIVER: OnceLock<Mutex<Driver>> = OnceLock::new();
     let driver = DRIVER.get_or_init(load).lock().unwrap_or_else(PoisonError::into_inner);
     (driver.reset)();

@@ -7,6 +7,7 @@
 mod adversary;
 mod calibrate;
 mod cluster_table;
+mod drawn;
 mod experiment;
 mod generator;
 mod locality;
@@ -22,6 +23,7 @@ mod trace;
 mod trace_file;
 
 pub use calibrate::{Checkpoints, calibrate, checkpoints};
+pub use drawn::Draw;
 pub use experiment::{Batch, Experiment, Outcome, Outcomes};
 pub use locality::Locality;
 pub use preset::{Preset, TraceSize};

@@ -6,6 +6,7 @@
 mod clusters;
 mod device;
 mod elastic;
+mod measure;
 mod outliers;
 mod own;
 mod prompt;

@@ -26,7 +26,7 @@ const MAX_CHUNKS: usize = 512;
 /// What the prompts' own stream works with.
 #[derive(Debug)]
 pub(super) struct Prompt {
-    side: Stream,
+    pub side: Stream,
     /// What is stored: `[1]`.
     stored: DeviceBuffer<Entry>,
     /// Those of the step in which the last query warms the cache, a batch of one. Prompts have lists of their own, so that decode steps of
@@ -52,7 +52,7 @@ pub(super) struct Prompt {
     /// Whether the side stream may have work that the main one has not waited for.
     under_way: bool,
     /// The prompt whose entries are on the GPU.
-    uploaded: Option<StepEntry>,
+    pub uploaded: Option<StepEntry>,
     chunks: HashMap<(usize, usize), Chunk>,
     outliers: Outliers,
     lse: DeviceBuffer<f32>,

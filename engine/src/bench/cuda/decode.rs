@@ -1,0 +1,224 @@
+use std::sync::Arc;
+use std::time::Instant;
+
+use spinkv::KvConfig;
+use spinkv::backend::cuda::CudaBackend;
+use spinkv::pipeline::Counters;
+
+use super::CudaMachine;
+use super::streamed::Streamed;
+use crate::bench::cpu::traced;
+use crate::bench::decode::{Machine, Outcome, Selected, point, slots};
+use crate::bench::plan::{Caching, DecodeOptions, Group, Selections};
+use crate::bench::replayed::policy_of;
+use crate::bench::{How, MemoryByUse, Point, Stages, Traced};
+use crate::config::ModelConfig;
+use crate::cuda::{CudaModel, GpuReport, StepPart, StepProfile};
+use crate::error::Result;
+use crate::model::DecodeToken;
+
+/// Steps of those that stream all KV from the host: each takes as long as dozens of others.
+const STREAMED_STEPS: usize = 3;
+
+impl CudaMachine {
+    /// Runs one caching of a group, whose requests go on from where they are.
+    fn run(
+        &self,
+        model: &mut CudaModel,
+        batch: &mut [DecodeToken],
+        (group, caching): (&Group, Caching),
+        options: &DecodeOptions,
+        traced: Option<&Traced>,
+    ) -> Result<Point> {
+        let before_step = |backend: &mut CudaBackend, step: usize| -> Result<()> {
+            if let Some(traced) = traced {
+                // What is drawn stands still for who is to miss nothing.
+                let step = if caching == Caching::Resident { 0 } else { step };
+                traced.begin_on_gpu(backend.stream(), step)?;
+            }
+            if caching == Caching::NoCache {
+                backend.empty_caches()?;
+            }
+            Ok(())
+        };
+        for step in 0..options.warm_up {
+            before_step(model.pipeline_mut().backend_mut(), step)?;
+            greedy(model, batch)?;
+        }
+        let before = counters(model)?;
+        let profile = model.profile_with(batch, options.steps, |backend, number| {
+            before_step(backend, options.warm_up + number)
+        })?;
+        let after = counters(model)?;
+        // A cache that is emptied before each step keeps the host busy with that.
+        let mut host_ms = None;
+        if caching != Caching::NoCache {
+            let first = options.warm_up + 2 * options.steps;
+            let start = Instant::now();
+            for step in first..first + options.steps {
+                before_step(model.pipeline_mut().backend_mut(), step)?;
+                greedy(model, batch)?;
+            }
+            host_ms = Some(start.elapsed().as_secs_f64() * 1e3 / options.steps as f64);
+        }
+        let timed = (2 * options.steps) as f64;
+        let misses = after.misses - before.misses;
+        let page_bytes = group.kv.layout().page_bytes() as f64;
+        Ok(Point {
+            step_ms: Some(profile.graph_ms),
+            host_ms,
+            stages_ms: Some(stages(&profile)),
+            hits: after.hits - before.hits,
+            misses,
+            adopted: after.adopted_pages - before.adopted_pages,
+            fetched_bytes_per_step: misses as f64 * page_bytes / timed,
+            memory: memory(model, group)?,
+            ..point(group, caching, slots(group, options)?)
+        })
+    }
+
+    /// The group's model with its memory full.
+    pub(super) fn filled(
+        &mut self,
+        group: &Group,
+        kv: &KvConfig,
+        options: &DecodeOptions,
+        traced: Option<&Traced>,
+    ) -> Result<(CudaModel, Vec<DecodeToken>)> {
+        let max_tokens = options.max_tokens(group.context);
+        let mut model = self.model(kv, group.batch, max_tokens, group.buffering)?;
+        if let Some(traced) = traced {
+            traced.begin_on_gpu(model.pipeline().backend().stream(), 0)?;
+        }
+        let real = matches!(self.source, super::WeightSource::Checkpoint(_));
+        let mut batch = Vec::with_capacity(group.batch);
+        for number in 0..group.batch {
+            let request = model.pipeline_mut().admit(max_tokens)?;
+            let prompt = self.prompts.prompt(number, group.context);
+            if real {
+                model.prefill(request, &prompt, |_, _| std::ops::ControlFlow::Continue(()))?;
+            } else {
+                model.fill(request, &prompt)?;
+            }
+            batch.push(DecodeToken { request, token: *prompt.last().unwrap_or(&0) });
+        }
+        Ok((model, batch))
+    }
+}
+
+impl Machine for CudaMachine {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn measure(&mut self, group: &Group, options: &DecodeOptions) -> Result<Outcome> {
+        let dense = group.caches.iter().all(|caching| caching.is_dense());
+        let drawn: Option<(Arc<Traced>, KvConfig)> = match options.selections {
+            Selections::Drawn { hit_ratio } if !dense => Some(traced(group, options, hit_ratio)?),
+            _ => None,
+        };
+        let (method, kv) = match &drawn {
+            Some((method, kv)) => (Some(&**method), kv.clone()),
+            None => (None, group.kv.clone()),
+        };
+        let mut outcome = Outcome::default();
+        if let Some(method) = method {
+            let slots = slots(group, options)?;
+            let rows = method.drawn().page_rows(&kv);
+            outcome.selected = Some(Selected { rows, warm_up: options.warm_up, requests: 1, slots });
+        }
+        let ran: Vec<_> = group.caches.iter().copied().filter(|one| policy_of(*one).is_none()).collect();
+        if ran.is_empty() {
+            return Ok(outcome);
+        }
+        let (mut model, mut batch) = self.filled(group, &kv, options, method)?;
+        for caching in ran {
+            let measured = if caching == Caching::DenseStreamed {
+                self.streamed(&mut model, &mut batch, group)?
+            } else {
+                self.run(&mut model, &mut batch, (group, caching), options, method)?
+            };
+            outcome.points.push(measured);
+        }
+        self.weights = Some(model.into_weights()?);
+        Ok(outcome)
+    }
+}
+
+impl CudaMachine {
+    /// The resident step beside a copy of all its pages from the host, which wait for nothing of each other: whoever really streams them has to.
+    fn streamed(&self, model: &mut CudaModel, batch: &mut [DecodeToken], group: &Group) -> Result<Point> {
+        let bytes = group.kv.shape().rows()
+            * group.batch
+            * group.kv.layout().pages(group.context)
+            * group.kv.layout().page_bytes();
+        let streamed = Streamed::new(&self.context, bytes)?;
+        let mut ms = Vec::with_capacity(STREAMED_STEPS);
+        for round in 0..=STREAMED_STEPS {
+            let start = Instant::now();
+            streamed.enqueue()?;
+            greedy(model, batch)?;
+            streamed.wait()?;
+            if round > 0 {
+                ms.push(start.elapsed().as_secs_f64() * 1e3);
+            }
+        }
+        let step_ms = crate::bench::median(ms);
+        // Two layers of it, one that is read and one that comes.
+        let layers = group.kv.shape().layers;
+        let kv_pages = (bytes / layers * layers.min(2)) as u64;
+        let memory = MemoryByUse { kv_pages, ..memory(model, group)? }.totalled();
+        Ok(Point {
+            how: How::Bound,
+            step_ms: Some(step_ms),
+            host_ms: Some(step_ms),
+            fetched_bytes_per_step: bytes as f64,
+            memory,
+            ..point(group, Caching::DenseStreamed, 0)
+        })
+    }
+}
+
+/// A step of the batch, which is left at its newest tokens.
+fn greedy(model: &mut CudaModel, batch: &mut [DecodeToken]) -> Result<()> {
+    let ids = model.decode_greedy(batch)?;
+    batch.iter_mut().zip(ids).for_each(|(part, id)| part.token = id);
+    Ok(())
+}
+
+fn counters(model: &mut CudaModel) -> Result<Counters> {
+    model.pipeline_mut().backend_mut().settle()?;
+    Ok(model.pipeline().counters())
+}
+
+fn stages(profile: &StepProfile) -> Stages {
+    let of = |part| profile.parts.iter().find(|(other, _)| *other == part).map_or(0.0, |(_, ms)| *ms);
+    Stages {
+        projections: of(StepPart::Projections),
+        offload: of(StepPart::Offload),
+        select: of(StepPart::Select),
+        attention: of(StepPart::Attention),
+        mlp: of(StepPart::Mlp),
+        head: of(StepPart::Head),
+        ..Stages::default()
+    }
+    .summed()
+}
+
+fn memory(model: &CudaModel, group: &Group) -> Result<MemoryByUse> {
+    let GpuReport { weights, activations, prompt, kv, .. } = model.memory()?;
+    let slabs = group.kv.host_slabs(group.context) * group.kv.shape().rows() * group.batch;
+    let slab_bytes = spinkv::memory::SLAB_PAGES * group.kv.layout().page_bytes();
+    Ok(MemoryByUse {
+        weights,
+        activations,
+        prompt,
+        kv_pages: kv.pages,
+        kv_tables: kv.tables,
+        kv_summaries: kv.summaries,
+        kv_lists: kv.lists + kv.operators,
+        host_pages: (slabs * slab_bytes) as u64,
+        ..MemoryByUse::default()
+    }
+    .totalled())
+}
