@@ -126,6 +126,11 @@ impl Prompt {
         Ok(())
     }
 
+    /// The stream of prompts.
+    pub fn side(&self) -> &Stream {
+        &self.side
+    }
+
     /// Waits for it.
     pub fn synchronize(&self) -> DriverResult<()> {
         self.side.synchronize()
@@ -268,7 +273,7 @@ impl CudaBackend {
         self.prompt.follow(&self.stream)?;
         let prompt = &self.prompt;
         if self.clusters.is_some() {
-            return self.cluster_prompt(step, keys, values, &prompt.side);
+            return self.cluster_prompt(step, keys, values, false);
         }
         let stages = Stages { backend: self, lists: &prompt.lists, layer: step.layer };
         let Some(rows) = stages.summary_rows(&prompt.stored) else { return Ok(()) };
@@ -294,6 +299,7 @@ impl CudaBackend {
         keys: &DeviceBuffer<Word>,
         values: &DeviceBuffer<Word>,
     ) -> Result<()> {
+        self.cluster_prompt(step, keys, values, true)?;
         let prompt = &self.prompt;
         let stages = Stages { backend: self, lists: &prompt.lists, layer: step.layer };
         let launch = StorePrompt {
