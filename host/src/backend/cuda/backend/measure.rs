@@ -35,22 +35,25 @@ impl CudaBackend {
         Ok(())
     }
 
-    /// Runs the Index of a layer of the last prompt `times` times more, alone on the GPU, and returns what each took, in milliseconds. `keys` are those
-    /// that the layer was given, so that its summaries become what they are.
+    /// Runs the Index of a layer of the last prompt `times` times more, alone on the GPU, and returns what each took, in milliseconds. `keys` and
+    /// `values` are those that the layer was given, so that its summaries become what they are.
     ///
     /// # Errors
-    /// [`Error::EmptyRequest`] before any prompt, [`Error::TensorLength`] for other keys than a prompt of its length has, or a failed launch.
+    /// [`Error::EmptyRequest`] before any prompt, [`Error::TensorLength`] for other keys or values than a prompt of its length has, or a failed launch.
     pub fn time_prompt_index(
         &mut self,
         layer: usize,
         keys: &DeviceBuffer<Word>,
+        values: &DeviceBuffer<Word>,
         times: usize,
     ) -> Result<Vec<f64>> {
         self.finish_prompt()?;
         let entries = [self.prompt.uploaded.ok_or(Error::EmptyRequest)?];
         let expected = entries[0].new * self.sizes.kv_heads * self.sizes.head_words;
-        if keys.len() != expected {
-            return Err(Error::TensorLength { what: "keys", expected, found: keys.len() });
+        for (what, tensor) in [("keys", keys), ("values", values)] {
+            if tensor.len() != expected {
+                return Err(Error::TensorLength { what, expected, found: tensor.len() });
+            }
         }
         let context = self.stream.context();
         let (begin, end) = (Event::new(context)?, Event::new(context)?);
@@ -58,7 +61,7 @@ impl CudaBackend {
         let mut ms = Vec::with_capacity(times);
         for _ in 0..times {
             begin.record(&self.prompt.side)?;
-            self.index_prompt(&step, keys)?;
+            self.index_prompt(&step, keys, values)?;
             end.record(&self.prompt.side)?;
             end.synchronize()?;
             ms.push(f64::from(begin.elapsed_ms(&end)?));
