@@ -15,6 +15,7 @@ use super::tokens;
   prompt       from nothing in the KV memory to the first token's logits, what is kept of the prompt included
   dense layer  projections, causal attention and MLP of one layer, with nothing beside them
   index        the method's Index of one layer, with nothing beside it, and its share of the dense layer
+               (retroinfer's holds the write of its clusters' pages to the host, which other methods leave to Offload)
   kept         what Index, Offload and the warm start add to the whole prompt, and their share of it
 
 Examples:
@@ -27,7 +28,7 @@ pub(super) struct PrefillArguments {
         long,
         value_name = "NAMES",
         value_delimiter = ',',
-        default_value = "shadowkv,shadowkv:outliers=0,quest,seer-attention",
+        default_value = "shadowkv,shadowkv:outliers=0,quest,seer-attention,retroinfer",
         help_heading = "What to measure"
     )]
     methods: Vec<String>,

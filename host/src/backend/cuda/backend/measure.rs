@@ -39,7 +39,7 @@ impl CudaBackend {
     /// `values` are those that the layer was given, so that its summaries become what they are.
     ///
     /// # Errors
-    /// [`Error::EmptyRequest`] before any prompt, [`Error::TensorLength`] for other keys or values than a prompt of its length has, or a failed launch.
+    /// [`Error::EmptyRequest`] before any prompt, [`Error::UnknownRequest`] if its request was released, [`Error::TensorLength`] for other keys or values than a prompt of its length has, or a failed launch.
     pub fn time_prompt_index(
         &mut self,
         layer: usize,
@@ -58,8 +58,16 @@ impl CudaBackend {
         let context = self.stream.context();
         let (begin, end) = (Event::new(context)?, Event::new(context)?);
         let step = Step { layer, entries: &entries };
+        let place =
+            self.requests.get(&entries[0].request).ok_or(Error::UnknownRequest(entries[0].request))?.place;
+        let first = 2 * (place * self.sizes.rows() + layer * self.sizes.kv_heads);
+        let of_layer = first..first + 2 * self.sizes.kv_heads;
         let mut ms = Vec::with_capacity(times);
         for _ in 0..times {
+            // A run's clusters follow those of the one before; these take their place.
+            if let Some(clusters) = &self.clusters {
+                clusters.row_pages.fill_bytes(&self.prompt.side, of_layer.clone(), 0)?;
+            }
             begin.record(&self.prompt.side)?;
             self.index_prompt(&step, keys, values)?;
             end.record(&self.prompt.side)?;
