@@ -15,7 +15,6 @@ use super::tokens;
   prompt       from nothing in the KV memory to the first token's logits, what is kept of the prompt included
   dense layer  projections, causal attention and MLP of one layer, with nothing beside them
   index        the method's Index of one layer, with nothing beside it, and its share of the dense layer
-               (retroinfer's holds the write of its clusters' pages to the host, which other methods leave to Offload)
   kept         what Index, Offload and the warm start add to the whole prompt, and their share of it
 
 Examples:

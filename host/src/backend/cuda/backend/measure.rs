@@ -35,41 +35,30 @@ impl CudaBackend {
         Ok(())
     }
 
-    /// Runs the Index of a layer of the last prompt `times` times more, alone on the GPU, and returns what each took, in milliseconds. `keys` and
-    /// `values` are those that the layer was given, so that its summaries become what they are.
+    /// Runs the Index of a layer of the last prompt `times` times more, alone on the GPU, and returns what each took, in milliseconds. `keys` are those
+    /// that the layer was given, so that its summaries become what they are.
     ///
     /// # Errors
-    /// [`Error::EmptyRequest`] before any prompt, [`Error::UnknownRequest`] if its request was released, [`Error::TensorLength`] for other keys or values than a prompt of its length has, or a failed launch.
+    /// [`Error::EmptyRequest`] before any prompt, [`Error::TensorLength`] for other keys than a prompt of its length has, or a failed launch.
     pub fn time_prompt_index(
         &mut self,
         layer: usize,
         keys: &DeviceBuffer<Word>,
-        values: &DeviceBuffer<Word>,
         times: usize,
     ) -> Result<Vec<f64>> {
         self.finish_prompt()?;
         let entries = [self.prompt.uploaded.ok_or(Error::EmptyRequest)?];
         let expected = entries[0].new * self.sizes.kv_heads * self.sizes.head_words;
-        for (what, tensor) in [("keys", keys), ("values", values)] {
-            if tensor.len() != expected {
-                return Err(Error::TensorLength { what, expected, found: tensor.len() });
-            }
+        if keys.len() != expected {
+            return Err(Error::TensorLength { what: "keys", expected, found: keys.len() });
         }
         let context = self.stream.context();
         let (begin, end) = (Event::new(context)?, Event::new(context)?);
         let step = Step { layer, entries: &entries };
-        let place =
-            self.requests.get(&entries[0].request).ok_or(Error::UnknownRequest(entries[0].request))?.place;
-        let first = 2 * (place * self.sizes.rows() + layer * self.sizes.kv_heads);
-        let of_layer = first..first + 2 * self.sizes.kv_heads;
         let mut ms = Vec::with_capacity(times);
         for _ in 0..times {
-            // A run's clusters follow those of the one before; these take their place.
-            if let Some(clusters) = &self.clusters {
-                clusters.row_pages.fill_bytes(&self.prompt.side, of_layer.clone(), 0)?;
-            }
             begin.record(&self.prompt.side)?;
-            self.index_prompt(&step, keys, values)?;
+            self.index_prompt(&step, keys)?;
             end.record(&self.prompt.side)?;
             end.synchronize()?;
             ms.push(f64::from(begin.elapsed_ms(&end)?));
