@@ -63,7 +63,7 @@ impl CudaMachine {
         }
         let timed = (2 * options.steps) as f64;
         let misses = after.misses - before.misses;
-        let page_bytes = group.kv.layout().page_bytes() as f64;
+        let page_bytes = group.kv.host_layout().page_bytes() as f64;
         Ok(Point {
             step_ms: Some(profile.graph_ms),
             host_ms,
