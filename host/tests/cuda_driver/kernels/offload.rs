@@ -29,6 +29,7 @@ fn offloads_are_checked_and_launched() {
         kv_heads: 2,
         head_words: 6,
         page_tokens: 4,
+        on_host: true,
     };
     driver.log();
     // SAFETY: the stand-in's kernels touch nothing.
@@ -94,10 +95,10 @@ fn offloads_are_checked_and_launched() {
     let entries = entries.address();
     let host = host_pages.device_address();
     let places = format!("{steady:#x} {pool:#x} {slabs:#x} {valid:#x} {host:#x}");
-    let parameters = format!("{entries:#x} {keys:#x} {values:#x} {places} 2 2 2 6 4");
+    let parameters = format!("{entries:#x} {keys:#x} {values:#x} {places} 2 2 2 6 4 1");
     assert_eq!(driver.log(), [format!("launch append 1 1 1, 128 1 1, 0: {parameters}")]);
     store(prompt).unwrap();
-    let parameters = format!("{keys:#x} {values:#x} {entries:#x} {token:#x} {page:#x} {places} 2 2 2 6 4");
+    let parameters = format!("{keys:#x} {values:#x} {entries:#x} {token:#x} {page:#x} {places} 2 2 2 6 4 1");
     assert_eq!(driver.log(), [format!("launch store_prompt 3 1 1, 256 1 1, 0: {parameters}")]);
     store(StorePrompt { batch_pages: 0, ..prompt }).unwrap();
     assert_eq!(driver.log(), [""; 0], "no page, no launch");

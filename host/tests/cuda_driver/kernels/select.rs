@@ -73,6 +73,7 @@ fn a_score_is_checked_and_launched() {
     launch(Score { entries: &no_entries, ..right }).unwrap();
     assert_eq!(driver.log(), [""; 0], "nothing was launched");
 
+    let table = |len| DeviceBuffer::<u32>::zeroed(&stream, len).unwrap();
     let row_pages = table(12);
     let marks = table(6 * 17);
     let counted = Score { row_pages: Some(&row_pages), always: Some((&marks, 17)), ..right };
