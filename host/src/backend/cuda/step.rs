@@ -45,7 +45,7 @@ impl LayerStep<'_> {
     /// Refuses stages that are not of one batch, layer and kind of page, or that do not hand on to each other: another shape of logits or
     /// lists on either side would be read as what it is not.
     fn check(&self) -> Result<()> {
-        let Self { index, append: Append { pages, .. }, select, resolve, gather, attend, clusters: _ } = self;
+        let Self { index, append: Append { pages, .. }, select, resolve, gather, attend, clusters } = self;
         let all = |shapes: &[(&'static str, usize, usize)]| {
             shapes.iter().try_for_each(|(what, expected, found)| check_length(what, *expected, *found))
         };
@@ -107,6 +107,11 @@ impl LayerStep<'_> {
             ("attend steady", resolve.tables.steady.len(), attend.steady.len()),
             ("attend pool", gather.device_pages.len(), attend.pool.len()),
         ])?;
+        if let Some(ClusterStages { biases, .. }) = clusters {
+            // Of each page of a row's list there are biases, at its place.
+            let rows = requests * kv_heads;
+            all(&[("biases of a row's pages", attend.pages.len(), rows * biases.capacity as usize)])?;
+        }
         self.check_hand_overs()
     }
 
