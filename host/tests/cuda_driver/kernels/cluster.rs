@@ -28,7 +28,7 @@ fn a_run_of_clusters_is_checked_and_launched() {
         members: table(392),
     };
     let (keys, values, few_keys) = (words(103 * 16), words(103 * 16), words(103 * 16 - 1));
-    let (directories, slabs, valid) = (table(9), table(40), table(40));
+    let (directories, slabs, valid) = (table(10), table(40), table(40));
     let (row_pages, partition_tokens) = (table(2 * 9), table(4 * 8));
     let (summaries, value_means) = (words(4 * 8 * 8), words(4 * 8 * 8));
     let (short_table, short_words, few_rows) = (table(31), words(255), table(17));
@@ -102,7 +102,7 @@ fn a_run_of_clusters_is_checked_and_launched() {
     assert_eq!(full, Err(operand("cluster capacity", 48, 49, ANY)));
     let directory = kept(ClusterTables { directory: 4, ..tables });
     let what = "cluster directories";
-    assert_eq!(directory, Err(DriverError::OutOfRange { what, start: 4, len: 7, limit: 9 }));
+    assert_eq!(directory, Err(DriverError::OutOfRange { what, start: 4, len: 7, limit: 10 }));
     let rows = kept(ClusterTables { row_pages: &few_rows, ..tables });
     let what = "cluster row_pages";
     assert_eq!(rows, Err(DriverError::OutOfRange { what, start: 14, len: 4, limit: 17 }));

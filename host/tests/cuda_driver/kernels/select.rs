@@ -81,6 +81,7 @@ fn a_score_is_checked_and_launched() {
     assert_eq!(few_words, Err(operand("score mark words", 16, 17, ANY)));
     let few_marks = launch(Score { always: Some((&marks, 18)), ..right });
     assert_eq!(few_marks, Err(short("score always", 108, 102)));
+    driver.log();
     for (head_words, bounds, right) in
         [(8, 0, right), (8, 0, counted), (16, 1, Score { head_words: 16, ..wide })]
     {
