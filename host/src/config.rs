@@ -204,6 +204,14 @@ impl KvConfig {
         }
     }
 
+    /// Bytes that a row's partitions of one segment have, with `element_bytes` for an element of a summary or of a mean value: summaries, and of clusters
+    /// mean values and, in four bytes each, tokens.
+    pub fn summary_bytes(&self, element_bytes: usize) -> usize {
+        let of_cluster =
+            if self.clusters() { self.layout.head_dim() * element_bytes + size_of::<u32>() } else { 0 };
+        self.segment_partitions() * (self.summary_width * element_bytes + of_cluster)
+    }
+
     /// Elements that a row's partitions of one segment have on the CPU: summaries, `[partitions, width]`; of clusters then mean values,
     /// `[partitions, head_dim]`, and tokens, `[partitions]`.
     pub fn summary_elements(&self) -> usize {
@@ -267,6 +275,12 @@ impl KvConfig {
             return 0;
         }
         max_pages(tokens, max_clusters(tokens), self.layout.page_tokens() as u32) as usize
+    }
+
+    /// The tokens that leave the steady zone as a row grows from `before` tokens to `after`: whole pages and partitions.
+    pub fn leaving_tokens(&self, before: usize, after: usize) -> Range<usize> {
+        let (before, after) = (self.zones(before).retrievable, self.zones(after).retrievable);
+        before.end.max(after.start)..after.end
     }
 
     /// The most pages that the steady zone holds at any length.
