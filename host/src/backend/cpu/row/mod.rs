@@ -202,6 +202,7 @@ impl Row {
                 assert!(!tiers.pool.is_held(page), "{page:?} is written while a transfer reads it");
                 write(tiers.pool.page_mut(page));
                 if complete {
+                    config.host_layout().round(tiers.pool.page_mut(page));
                     transfer.add(key, page, self.host_page(key));
                 }
             }
