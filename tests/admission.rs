@@ -96,9 +96,9 @@ fn admission_beyond_the_host_memory_is_refused_and_costs_nobody_anything() {
 fn a_request_fits_exactly_under_the_limits_of_its_plan() {
     for setup in setups() {
         let sequence = sequence(150, 1);
-        let plan = setup.start().pipeline.plan(150).unwrap();
-        let layout = PageLayout::new(setup.page_tokens, 16, setup.dtype).unwrap();
-        let limits = plan.limits(&layout);
+        let start = setup.start();
+        let (plan, layout) = (start.pipeline.plan(150).unwrap(), start.pipeline.config().layout());
+        let limits = plan.limits(start.pipeline.config());
         let mut run = Setup { limits, ..setup.clone() }.start();
         let id = run.admit(&sequence).unwrap();
         assert_eq!(run.pipeline.admitted(id).unwrap(), &plan);
@@ -122,10 +122,10 @@ fn a_request_fits_exactly_under_the_limits_of_its_plan() {
 #[test]
 fn a_refused_admission_leaves_nothing_reserved_on_the_other_tier() {
     for setup in setups() {
-        let layout = PageLayout::new(setup.page_tokens, 16, setup.dtype).unwrap();
-        let plan = setup.start().pipeline.plan(150).unwrap();
+        let start = setup.start();
+        let plan = start.pipeline.plan(150).unwrap();
         let two = |bytes| 2 * bytes;
-        let host_bytes = plan.limits(&layout).host_bytes.map(two);
+        let host_bytes = plan.limits(start.pipeline.config()).host_bytes.map(two);
         let limits =
             MemoryLimits { gpu_pages: Some(plan.least_gpu_pages()), host_bytes, ..MemoryLimits::default() };
         let mut run = Setup { limits, ..setup.clone() }.start();

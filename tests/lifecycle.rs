@@ -99,9 +99,9 @@ fn a_long_traffic_of_requests_never_leaks_and_never_changes_a_result() {
     for setup in setups() {
         let sequences: Vec<_> = (0..6).map(|seed| sequence(30 + 20 * seed as usize, seed)).collect();
         let expected: Vec<_> = sequences.iter().map(|sequence| alone(&setup, sequence, 20)).collect();
-        let most = setup.start().pipeline.plan(130).unwrap();
-        let layout = PageLayout::new(setup.page_tokens, 16, setup.dtype).unwrap();
-        let one = most.limits(&layout);
+        let start = setup.start();
+        let most = start.pipeline.plan(130).unwrap();
+        let one = most.limits(start.pipeline.config());
         // Room for the two longest: nothing may leak in 24 requests.
         let limits = MemoryLimits {
             gpu_pages: one.gpu_pages.map(|pages| 2 * pages),

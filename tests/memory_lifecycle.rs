@@ -99,8 +99,8 @@ fn freed_blocks_wait_for_transfers() {
 #[test]
 fn admission_waits_for_transfers_of_ended_requests() {
     let setup = Setup::new(shape(), 8, SPARSE);
-    let layout = PageLayout::new(8, 16, setup.dtype).unwrap();
-    let limits = setup.start().pipeline.plan(120).unwrap().limits(&layout);
+    let start = setup.start();
+    let limits = start.pipeline.plan(120).unwrap().limits(start.pipeline.config());
     let setup = Setup { limits, ..setup };
     let sequence = sequence(120, 1);
     let (prompt, steps) = alone(&setup, &sequence, 100);
@@ -254,8 +254,8 @@ fn the_page_unused_for_longest_leaves() {
 #[test]
 fn a_host_that_is_full_refuses_and_goes_on() {
     let setup = Setup::new(shape(), 8, SPARSE);
-    let layout = PageLayout::new(8, 16, setup.dtype).unwrap();
-    let host_bytes = setup.start().pipeline.plan(200).unwrap().limits(&layout).host_bytes;
+    let start = setup.start();
+    let host_bytes = start.pipeline.plan(200).unwrap().limits(start.pipeline.config()).host_bytes;
     let limits = MemoryLimits { host_bytes: host_bytes.map(|bytes| 2 * bytes), ..MemoryLimits::default() };
     let setup = Setup { limits, ..setup };
     let mut run = late(&setup, 1);

@@ -291,12 +291,11 @@ proptest! {
         let start = all_setups().swap_remove(setup).start();
         let plan = start.pipeline.plan(680).unwrap();
         let config = start.pipeline.config();
-        let layout = *config.layout();
         let least = footprint(config, &plan, 680, SUMMARY_ELEMENT_BYTES).gpu;
         let limits = MemoryLimits {
             gpu_pages: Some(plan.least_gpu_pages() + more_pages),
             gpu_bytes: more_bytes.map(|more| least.total() + plan.prompt_bytes(config) + more),
-            host_bytes: plan.limits(&layout).host_bytes.map(|bytes| bytes + bytes / 2),
+            host_bytes: plan.limits(config).host_bytes.map(|bytes| bytes + bytes / 2),
         };
         let mut machine = Machine::new(setup, limits, buffering, late);
         let mut refuse = None;

@@ -5,15 +5,18 @@ mod rope;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use spinkv::Rotary;
 
 pub use preset::PRESETS;
 pub use rope::{Llama3Scaling, RopeConfig, RopeScaling, YarnScaling};
 
 use crate::error::{Error, Result};
+use crate::model::rope::Rope;
 use rope::RawRope;
 
 /// Largest width or count that a configuration may name. Far above any real model, and low enough that
@@ -92,6 +95,11 @@ impl ModelConfig {
         let generation: RawGeneration =
             if generation_path.exists() { read_json(&generation_path)? } else { RawGeneration::default() };
         Check { path }.config(raw, generation)
+    }
+
+    /// How queries and keys are turned.
+    pub fn rotary(&self) -> Arc<Rotary> {
+        Arc::new(Rope::new(&self.rope, self.head_dim).rotary().clone())
     }
 
     /// Whether each query and key head passes an RMS norm of its own (`q_norm`, `k_norm`) before RoPE.

@@ -128,8 +128,8 @@ pub struct Generation {
     pub budget: Option<Budget>,
     /// What the request was given.
     pub plan: RequestPlan,
-    /// The page layout.
-    pub layout: PageLayout,
+    /// The layout of pages on the GPU, and what of them is on the host.
+    pub layout: HostLayout,
     /// What happened to pages.
     pub counters: Counters,
     /// Bytes in use at the end.
@@ -197,7 +197,9 @@ impl Prepared {
     fn check(config: &ModelConfig, options: &GenerateOptions) -> Result<(KvConfig, Sampler)> {
         let shape = KvShape::new(config.layers, config.query_heads, config.kv_heads, config.head_dim)?;
         let layout = PageLayout::new(options.page_tokens, config.head_dim, options.kv_dtype)?;
-        let method = algorithms::by_name(&options.method, &options.method_options)?;
+        let method_options =
+            MethodOptions { rotary: Some(config.rotary()), ..options.method_options.clone() };
+        let method = algorithms::by_name(&options.method, &method_options)?;
         let kv = KvConfig::new(shape, layout, method)?;
         let sampler = Sampler::new(options.sampling.clone())?;
         if options.max_tokens == 0 { Err(Error::NothingToGenerate) } else { Ok((kv, sampler)) }
@@ -372,7 +374,7 @@ fn run(
         budget: kv.method().select().budget(),
         peak_bound: None,
         plan,
-        layout: *kv.layout(),
+        layout: kv.host_layout(),
         counters: counters?,
         usage,
         stages,

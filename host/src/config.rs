@@ -3,10 +3,12 @@ use std::sync::Arc;
 
 use spinkv_kernels::abi::cluster::{max_clusters, max_pages};
 
-use crate::memory::{PageLayout, SLAB_PAGES};
+use crate::memory::{HostFormat, HostLayout, PageLayout, SLAB_PAGES};
 use crate::paging::SEGMENT_KEYS;
 use crate::partition::{CLUSTER_RUN_UNIT, PartitionKind, PartitionMap};
-use crate::pipeline::{Budget, Index, Method, Place, Reach, Select, SteadyZone, ZoneUnit, Zones};
+use crate::pipeline::{
+    Budget, Index, KeyStore, LowRank, Method, Place, Reach, Select, SteadyZone, ZoneUnit, Zones,
+};
 use crate::{Error, KvShape, Result};
 
 /// A model's attention shape, a page layout and a method that fit together, and the sizes that follow from
@@ -20,6 +22,7 @@ pub struct KvConfig {
     partition_tokens: usize,
     zone_unit: ZoneUnit,
     summary_width: usize,
+    low_rank: Option<LowRank>,
     map: PartitionMap,
     /// `[layers, kv_heads]`.
     reaches: Vec<Reach>,
@@ -43,7 +46,8 @@ impl KvConfig {
     /// [`Error::InvalidLayout`] for pages of another head width than the shape's; [`Error::WindowZero`],
     /// [`Error::SteadyZoneTooLarge`], [`Error::InvalidBudget`], [`Error::BudgetBelowSteady`] and
     /// [`Error::PageSizeDoesNotDivide`] as the method's numbers deserve; [`Error::InvalidMethod`] if a method's Index does not make what its
-    /// Select reads or its partitions are, or if it does not fit the shape.
+    /// Select reads or its partitions are, or if it does not fit the shape; [`Error::KeyRank`] and [`Error::GateRotary`] for keys in a rank, or with
+    /// a rotary embedding, that the shape does not have.
     pub fn new(shape: KvShape, layout: PageLayout, method: Arc<dyn Method>) -> Result<Self> {
         let head_dim = layout.head_dim();
         if head_dim != shape.head_dim {
@@ -79,11 +83,23 @@ impl KvConfig {
             _ => {}
         }
         check_clusters(&*method).map_err(invalid)?;
+        let low_rank = check_keys(&*method, &shape)?;
         let zone_unit = kind.zone_unit(layout.page_tokens());
         let places = (0..shape.layers)
             .flat_map(|layer| (0..shape.kv_heads).map(move |kv_head| Place { layer, kv_head }));
         let reaches = places.map(|place| method.reach(place)).collect();
-        Ok(Self { shape, layout, method, steady, partition_tokens, zone_unit, summary_width, map, reaches })
+        Ok(Self {
+            shape,
+            layout,
+            method,
+            steady,
+            partition_tokens,
+            zone_unit,
+            summary_width,
+            low_rank,
+            map,
+            reaches,
+        })
     }
 
     /// The attention shape.
@@ -94,6 +110,17 @@ impl KvConfig {
     /// The page layout.
     pub fn layout(&self) -> &PageLayout {
         &self.layout
+    }
+
+    /// What a page's host page holds of it.
+    pub fn host_layout(&self) -> HostLayout {
+        let format = if self.low_rank.is_some() { HostFormat::Values } else { HostFormat::Full };
+        HostLayout::new(self.layout, format)
+    }
+
+    /// How keys are kept in low rank, if they are.
+    pub fn low_rank(&self) -> Option<&LowRank> {
+        self.low_rank.as_ref()
     }
 
     /// The method.
@@ -184,6 +211,18 @@ impl KvConfig {
         self.segment_partitions() * (self.summary_width + of_clusters)
     }
 
+    /// Elements of a request's basis of keys in low rank, `[layers, kv_heads, rank, head_dim]`; 0 for keys that are kept in full.
+    pub fn basis_elements(&self) -> usize {
+        let KvShape { layers, kv_heads, head_dim, .. } = self.shape;
+        self.low_rank.as_ref().map_or(0, |low_rank| layers * kv_heads * low_rank.rank * head_dim)
+    }
+
+    /// Elements of the coefficients of a segment's tokens, `[layers, tokens, rank]`; 0 for keys that are kept in full.
+    pub fn coefficient_elements(&self) -> usize {
+        let tokens = SEGMENT_KEYS * self.layout.page_tokens();
+        self.low_rank.as_ref().map_or(0, |low_rank| self.shape.layers * tokens * low_rank.rank)
+    }
+
     /// Words of 32 bits that say which partitions of a row of up to `max_tokens` tokens are [always](Method::always) read: bit
     /// `i % 32` of word `i / 32` for the `i`-th that can be selected. 0 for methods without such ones.
     pub fn mark_words(&self, max_tokens: usize) -> usize {
@@ -265,6 +304,24 @@ impl KvConfig {
         let Range { start, end } = self.zones(tokens).retrievable;
         (start / unit) as u32..(end / unit) as u32
     }
+}
+
+/// How a method keeps keys in low rank, if it does: whether that fits the shape.
+fn check_keys(method: &dyn Method, shape: &KvShape) -> Result<Option<LowRank>> {
+    let KeyStore::LowRank(low_rank) = method.keys() else { return Ok(None) };
+    let (limit, found) = (shape.kv_heads * shape.head_dim, low_rank.rotary.head_dim());
+    if !(1..=limit).contains(&low_rank.rank) {
+        return Err(Error::KeyRank { rank: low_rank.rank, limit });
+    }
+    if found != shape.head_dim {
+        return Err(Error::GateRotary { of: "the model", expected: shape.head_dim, found });
+    }
+    if let kind @ PartitionKind::Cluster { .. } = method.partition() {
+        // Their pages are not of the sequence, so there is no position to turn to.
+        let reason = format!("keys in low rank, its partitions are {kind}");
+        return Err(Error::InvalidMethod { method: method.name().to_owned(), reason });
+    }
+    Ok(Some(low_rank))
 }
 
 /// Whether a method's clusters go together with the rest of it; says why not.

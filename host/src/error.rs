@@ -6,7 +6,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// What can go wrong, with the value that was refused and the limit that it broke.
 ///
 /// A refused call leaves every table as it was. An error out of a stage (on the CPU only
-/// [`Error::InvalidSelection`]) leaves the requests of that batch half-way: they can only be released. All others
+/// [`Error::InvalidSelection`] and [`Error::KeyNotFinite`]) leaves the requests of that batch half-way: they can only be released. All others
 /// go on.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -29,6 +29,19 @@ pub enum Error {
 
     #[error("gate of layer {layer}: its {tensor} has {found} elements, {expected} are needed")]
     GateTensor { layer: usize, tensor: &'static str, expected: usize, found: usize },
+
+    #[error(
+        "method {method:?} keeps keys in low rank and needs the model's rotary position embedding, and none is given"
+    )]
+    NoRotary { method: String },
+
+    #[error("keys in a rank of {rank}: from 1 to {limit}, the KV heads times the head width")]
+    KeyRank { rank: usize, limit: usize },
+
+    #[error(
+        "request {request:?}: in layer {layer} the key of token {token} is not finite, and would be in all that is kept of the others"
+    )]
+    KeyNotFinite { request: RequestId, layer: usize, token: usize },
 
     #[error("invalid page layout: {reason}")]
     InvalidLayout { reason: String },
@@ -104,7 +117,7 @@ pub enum Error {
 
     #[error(
         "out of GPU memory: a request of {max_tokens} tokens needs at least {needed} bytes (pages {pages}, tables \
-         {tables}, summaries {summaries}, its prompt's K and V of two layers {prompt}), {free} of {limit} are free"
+         {tables}, summaries and factors of keys {summaries}, its prompt's K and V of two layers {prompt}), {free} of {limit} are free"
     )]
     OutOfGpuMemory {
         max_tokens: usize,

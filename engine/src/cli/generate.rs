@@ -214,7 +214,11 @@ pub(crate) fn run(arguments: &GenerateArguments) -> Result<()> {
     let backend = BackendKind::by_name(&arguments.backend)?;
     let options = arguments.options()?;
     // A misspelt name is refused before standard input is waited for.
-    spinkv::algorithms::by_name(&options.method, &options.method_options)?;
+    match spinkv::algorithms::by_name(&options.method, &options.method_options) {
+        // Which comes with the model.
+        Ok(_) | Err(spinkv::Error::NoRotary { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
     match backend {
         BackendKind::Cpu if arguments.random_weights.is_some() => {
             Err(Error::UnsupportedByBackend { backend: "cpu", what: "make random weights" })
@@ -324,7 +328,14 @@ impl GenerateArguments {
         let rules = RowRules { dense_layers: self.dense_layers, steady_heads };
         Ok(GenerateOptions {
             method: self.method.clone(),
-            method_options: MethodOptions { budget, steady, own, rules, gates: self.read_gates()? },
+            method_options: MethodOptions {
+                budget,
+                steady,
+                own,
+                rules,
+                gates: self.read_gates()?,
+                rotary: None,
+            },
             page_tokens: self.page_tokens,
             kv_dtype: if self.kv_dtype == "f32" { KvDtype::F32 } else { KvDtype::Bf16 },
             limits: MemoryLimits {

@@ -79,7 +79,7 @@ fn random(arguments: &GenerateArguments, options: &GenerateOptions, name: &str, 
 fn limits(options: &GenerateOptions, prepared: &Prepared) -> Result<CudaLimits> {
     let ((limits, buffering), max_tokens) = (prepared.memory(), prepared.max_context());
     let plan = RequestPlan::new(prepared.kv(), max_tokens, buffering)?;
-    let needed = plan.limits(prepared.kv().layout()).host_bytes.unwrap_or(0);
+    let needed = plan.limits(prepared.kv()).host_bytes.unwrap_or(0);
     // Without a limit the arena has room for what is needed, or for what is reserved if that is more.
     let reserved = Some(options.reserve_host_bytes).filter(|bytes| *bytes > needed);
     let limits = CudaLimits {

@@ -6,9 +6,10 @@ use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
 use spinkv::algorithms::{MethodOptions, OwnOptions};
 use spinkv::memory::{FlatLayout, KvDtype, PageLayout, RequestPlan, footprint};
+use spinkv::paging::SEGMENT_KEYS;
 use spinkv::partition::PartitionKind;
-use spinkv::pipeline::{Always, Budget, DEFAULT_BUFFERING, Index, Method, Select, SteadyZone};
-use spinkv::{KvConfig, KvShape};
+use spinkv::pipeline::{Always, Budget, DEFAULT_BUFFERING, Index, KeyStore, Method, Select, SteadyZone};
+use spinkv::{KvConfig, KvShape, Rotary};
 use spinkv_engine::Result;
 use spinkv_engine::config::ModelConfig;
 
@@ -130,6 +131,9 @@ impl Method for Resized {
     fn always(&self) -> Always {
         self.method.always()
     }
+    fn keys(&self) -> KeyStore {
+        self.method.keys()
+    }
 }
 
 /// Runs `spinkv metadata`.
@@ -186,6 +190,8 @@ struct GpuTables {
 #[derive(Debug, Serialize)]
 struct GpuBeside {
     summaries: Item,
+    key_coefficients: Item,
+    key_bases: Item,
     steady_pages: Item,
     cache_pages: Item,
 }
@@ -226,7 +232,9 @@ impl Report {
         let budget: Budget = arguments.budget.parse()?;
         let mut own = OwnOptions::default();
         arguments.method_option.iter().try_for_each(|option| own.add(option))?;
-        let options = MethodOptions { budget, own, ..MethodOptions::default() };
+        // What it turns is not counted, how wide it is has to fit.
+        let rotary = Some(Arc::new(Rotary::new(vec![1.0; shape.head_dim / 2], 1.0)));
+        let options = MethodOptions { budget, own, rotary, ..MethodOptions::default() };
         let method = spinkv::algorithms::by_name(&arguments.method, &options)?;
         let method = match arguments.partition {
             Some(tokens) => Arc::new(Resized { method, tokens }),
@@ -242,6 +250,8 @@ impl Report {
         let (segments, longest) = (config.segments(arguments.context), config.segments(plan.max_tokens));
         let (slots, steady) = (plan.row.slots(), plan.row.steady_pages);
         let (page_bytes, slabs) = (layout.page_bytes(), config.host_slabs(arguments.context));
+        let (rank, host_page_bytes) =
+            (config.low_rank().map_or(0, |low_rank| low_rank.rank), config.host_layout().page_bytes());
         let (width, in_segment) = (config.summary_width(), config.segment_partitions());
         let item = |bytes: u64, formula: String| Item { bytes: batch * bytes, formula };
         let gpu_tables = GpuTables {
@@ -302,6 +312,18 @@ impl Report {
                         "{rows} rows x {segments} segments x {in_segment} partitions x {width} x {ELEMENT_BYTES}"
                     ),
                 ),
+                key_coefficients: item(
+                    one.gpu.key_coefficients,
+                    format!(
+                        "{batch} requests x {segments} segments x {} tokens x {} layers x rank {rank} x {ELEMENT_BYTES}",
+                        SEGMENT_KEYS * layout.page_tokens(),
+                        shape.layers
+                    ),
+                ),
+                key_bases: item(
+                    one.gpu.key_bases,
+                    format!("{rows} rows x rank {rank} x {} x {ELEMENT_BYTES}", shape.head_dim),
+                ),
                 steady_pages: item(
                     one.gpu.steady_pages,
                     format!("{rows} rows x {steady} pages x {page_bytes}"),
@@ -311,7 +333,10 @@ impl Report {
             host: Host {
                 page_tables: item(one.host.page_tables, format!("{rows} rows x (6 x {slabs} slabs + 4)")),
                 offset_tables: item(one.host.offset_tables, "only clusters need offsets".to_owned()),
-                pages: item(one.host.pages, format!("{rows} rows x {slabs} slabs x 16 pages x {page_bytes}")),
+                pages: item(
+                    one.host.pages,
+                    format!("{rows} rows x {slabs} slabs x 16 pages x {host_page_bytes}"),
+                ),
             },
             gpu_tables,
         })
@@ -367,6 +392,10 @@ impl fmt::Display for Report {
         }
         writeln!(f, "\nbeside the tables on the GPU")?;
         line(f, "summaries", &self.gpu_beside.summaries)?;
+        if self.gpu_beside.key_bases.bytes > 0 {
+            line(f, "coefficients", &self.gpu_beside.key_coefficients)?;
+            line(f, "bases of keys", &self.gpu_beside.key_bases)?;
+        }
         line(f, "steady zone", &self.gpu_beside.steady_pages)?;
         line(f, "caches", &self.gpu_beside.cache_pages)?;
         writeln!(f, "\non the host")?;

@@ -134,6 +134,7 @@ struct Memory {
     gpu_pages: u64,
     gpu_tables: u64,
     gpu_summaries: u64,
+    gpu_key_factors: u64,
     host_pages: u64,
     host_tables: u64,
     /// `None` where the system does not tell.
@@ -154,8 +155,9 @@ impl Report {
         device: Option<Device>,
     ) -> Self {
         let Generation { plan, layout, counters, usage, .. } = generation;
-        let page_bytes = layout.page_bytes() as u64;
-        let moved = |pages| Moved { pages, bytes: pages * page_bytes };
+        let (page_bytes, host_page_bytes) = (layout.page().page_bytes() as u64, layout.page_bytes() as u64);
+        let moved = |pages| Moved { pages, bytes: pages * host_page_bytes };
+        let stayed = |pages| Moved { pages, bytes: pages * page_bytes };
         let (prefill, decode) = (generation.prefill_time.as_secs_f64(), generation.decode_time.as_secs_f64());
         let later_tokens = generation.tokens.len().saturating_sub(1);
         Self {
@@ -188,14 +190,15 @@ impl Report {
             pages: Pages {
                 fetched: moved(counters.misses),
                 warm_start: moved(counters.warm_pages),
-                evicted: moved(counters.evicted_pages),
-                adopted: moved(counters.adopted_pages),
+                evicted: stayed(counters.evicted_pages),
+                adopted: stayed(counters.adopted_pages),
                 offloaded: moved(counters.offloaded_pages),
             },
             memory: Memory {
                 gpu_pages: usage.gpu.pages(),
                 gpu_tables: usage.gpu.tables(),
                 gpu_summaries: usage.gpu.summaries,
+                gpu_key_factors: usage.gpu.key_factors(),
                 host_pages: usage.host.pages,
                 host_tables: usage.host.tables(),
                 peak_resident: peak_resident_bytes(),

@@ -328,7 +328,7 @@ fn run_engine(engine: Engine, settings: Settings, tokenizer: Tokenizer) -> Resul
             tracing::info!("ready");
             engine.run(
                 Scheduler::new(runner, Some(tokenizer), settings.scheduling),
-                settings.kv.layout().page_bytes(),
+                settings.kv.host_layout().page_bytes(),
             );
         }
         #[cfg(all(
@@ -337,7 +337,7 @@ fn run_engine(engine: Engine, settings: Settings, tokenizer: Tokenizer) -> Resul
             any(target_arch = "x86_64", target_arch = "aarch64")
         ))]
         BackendKind::Cuda => {
-            let page_bytes = settings.kv.layout().page_bytes();
+            let page_bytes = settings.kv.host_layout().page_bytes();
             let scheduling = settings.scheduling;
             let model = match cuda_model(settings) {
                 Ok(model) => model,
@@ -443,6 +443,7 @@ impl ServeArguments {
             },
             own,
             gates: gates::for_methods([name].into_iter(), self.gates.as_deref(), &directory, &config)?,
+            rotary: Some(config.rotary()),
             ..defaults
         };
         let method = algorithms::by_name(name, &method_options)?;

@@ -2,6 +2,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use spinkv::Rotary;
 use spinkv::algorithms::{self, MethodOptions, OwnOptions};
 use spinkv::gates::Gates;
 use spinkv::pipeline::{Budget, Method, SteadyZone};
@@ -29,8 +30,15 @@ impl MethodChoice {
     }
 
     /// What it is made from.
-    pub fn options(&self, budget: Budget, steady: SteadyZone, gates: Option<Arc<Gates>>) -> MethodOptions {
-        MethodOptions { budget, steady, own: self.own.clone(), gates, ..MethodOptions::default() }
+    pub fn options(
+        &self,
+        budget: Budget,
+        steady: SteadyZone,
+        gates: Option<Arc<Gates>>,
+        rotary: Arc<Rotary>,
+    ) -> MethodOptions {
+        let (own, rotary) = (self.own.clone(), Some(rotary));
+        MethodOptions { budget, steady, own, gates, rotary, ..MethodOptions::default() }
     }
 
     /// The method.
@@ -42,8 +50,9 @@ impl MethodChoice {
         budget: Budget,
         steady: SteadyZone,
         gates: Option<Arc<Gates>>,
+        rotary: Arc<Rotary>,
     ) -> Result<Arc<dyn Method>> {
-        Ok(algorithms::by_name(&self.name, &self.options(budget, steady, gates))?)
+        Ok(algorithms::by_name(&self.name, &self.options(budget, steady, gates, rotary))?)
     }
 }
 

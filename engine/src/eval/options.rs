@@ -173,7 +173,7 @@ impl Evaluation {
             }
         }
         let layout = PageLayout::new(options.page_tokens, shape.head_dim, options.kv_dtype)?;
-        let cells = cells(&options, shape, layout)?;
+        let cells = cells(&options, config, shape, layout)?;
         let dense = KvConfig::new(shape, layout, Arc::new(Dense { steady: options.steady }))?;
         let haystack = Haystack::open(haystack_dir, tokenizer)?;
         let model = fingerprint::of_model(dir)?;
@@ -258,12 +258,17 @@ pub(super) fn dtype_name(dtype: KvDtype) -> &'static str {
     }
 }
 
-fn cells(options: &EvalOptions, shape: KvShape, layout: PageLayout) -> Result<Vec<Cell>> {
+fn cells(
+    options: &EvalOptions,
+    config: &ModelConfig,
+    shape: KvShape,
+    layout: PageLayout,
+) -> Result<Vec<Cell>> {
     // Each method once per budget, whatever the tasks and contexts.
     let mut kinds = Vec::new();
     for method in &options.methods {
         for budget in &options.budgets {
-            let built = method.build(*budget, options.steady, options.gates.clone())?;
+            let built = method.build(*budget, options.steady, options.gates.clone(), config.rotary())?;
             let has_budget = built.select().budget().is_some();
             let kv = KvConfig::new(shape, layout, built)?;
             kinds.push((method, has_budget.then_some(*budget), kv));

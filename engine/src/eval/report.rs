@@ -97,7 +97,7 @@ impl Report {
         let cells = evaluation.cells().iter().map(|cell| {
             let results = (0..options.prompts)
                 .filter_map(|prompt| Some((prompt, journal.get(&evaluation.key(cell, prompt, backend))?)));
-            CellReport::new(cell, page_bytes, &results.collect::<Vec<_>>())
+            CellReport::new(cell, cell.kv.host_layout().page_bytes(), &results.collect::<Vec<_>>())
         });
         Self {
             version: env!("CARGO_PKG_VERSION"),
@@ -125,7 +125,7 @@ impl Report {
 }
 
 impl CellReport {
-    fn new(cell: &Cell, page_bytes: usize, results: &[(usize, &Measured)]) -> Self {
+    fn new(cell: &Cell, host_page_bytes: usize, results: &[(usize, &Measured)]) -> Self {
         let sum = |of: fn(&Measured) -> u64| results.iter().map(|(_, one)| of(one)).sum::<u64>();
         let seconds = |of: fn(&Measured) -> f64| results.iter().map(|(_, one)| of(one)).sum::<f64>();
         let (prompts, steps) = (results.len(), sum(|one| one.steps));
@@ -171,8 +171,11 @@ impl CellReport {
             hits,
             misses,
             hit_ratio: (hits + misses > 0).then(|| per(hits as f64, hits + misses)),
-            fetched_bytes_per_token: per(misses as f64 * page_bytes as f64, steps),
-            warm_bytes_per_prompt: per(sum(|one| one.warm_pages) as f64 * page_bytes as f64, prompts as u64),
+            fetched_bytes_per_token: per(misses as f64 * host_page_bytes as f64, steps),
+            warm_bytes_per_prompt: per(
+                sum(|one| one.warm_pages) as f64 * host_page_bytes as f64,
+                prompts as u64,
+            ),
             seconds: Seconds {
                 prompt: seconds(|one| one.seconds.prompt),
                 decode: seconds(|one| one.seconds.decode),

@@ -44,7 +44,7 @@ pub struct Status {
     pub usage: MemoryUsage,
     /// What happened to pages.
     pub counters: Counters,
-    /// Bytes of a page.
+    /// Bytes of a host page: what moves of a page.
     pub page_bytes: usize,
 }
 

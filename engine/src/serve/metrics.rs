@@ -163,6 +163,7 @@ impl Metrics {
                 ("{tier=\"gpu\",kind=\"in_flight_pages\"}", gpu.in_flight_pages as f64),
                 ("{tier=\"gpu\",kind=\"tables\"}", gpu.tables() as f64),
                 ("{tier=\"gpu\",kind=\"summaries\"}", gpu.summaries as f64),
+                ("{tier=\"gpu\",kind=\"key_factors\"}", gpu.key_factors() as f64),
                 ("{tier=\"host\",kind=\"pages\"}", host.pages as f64),
                 ("{tier=\"host\",kind=\"tables\"}", host.tables() as f64),
             ],

@@ -1,6 +1,7 @@
 //! The methods that come with the crate, one file each: its Index and its Select, nothing else.
 
 mod dense;
+mod low_rank_keys;
 mod options;
 mod per_row;
 mod quest;
@@ -13,6 +14,7 @@ mod token_topk;
 use std::sync::Arc;
 
 pub use dense::Dense;
+pub use low_rank_keys::{LowRankKeys, RANK};
 pub use options::{MethodOptions, OwnOptions, OwnOptionsReader};
 pub use per_row::{HeadRule, PerRow, RowRules};
 pub use quest::Quest;
@@ -37,15 +39,18 @@ pub const SEER_ATTENTION: &str = "seer-attention";
 /// # Errors
 /// [`Error::UnknownMethod`], with the nearest name if one is near; [`Error::InvalidBudget`] for a budget that no
 /// method could run with; [`Error::UnknownMethodOption`] and [`Error::InvalidMethodOption`] for options of its own;
-/// [`Error::NoGates`] for a method that needs them.
+/// [`Error::NoGates`] and [`Error::NoRotary`] for a method that needs them.
 /// [`KvConfig::new`](crate::KvConfig::new) checks the rest.
 pub fn by_name(name: &str, options: &MethodOptions) -> Result<Arc<dyn Method>> {
-    let MethodOptions { budget, steady, ref own, ref rules, ref gates } = *options;
+    let MethodOptions { budget, steady, ref own, ref rules, ref gates, ref rotary } = *options;
     let mut own = own.read(name);
     let method: Arc<dyn Method> = match name {
         "dense" => Arc::new(Dense { steady }),
         "streaming-llm" => Arc::new(StreamingLlm { steady }),
-        "shadowkv" => Arc::new(ShadowKv::new(budget, steady).with_options(&mut own)?),
+        "shadowkv" => {
+            let method = Arc::new(ShadowKv::new(budget, steady).with_options(&mut own)?);
+            LowRankKeys::from_options(method, rotary.as_ref(), &mut own)?
+        }
         "retroinfer" => Arc::new(RetroInfer::new(budget, steady).with_options(&mut own)?),
         "quest" => Arc::new(Quest::new(budget, steady).with_options(&mut own)?),
         "token-topk" => Arc::new(TokenTopK { budget, steady }),

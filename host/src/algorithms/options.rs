@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::RowRules;
 use crate::gates::Gates;
 use crate::pipeline::{Budget, SteadyZone};
-use crate::{Error, Result, nearest_name};
+use crate::{Error, Result, Rotary, nearest_name};
 
 /// What a user may choose about a method; each method takes what it needs.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,6 +20,8 @@ pub struct MethodOptions {
     pub rules: RowRules,
     /// Learned gates, for methods that need them.
     pub gates: Option<Arc<Gates>>,
+    /// How the model turns keys, for methods that turn them back.
+    pub rotary: Option<Arc<Rotary>>,
 }
 
 impl Default for MethodOptions {
@@ -31,6 +33,7 @@ impl Default for MethodOptions {
             own: OwnOptions::default(),
             rules: RowRules::default(),
             gates: None,
+            rotary: None,
         }
     }
 }

@@ -3,7 +3,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::partition::PartitionKind;
-use crate::pipeline::{Always, Index, Method, Place, Reach, Select, SteadyZone};
+use crate::pipeline::{Always, Index, KeyStore, Method, Place, Reach, Select, SteadyZone};
 use crate::{Error, KvShape, Result};
 
 /// Which rows do not read what the method selects.
@@ -107,6 +107,10 @@ impl Method for PerRow {
 
     fn estimated(&self) -> f32 {
         self.method.estimated()
+    }
+
+    fn keys(&self) -> KeyStore {
+        self.method.keys()
     }
 
     fn check(&self, shape: &KvShape) -> Result<()> {

@@ -11,7 +11,7 @@ const CHUNK_TOKENS: usize = 8;
 /// merged by their maximum, and the best chunks are read, keys and values. Of each prompt the chunks whose landmarks stand least for
 /// their keys, its outliers, are read by every step, beside the budget.
 ///
-/// Unlike the published code, generated tokens join the landmarks when they leave the local window. Its low-rank keys are not here.
+/// Unlike the published code, generated tokens join the landmarks when they leave the local window. Its keys in low rank are [`LowRankKeys`](super::LowRankKeys) of this method.
 #[derive(Clone, Copy, Debug)]
 pub struct ShadowKv {
     /// How much a step selects.

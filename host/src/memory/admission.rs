@@ -179,13 +179,12 @@ impl Admission {
             let prompt = charge.prompt_bytes.saturating_sub(self.prompt_bytes());
             let (needed, free) = (charge.gpu.total() + prompt, limit - self.least_bytes());
             if needed > free {
-                let GpuBytes { summaries, .. } = charge.gpu;
                 return Err(Error::OutOfGpuMemory {
                     max_tokens: plan.max_tokens,
                     needed,
                     pages: charge.gpu.pages(),
                     tables: charge.gpu.tables(),
-                    summaries,
+                    summaries: charge.gpu.summaries + charge.gpu.key_factors(),
                     prompt,
                     free,
                     limit,

@@ -1,4 +1,4 @@
-use super::{HostMemory, HostProgress, PageLayout, PlainMemory, Stamped, Word};
+use super::{HostLayout, HostMemory, HostProgress, PlainMemory, Stamped, Word};
 use crate::{Error, Result};
 
 /// Pages of one slab. A slab belongs to one row, so a row's misses stay within few address ranges, and the
@@ -33,7 +33,7 @@ pub struct HostPage {
 /// let go frees it.
 #[derive(Debug)]
 pub struct HostArena<M = PlainMemory> {
-    layout: PageLayout,
+    layout: HostLayout,
     limit_bytes: Option<u64>,
     memory: M,
     slabs: Vec<Slab>,
@@ -51,14 +51,14 @@ struct Slab {
 
 impl<M: HostMemory> HostArena<M> {
     /// An arena of at most `limit_bytes` for the rows of `layers` layers.
-    pub fn new(layout: PageLayout, layers: usize, limit_bytes: Option<u64>, memory: M) -> Self {
-        let vacant = vec![Vec::new(); layers];
+    pub fn new(layout: impl Into<HostLayout>, layers: usize, limit_bytes: Option<u64>, memory: M) -> Self {
+        let (layout, vacant) = (layout.into(), vec![Vec::new(); layers]);
         Self { layout, limit_bytes, memory, slabs: Vec::new(), vacant, used: 0 }
     }
 
     /// Bytes of one slab.
     pub fn slab_bytes(&self) -> u64 {
-        slab_bytes(&self.layout)
+        self.layout.slab_bytes()
     }
 
     /// Makes `slabs` slabs of each layer ready beforehand, so that taking them allocates nothing; `progress`
@@ -170,17 +170,35 @@ impl<M: HostMemory> HostArena<M> {
         self.slabs.len() - self.used
     }
 
-    /// Words of a page.
-    pub fn page_words(&self) -> usize {
-        self.layout.page_words()
+    /// What its pages hold.
+    pub fn layout(&self) -> &HostLayout {
+        &self.layout
     }
 
-    /// Copies the bytes of a page out.
+    /// Copies what the host page holds into a GPU page; the rest of that stays as it is.
+    ///
+    /// # Panics
+    /// If `to` is not a whole GPU page.
+    pub fn load(&self, page: HostPage, to: &mut [Word]) {
+        assert_eq!(to.len(), self.layout.page().page_words(), "a page is read whole");
+        self.memory.read(self.first_word(page), &mut to[self.layout.kept()]);
+    }
+
+    /// Copies of a GPU page what the host page holds.
+    ///
+    /// # Panics
+    /// If `from` is not a whole GPU page.
+    pub fn store(&mut self, page: HostPage, from: &[Word]) {
+        assert_eq!(from.len(), self.layout.page().page_words(), "a page is written whole");
+        self.memory.write(self.first_word(page), &from[self.layout.kept()]);
+    }
+
+    /// Copies the bytes of a host page out.
     pub fn read(&self, page: HostPage, to: &mut [Word]) {
         self.memory.read(self.first_word(page), to);
     }
 
-    /// Copies the bytes of a page in.
+    /// Copies the bytes of a host page in.
     pub fn write(&mut self, page: HostPage, from: &[Word]) {
         assert_eq!(from.len(), self.layout.page_words(), "a page is written whole");
         self.memory.write(self.first_word(page), from);
@@ -213,15 +231,10 @@ impl<M: HostMemory> HostArena<M> {
     }
 }
 
-/// Bytes of one slab.
-pub(super) fn slab_bytes(layout: &PageLayout) -> u64 {
-    (SLAB_PAGES * layout.page_bytes()) as u64
-}
-
 /// Whether `count` slabs fit beside `used` ones under a limit.
-pub(super) fn check_limit(layout: &PageLayout, count: usize, used: usize, limit: Option<u64>) -> Result<()> {
+fn check_limit(layout: &HostLayout, count: usize, used: usize, limit: Option<u64>) -> Result<()> {
     let Some(limit) = limit else { return Ok(()) };
-    let bytes = slab_bytes(layout);
+    let bytes = layout.slab_bytes();
     let (needed, free) = (count as u64 * bytes, limit.saturating_sub(used as u64 * bytes));
     if needed > free {
         return Err(Error::OutOfHostMemory { what: format!("{count} KV slabs"), needed, free, limit });

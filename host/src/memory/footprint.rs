@@ -2,7 +2,6 @@ use std::iter::Sum;
 use std::ops::{Add, AddAssign};
 
 use super::RequestPlan;
-use super::arena::slab_bytes;
 use crate::KvConfig;
 use crate::paging::{HostTable, SEGMENT_KEYS, SegmentId, SteadyPages, StepClock};
 use crate::pipeline::Reach;
@@ -24,6 +23,10 @@ pub struct GpuBytes {
     pub marks: u64,
     /// What Select reads; not a table, and counted beside them.
     pub summaries: u64,
+    /// What [keys in low rank](crate::pipeline::KeyStore::LowRank) are rebuilt from, of each token; counted as summaries are.
+    pub key_coefficients: u64,
+    /// What they are rebuilt with.
+    pub key_bases: u64,
     /// Pages of the steady zone.
     pub steady_pages: u64,
     /// Pages of the caches, mandatory and buffering.
@@ -48,9 +51,14 @@ impl GpuBytes {
         self.steady_pages + self.cache_pages + self.in_flight_pages
     }
 
+    /// Coefficients and bases of keys in low rank.
+    pub fn key_factors(&self) -> u64 {
+        self.key_coefficients + self.key_bases
+    }
+
     /// Everything.
     pub fn total(&self) -> u64 {
-        self.tables() + self.summaries + self.pages()
+        self.tables() + self.summaries + self.key_factors() + self.pages()
     }
 }
 
@@ -94,6 +102,8 @@ impl Add for MemoryUsage {
             host_tables: a.host_tables + b.host_tables,
             marks: a.marks + b.marks,
             summaries: a.summaries + b.summaries,
+            key_coefficients: a.key_coefficients + b.key_coefficients,
+            key_bases: a.key_bases + b.key_bases,
             steady_pages: a.steady_pages + b.steady_pages,
             cache_pages: a.cache_pages + b.cache_pages,
             in_flight_pages: a.in_flight_pages + b.in_flight_pages,
@@ -120,15 +130,16 @@ impl Sum for MemoryUsage {
     }
 }
 
-/// Bytes of an element of a summary on the CPU backend, which keeps `f32`; a GPU keeps bf16.
+/// Bytes of an element of a summary, and of the factors of keys, on the CPU backend, which keeps `f32`; a GPU keeps bf16.
 pub const SUMMARY_ELEMENT_BYTES: usize = size_of::<f32>();
 
-/// What one request takes at a length of `tokens` tokens, by formula, with summaries of `element_bytes` an element.
+/// What one request takes at a length of `tokens` tokens, by formula, with `element_bytes` for an element of a summary, and of the factors of keys.
 ///
 /// Where all rows [select](Reach::Selected); others have more slots, or none ([`RequestPlan::slots`]). With `R` rows, `K` = [page keys that can be selected](KvConfig::retrievable_pages) at this length and `K_max`
 /// at the longest, `S = ceil(K / 512)` segments, `C` slots and `Z` steady pages a row, `P` partitions a segment
 /// and `W` elements a summary (of clusters with the mean value and the number of tokens), `H = ceil(full pages / 16)` slabs a row (of clusters as many as they may need), and, for methods with partitions that every step reads,
-/// `M = ceil(partitions at the longest / 32)` words of marks, else 0:
+/// `M = ceil(partitions at the longest / 32)` words of marks, else 0; with `L` layers of `D` KV heads times head width, and pages of `T`
+/// tokens, keys in low rank of rank `r` (else 0):
 ///
 /// ```text
 /// directories   8 ceil(K_max / 512)
@@ -137,11 +148,14 @@ pub const SUMMARY_ELEMENT_BYTES: usize = size_of::<f32>();
 /// steady lists  R (4 Z + 8)
 /// marks         R 4 M
 /// summaries     S R P W x element bytes
+/// coefficients  S L 512 T r x element bytes
+/// bases         L D r x element bytes
 /// steady zone   R Z page bytes
 /// cache         R C page bytes
 /// page tables   R (6 H + 4)
-/// host pages    R H 16 page bytes
+/// host pages    R H 16 host page bytes
 /// ```
+/// [Host pages](KvConfig::host_layout) may hold less than GPU pages.
 pub fn footprint(config: &KvConfig, plan: &RequestPlan, tokens: usize, element_bytes: usize) -> MemoryUsage {
     let (rows, page_bytes) = (plan.rows as u64, config.layout().page_bytes() as u64);
     let segments = config.segments(tokens) as u64;
@@ -153,6 +167,7 @@ pub fn footprint(config: &KvConfig, plan: &RequestPlan, tokens: usize, element_b
     let steady = plan.row.steady_pages as u64;
     let slabs = config.host_slabs(tokens) as u64;
     let summary = (config.summary_elements() * element_bytes) as u64;
+    let factors = |elements: usize| (elements * element_bytes) as u64;
     MemoryUsage {
         gpu: GpuBytes {
             directories: config.segments(plan.max_tokens) as u64 * size_of::<SegmentId>() as u64,
@@ -162,6 +177,8 @@ pub fn footprint(config: &KvConfig, plan: &RequestPlan, tokens: usize, element_b
             steady_lists: rows * (steady * SteadyPages::ENTRY_BYTES + SteadyPages::RANGE_BYTES),
             marks: rows * 4 * config.mark_words(plan.max_tokens) as u64,
             summaries: segments * rows * summary,
+            key_coefficients: segments * factors(config.coefficient_elements()),
+            key_bases: factors(config.basis_elements()),
             steady_pages: rows * steady * page_bytes,
             cache_pages: plan.cache_pages() as u64 * page_bytes,
             in_flight_pages: 0,
@@ -169,7 +186,7 @@ pub fn footprint(config: &KvConfig, plan: &RequestPlan, tokens: usize, element_b
         host: HostBytes {
             page_tables: rows * (slabs * HostTable::SLAB_BYTES + HostTable::COUNT_BYTES),
             offset_tables: 0,
-            pages: rows * slabs * slab_bytes(config.layout()),
+            pages: rows * slabs * config.host_layout().slab_bytes(),
         },
     }
 }

@@ -119,6 +119,15 @@ impl PageLayout {
         self.encode(values, token, value);
     }
 
+    /// Stores the key of the `token`-th token of a page, and leaves its value.
+    ///
+    /// # Panics
+    /// As for [`write_token`](Self::write_token).
+    pub fn write_key(&self, page: &mut [Word], token: usize, key: &[f32]) {
+        assert!(token < self.page_tokens, "token {token} of a page of {}", self.page_tokens);
+        self.encode(&mut page[..self.page_words() / 2], token, key);
+    }
+
     /// Reads the key of the `token`-th token of a page.
     pub fn read_key(&self, page: &[Word], token: usize, out: &mut [f32]) {
         let words = self.page_words() / 2 / self.page_tokens;

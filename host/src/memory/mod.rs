@@ -6,6 +6,7 @@ mod allocator;
 mod arena;
 mod elastic;
 mod footprint;
+mod host_layout;
 mod host_memory;
 mod layout;
 mod plan;
@@ -23,6 +24,7 @@ pub use elastic::{Share, share_out};
 pub use footprint::{
     FlatLayout, GpuBytes, HostBytes, MemoryUsage, SUMMARY_ELEMENT_BYTES, footprint, slot_array_bytes,
 };
+pub use host_layout::{HostFormat, HostLayout};
 pub use host_memory::{HostMemory, HostProgress, PlainMemory};
 pub use layout::{KvDtype, MAX_PAGE_TOKENS, PageLayout, Word};
 pub use plan::{RequestPlan, RowPlan};

@@ -1,5 +1,4 @@
-use super::arena::slab_bytes;
-use super::{Admission, MemoryLimits, PageLayout};
+use super::{Admission, MemoryLimits};
 use crate::paging::MAX_SLOTS;
 use crate::pipeline::{MAX_TOKENS, Reach, RequestId};
 use crate::{Error, KvConfig, Result, RowsByReach};
@@ -150,11 +149,11 @@ impl RequestPlan {
     }
 
     /// The limits under which exactly this request fits.
-    pub fn limits(&self, layout: &PageLayout) -> MemoryLimits {
+    pub fn limits(&self, config: &KvConfig) -> MemoryLimits {
         MemoryLimits {
             gpu_pages: Some(self.gpu_pages()),
             gpu_bytes: None,
-            host_bytes: Some(self.host_slabs() as u64 * slab_bytes(layout)),
+            host_bytes: Some(self.host_slabs() as u64 * config.host_layout().slab_bytes()),
         }
     }
 }

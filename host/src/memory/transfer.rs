@@ -105,13 +105,13 @@ impl Transfer {
         let mut staged = self.staged.as_slice();
         for one in &self.moves {
             match (self.direction, one.page) {
-                (Direction::ToHost, Some(page)) => arena.write(one.host, pool.page(page)),
+                (Direction::ToHost, Some(page)) => arena.store(one.host, pool.page(page)),
                 (Direction::ToHost, None) => {
-                    let (words, rest) = staged.split_at(arena.page_words());
-                    arena.write(one.host, words);
+                    let (words, rest) = staged.split_at(arena.layout().page().page_words());
+                    arena.store(one.host, words);
                     staged = rest;
                 }
-                (Direction::ToGpu, Some(page)) => arena.read(one.host, pool.page_mut(page)),
+                (Direction::ToGpu, Some(page)) => arena.load(one.host, pool.page_mut(page)),
                 (Direction::ToGpu, None) => unreachable!("staged pages go to the host"),
             }
         }

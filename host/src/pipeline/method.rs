@@ -1,11 +1,12 @@
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use super::{Budget, SteadyZone};
-use crate::KvShape;
 #[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 use crate::backend::cuda::operators::{LoadIndex, LoadSelect, OperatorSizes};
 use crate::partition::PartitionKind;
+use crate::{KvShape, Rotary};
 
 /// A sparse-attention method: its Index and its Select. Offload, Retrieve and Attention are shared by all.
 ///
@@ -67,6 +68,11 @@ pub trait Method: fmt::Debug + Send + Sync {
         0.0
     }
 
+    /// Where the keys of pages that leave the steady zone are kept.
+    fn keys(&self) -> KeyStore {
+        KeyStore::Full
+    }
+
     /// How far the queries of a row reach, where not all rows do as [`select`](Self::select) says; the same at all times.
     fn reach(&self, _place: Place) -> Reach {
         Reach::Selected
@@ -79,6 +85,33 @@ pub trait Method: fmt::Debug + Send + Sync {
     fn check(&self, _shape: &KvShape) -> crate::Result<()> {
         Ok(())
     }
+}
+
+/// Where the keys of pages that leave the steady zone are kept; their values are always on the host.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum KeyStore {
+    /// On the host, as they are.
+    #[default]
+    Full,
+    /// On the GPU in low rank: only values go over the bus, and keys of pages that are fetched are rebuilt.
+    LowRank(LowRank),
+}
+
+/// Keys in low rank (ShadowKV, arXiv 2410.21465): of each layer an orthonormal basis of `rank` vectors for the keys of all KV heads side by
+/// side, as they are before their rotary embedding, and the coefficients of each token. A key is rebuilt by its coefficients and its head's
+/// part of the basis, and turned to its position.
+///
+/// The basis is the best one for the prompt's keys, all of them; where those have fewer dimensions than the rank, it is filled up with axes.
+/// Tokens that are generated later get coefficients in the same basis when they leave the steady zone, so what of their keys lies outside of it
+/// is lost; the published code never fetches them at all. Pages that leave the steady zone have their keys replaced by the rebuilt ones
+/// then, so what a step reads does not depend on which pages were evicted. Keys in the steady zone, and those that summaries are made of, are
+/// as they came.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LowRank {
+    /// Vectors of a layer's basis: from 1 to the KV heads times the head width, with which nothing is lost but rounding.
+    pub rank: usize,
+    /// How keys are turned.
+    pub rotary: Arc<Rotary>,
 }
 
 /// How far the queries of a row reach.

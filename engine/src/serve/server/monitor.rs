@@ -53,7 +53,8 @@ pub(super) async fn status(State(shared): State<Shared>) -> Response {
         "bytes_to_host": counters.offloaded_pages * status.page_bytes as u64});
     body["bytes"] = json!({
         "gpu": {"steady_pages": gpu.steady_pages, "cache_pages": gpu.cache_pages,
-            "in_flight_pages": gpu.in_flight_pages, "tables": gpu.tables(), "summaries": gpu.summaries},
+            "in_flight_pages": gpu.in_flight_pages, "tables": gpu.tables(), "summaries": gpu.summaries,
+            "key_factors": gpu.key_factors()},
         "host": {"pages": host.pages, "tables": host.tables()}});
     answer(StatusCode::OK, &body)
 }

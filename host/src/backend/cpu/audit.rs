@@ -19,10 +19,9 @@ impl CpuBackend {
     }
 
     /// Page keys and slots name each other; a cached page is complete on the host or pinned; one that no transfer
-    /// touches has its host page's bytes.
+    /// touches has its host page's bytes, and keys as they are rebuilt.
     fn check_rows(&self) {
         let tiers = self.tiers();
-        let mut bytes = vec![0; tiers.arena.page_words()];
         for (shared, row) in self.rows() {
             let (id, cache) = (shared.id, row.cache());
             let mut mapped = 0;
@@ -51,7 +50,7 @@ impl CpuBackend {
                 let steady = !self.config().clusters() && row.steady().lookup(key).is_some();
                 assert!(!steady, "{id:?}: page {key} is steady and cached");
                 if let (Some(host), false) = (host, tiers.pool.is_held(page)) {
-                    tiers.arena.read(host, &mut bytes);
+                    let bytes = self.fetched(id, key, host);
                     assert!(bytes == tiers.pool.page(page), "{id:?}: page {key} is not its host page");
                 }
             }

@@ -4,10 +4,11 @@ use rayon::prelude::*;
 
 use super::attend_prompt;
 use super::attend_with_estimates;
+use super::key_factors::KeyFactors;
 use super::row::{NewTokens, Row, Shared, Tiers, leaving_tokens, new_partitions};
 use crate::backend::{Backend, PromptChunk, Step, StepEntry};
 use crate::memory::{
-    Admission, Allocator, GpuBytes, HostArena, HostBytes, HostProgress, MemoryLimits, MemoryUsage,
+    Admission, Allocator, GpuBytes, HostArena, HostBytes, HostPage, HostProgress, MemoryLimits, MemoryUsage,
     PageCensus, PagePool, PlainMemory, RequestPlan, RowId, SummaryPool, Transfers, Word,
 };
 use crate::paging::{Directory, SegmentPool, StepClock};
@@ -34,6 +35,8 @@ struct Request {
     directory: Directory,
     /// One block for each segment of the directory: of each row [so many elements](KvConfig::summary_elements).
     summaries: Vec<Box<[f32]>>,
+    /// Of keys that are kept in low rank.
+    key_factors: Option<KeyFactors>,
     /// `[layers, kv_heads]`.
     rows: Vec<Row>,
 }
@@ -74,7 +77,7 @@ impl CpuBackend {
         Self {
             tiers: Tiers {
                 pool: PagePool::new(layout, limits.gpu_pages, allocator.clone()),
-                arena: HostArena::new(layout, shape.layers, limits.host_bytes, memory),
+                arena: HostArena::new(config.host_layout(), shape.layers, limits.host_bytes, memory),
                 segments: SegmentPool::new(shape.rows(), allocator.clone()),
                 transfers: Transfers::default(),
                 counters: Counters::default(),
@@ -181,10 +184,10 @@ impl CpuBackend {
         self.row(request, layer, kv_head).map(|(_, row)| row.host().valid_pages())
     }
 
-    /// The bytes of a page that is complete on the host; `None` for others and for an unknown row.
+    /// The bytes of a [host page](KvConfig::host_layout) that is complete; `None` for others and for an unknown row.
     pub fn host_page(&self, request: RequestId, layer: usize, kv_head: usize, key: u32) -> Option<Vec<Word>> {
         let (_, row) = self.row(request, layer, kv_head)?;
-        let mut bytes = vec![0; self.config.layout().page_words()];
+        let mut bytes = vec![0; self.config.host_layout().page_words()];
         self.tiers.arena.read(row.host().published(key)?, &mut bytes);
         Some(bytes)
     }
@@ -200,21 +203,32 @@ impl CpuBackend {
         Some(all[..row.cluster_pages()].to_vec())
     }
 
-    /// For each page of a row's cache, by page key, whether it holds the same bytes as its host page; what
+    /// For each page of a row's cache, by page key, whether it holds the same bytes as its host page and, where those are not on the host, the
+    /// keys that are rebuilt; what
     /// stands behind "no stale page is ever read". Pages that a transfer touches are left out. `None` for an unknown
     /// row.
     pub fn audit(&self, request: RequestId, layer: usize, kv_head: usize) -> Option<Vec<(u32, bool)>> {
-        let (_, row) = self.row(request, layer, kv_head)?;
-        let mut bytes = vec![0; self.config.layout().page_words()];
+        let (shared, row) = self.row(request, layer, kv_head)?;
         let settled = row.cache().resident().filter(|(_, page)| !self.tiers.pool.is_held(*page));
         let compare = |(key, page)| {
-            let same = row.host().published(key).is_some_and(|host| {
-                self.tiers.arena.read(host, &mut bytes);
-                bytes == self.tiers.pool.page(page)
-            });
+            let host = row.host().published(key);
+            let same =
+                host.is_some_and(|host| self.fetched(shared.id, key, host) == self.tiers.pool.page(page));
             (key, same)
         };
         Some(settled.map(compare).collect())
+    }
+
+    /// The bytes of a page as it comes to the GPU.
+    pub(super) fn fetched(&self, row: RowId, key: u32, host: HostPage) -> Vec<Word> {
+        let mut bytes = vec![0; self.config.layout().page_words()];
+        self.tiers.arena.load(host, &mut bytes);
+        if let Some(factors) = &self.requests[&row.request].key_factors {
+            let (row, kv_heads) = (row.row as usize, self.config.shape().kv_heads);
+            let place = Place { layer: row / kv_heads, kv_head: row % kv_heads };
+            factors.rebuild(&self.config, place, key, &mut bytes);
+        }
+        bytes
     }
 
     pub(super) fn tiers(&self) -> &Tiers {
@@ -254,6 +268,9 @@ impl CpuBackend {
                 }
             }
         }
+        if let Some(factors) = &mut request.key_factors {
+            factors.extend(config, config.segments(tokens), &self.allocator)?;
+        }
         for (layer, rows) in request.rows.chunks_mut(shape.kv_heads).enumerate() {
             for row in rows {
                 let missing = config.host_slabs(tokens) - row.host().slabs().len();
@@ -271,6 +288,8 @@ impl CpuBackend {
             self.tiers.segments.give_back(segment);
             self.summaries.give_back(request.summaries.pop().expect("one block a segment"));
         }
+        let segments = self.config.segments(tokens);
+        request.key_factors.iter_mut().for_each(|factors| factors.truncate(segments));
         let slabs = self.config.host_slabs(tokens);
         for row in &mut request.rows {
             let keep = slabs.min(row.host().slabs().len());
@@ -343,6 +362,7 @@ struct Part<'a> {
     shared: Shared<'a>,
     /// The row's summaries, one piece a segment, [of so many elements](KvConfig::summary_elements).
     summaries: Vec<&'a mut [f32]>,
+    key_factors: Option<&'a KeyFactors>,
     entry: StepEntry,
     place: Place,
     /// The entry's first token within the step's keys and values.
@@ -401,7 +421,18 @@ fn parts<'a>(
             let id = RowId { request: *request, row: (first_row + kv_head) as u32 };
             let shared = Shared { id, directory: &state.directory, clock: state.clock };
             let index = index * shape.kv_heads + kv_head;
-            parts.push(Part { row, shared, summaries, entry, place, first_token, last_query, index });
+            let key_factors = state.key_factors.as_ref();
+            parts.push(Part {
+                row,
+                shared,
+                summaries,
+                key_factors,
+                entry,
+                place,
+                first_token,
+                last_query,
+                index,
+            });
         }
     }
     // A hash map's order must not show.
@@ -422,6 +453,7 @@ impl Backend for CpuBackend {
 
     fn admit(&mut self, request: RequestId, mut plan: RequestPlan) -> Result<()> {
         let directory = Directory::new(self.config.segments(plan.max_tokens), &self.allocator)?;
+        let key_factors = KeyFactors::new(&self.config, &self.allocator)?;
         let due = self.admission.admit(&self.config, request, &plan)?;
         plan.row.buffering_pages = due[&request];
         if let Err(error) = self.reserve_pages(plan.gpu_pages()) {
@@ -435,7 +467,8 @@ impl Backend for CpuBackend {
             Row::new(&self.config, &plan, pages.split_off(pages.len() - plan.row_pages(*reach)))
         };
         let rows = self.config.reaches().iter().map(row).collect();
-        let state = Request { plan, clock: StepClock::default(), directory, summaries: Vec::new(), rows };
+        let (clock, summaries) = (StepClock::default(), Vec::new());
+        let state = Request { plan, clock, directory, summaries, key_factors, rows };
         self.requests.insert(request, state);
         self.share_out();
         Ok(())
@@ -532,6 +565,15 @@ impl Backend for CpuBackend {
                 part.row.index(config, pool, part.place, &part.entry, new, &mut part.summaries);
             });
         }
+        let (shape, mut keys) = (config.shape(), keys);
+        for entry in step.entries.iter().filter(|_| config.low_rank().is_some()) {
+            let state = requests.get_mut(&entry.request).expect("an admitted request");
+            let new =
+                keys.split_off(..entry.new * shape.kv_heads * shape.head_dim).expect("keys of all tokens");
+            let rows = &state.rows[step.layer * shape.kv_heads..][..shape.kv_heads];
+            let factors = state.key_factors.as_mut().expect("keys are kept so");
+            factors.index(config, pool, step.layer, entry, rows, new)?;
+        }
         Ok(())
     }
 
@@ -556,9 +598,18 @@ impl Backend for CpuBackend {
 
     fn retrieve(&mut self, step: &Step<'_>) -> Result<()> {
         let Self { config, tiers, requests, .. } = self;
-        parts(requests, config, step)
-            .into_iter()
-            .try_for_each(|part| part.row.retrieve(config, tiers, &part.shared, &part.entry, &part.summaries))
+        parts(requests, config, step).into_iter().try_for_each(|part| {
+            part.row.retrieve(config, tiers, &part.shared, &part.entry, &part.summaries)?;
+            // Values come by transfers, and do not touch the keys.
+            for (factors, copy) in part
+                .key_factors
+                .iter()
+                .flat_map(|factors| part.row.fetched().iter().map(move |copy| (factors, copy)))
+            {
+                factors.rebuild(config, part.place, copy.key, tiers.pool.page_mut(copy.page));
+            }
+            Ok(())
+        })
     }
 
     fn attend(&mut self, step: &Step<'_>, queries: &[f32], out: &mut [f32]) -> Result<()> {
@@ -607,6 +658,9 @@ impl Backend for CpuBackend {
         for request in self.requests.values() {
             gpu.directories += request.directory.bytes() as u64;
             gpu.summaries += request.summaries.iter().map(|block| size_of_val(&**block) as u64).sum::<u64>();
+            let [coefficients, bases] = request.key_factors.as_ref().map_or([0; 2], KeyFactors::bytes);
+            gpu.key_coefficients += coefficients;
+            gpu.key_bases += bases;
         }
         for (_, row) in self.rows() {
             gpu.slot_arrays += row.cache().bytes() as u64;

@@ -95,12 +95,7 @@ impl LowRankKeys {
             return Err(LowRankError::Rank { rank, width });
         }
         check(keys, width)?;
-        let rows = subspace(&gram(keys, width), width, rank);
-        let mut basis = Vec::with_capacity(rank * width);
-        for head in 0..kv_heads {
-            let of_head = |row: &[f64]| row[head * head_dim..][..head_dim].to_vec();
-            basis.extend(rows.chunks_exact(width).flat_map(of_head).map(|element| element as f32));
-        }
+        let basis = by_head(&subspace(&gram(keys, width), width, rank), kv_heads, head_dim);
         let mut factors = Self { kv_heads, head_dim, rank, coefficients: Vec::new(), basis };
         factors.coefficients = factors.project(keys);
         Ok(factors)
@@ -155,22 +150,93 @@ impl LowRankKeys {
 
     /// Coefficients of keys, `[tokens, rank]`.
     fn project(&self, keys: &[f32]) -> Vec<f32> {
-        let (width, rank) = (self.kv_heads * self.head_dim, self.rank);
-        let tokens = keys.len() / width;
-        let mut coefficients = vec![0.0; tokens * rank];
-        for (head, basis) in self.basis.chunks_exact(rank * self.head_dim).enumerate() {
-            // Of no token there is nothing to start from.
-            let of_head = &keys[(head * self.head_dim).min(keys.len())..];
-            matmul(
-                MatrixMut::new(&mut coefficients, tokens, rank, rank),
-                if head == 0 { Old::Replace } else { Old::Add },
-                Matrix::new(of_head, tokens, self.head_dim, width),
-                Matrix::new(basis, rank, self.head_dim, self.head_dim).transposed(),
-                true,
-            );
-        }
+        let tokens = keys.len() / (self.kv_heads * self.head_dim);
+        let mut coefficients = vec![0.0; tokens * self.rank];
+        project(keys, &self.basis, self.kv_heads, self.head_dim, &mut coefficients);
         coefficients
     }
+}
+
+/// The coefficients, `[tokens, rank]`, of keys before their rotary embedding, `[tokens, kv_heads, head_dim]`, in a basis,
+/// `[kv_heads, rank, head_dim]`: their dot products with its vectors.
+///
+/// # Panics
+/// If the lengths do not agree.
+pub fn project(keys: &[f32], basis: &[f32], kv_heads: usize, head_dim: usize, coefficients: &mut [f32]) {
+    let width = kv_heads * head_dim;
+    let (tokens, rank) = (keys.len() / width, basis.len() / width);
+    assert_eq!(coefficients.len(), tokens * rank, "coefficients of {tokens} tokens");
+    for (head, basis) in basis.chunks_exact(rank * head_dim).enumerate() {
+        // Of no token there is nothing to start from.
+        let of_head = &keys[(head * head_dim).min(keys.len())..];
+        matmul(
+            MatrixMut::new(coefficients, tokens, rank, rank),
+            if head == 0 { Old::Replace } else { Old::Add },
+            Matrix::new(of_head, tokens, head_dim, width),
+            Matrix::new(basis, rank, head_dim, head_dim).transposed(),
+            true,
+        );
+    }
+}
+
+/// The basis of rank `rank` that keys are kept in, `[kv_heads, rank, head_dim]`: the best for `keys`, `[tokens, kv_heads, head_dim]`, before
+/// their rotary embedding, filled up by [`complete`], so that at full rank every key can be rebuilt.
+///
+/// # Errors
+/// [`LowRankError`].
+pub fn whole_basis(
+    keys: &[f32],
+    kv_heads: usize,
+    head_dim: usize,
+    rank: usize,
+) -> Result<Vec<f32>, LowRankError> {
+    let width = kv_heads * head_dim;
+    if !(1..=width).contains(&rank) {
+        return Err(LowRankError::Rank { rank, width });
+    }
+    check(keys, width)?;
+    let mut rows = subspace(&gram(keys, width), width, rank);
+    complete(&mut rows, width);
+    Ok(by_head(&rows, kv_heads, head_dim))
+}
+
+/// Fills up the rows of zero of `rows`, `[rank, width]`, the others being orthonormal: each becomes the axis of which the rows have least (the
+/// lowest of those), less what they have of it, at length 1. So the rows are orthonormal.
+pub fn complete(rows: &mut [f64], width: usize) {
+    // What the rows leave of each axis, in squares.
+    let mut left = vec![1.0; width];
+    let take = |row: &[f64], left: &mut [f64]| {
+        left.iter_mut().zip(row).for_each(|(left, element)| *left -= element * element);
+    };
+    rows.chunks_exact(width).for_each(|row| take(row, &mut left));
+    for empty in 0..rows.len() / width {
+        if rows[empty * width..][..width].iter().any(|element| *element != 0.0) {
+            continue;
+        }
+        let first = |best: usize, axis: usize| if left[axis] > left[best] { axis } else { best };
+        let axis = (0..width).reduce(first).expect("a row has elements");
+        let mut added = vec![0.0; width];
+        added[axis] = 1.0;
+        // Once more, for what rounding left. A row of zero takes nothing.
+        for _ in 0..2 {
+            for row in rows.chunks_exact(width) {
+                let dot: f64 = row.iter().zip(&added).map(|(a, b)| a * b).sum();
+                added.iter_mut().zip(row).for_each(|(added, element)| *added -= dot * element);
+            }
+        }
+        let length = added.iter().map(|element| element * element).sum::<f64>().sqrt();
+        added.iter_mut().for_each(|element| *element /= length);
+        take(&added, &mut left);
+        rows[empty * width..][..width].copy_from_slice(&added);
+    }
+}
+
+/// `[rank, width]` as `[kv_heads, rank, head_dim]`, in f32.
+fn by_head(rows: &[f64], kv_heads: usize, head_dim: usize) -> Vec<f32> {
+    let width = kv_heads * head_dim;
+    let head =
+        |head: usize| rows.chunks_exact(width).flat_map(move |row| &row[head * head_dim..][..head_dim]);
+    (0..kv_heads).flat_map(head).map(|element| *element as f32).collect()
 }
 
 /// A token's key of one head, `[head_dim]`: `coefficients`, `[rank]`, times the head's `basis`, `[rank, head_dim]`, summed in order.

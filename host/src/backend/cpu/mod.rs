@@ -12,6 +12,7 @@ mod cluster;
 mod gate;
 mod gather;
 mod index;
+mod key_factors;
 pub mod linalg;
 pub mod low_rank;
 pub mod math;

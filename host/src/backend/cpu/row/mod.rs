@@ -12,8 +12,8 @@ use crate::memory::{
     Direction, HostArena, HostPage, KvDtype, PagePool, PhysicalPage, RequestPlan, RowId, Transfer, Transfers,
 };
 use crate::paging::{
-    BucketedLru, Directory, HostTable, Resolution, RowCache, RowSlots, SegmentPool, SlotId, SteadyPages,
-    StepClock,
+    BucketedLru, Directory, HostTable, PageCopy, Resolution, RowCache, RowSlots, SegmentPool, SlotId,
+    SteadyPages, StepClock,
 };
 use crate::partition::SelectedPage;
 use crate::pipeline::{Always, Budget, Candidates, Counters, Index, Partition, Place, Reach, Select};
@@ -472,6 +472,11 @@ impl Row {
     /// The pages of this step and their valid tokens, in token order.
     pub fn listed(&self) -> &[(PhysicalPage, u32)] {
         &self.listed
+    }
+
+    /// The pages that this step fetches.
+    pub fn fetched(&self) -> &[PageCopy] {
+        &self.resolution.copies
     }
 
     /// The partitions of this step.

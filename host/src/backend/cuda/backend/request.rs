@@ -166,6 +166,7 @@ impl Sizes {
             steady_pages: steady * page_bytes,
             cache_pages: (request.pages.len() as u64 - steady) * page_bytes,
             in_flight_pages: 0,
+            ..GpuBytes::default()
         };
         let slabs = request.slabs.len() as u64 * u64::from(SLAB_PAGES);
         MemoryUsage { gpu, host: HostBytes { pages: slabs * page_bytes, ..HostBytes::default() } }

@@ -114,6 +114,9 @@ impl Sizes {
         if ![8, 16, 32, 64].contains(&layout.page_tokens()) {
             return refuse(format!("pages of {} tokens: 8, 16, 32 or 64", layout.page_tokens()));
         }
+        if config.low_rank().is_some() {
+            return refuse("keys in low rank: not in the stages yet".to_owned());
+        }
         let rows = limits.requests.saturating_mul(shape.kv_heads);
         if rows > gather::MAX_LISTS as usize {
             return refuse(format!(
