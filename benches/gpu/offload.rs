@@ -176,6 +176,7 @@ impl Layer {
             kv_heads: KV_HEADS as usize,
             head_words: HEAD_WORDS as usize,
             page_tokens: PAGE_TOKENS as usize,
+            host_words: (2 * PAGE_TOKENS * HEAD_WORDS) as usize,
         }
     }
 }
@@ -226,6 +227,7 @@ impl OnDevice {
             head_words: HEAD_WORDS,
             page_tokens: PAGE_TOKENS,
             on_host: true,
+            host_words: 2 * PAGE_TOKENS * HEAD_WORDS,
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use spinkv::algorithms::{self, MethodOptions};
 use spinkv::backend::cpu::CpuBackend;
-use spinkv::memory::{KvDtype, MemoryLimits, MemoryUsage, PageLayout, RequestPlan};
+use spinkv::memory::{HostLayout, KvDtype, MemoryLimits, MemoryUsage, PageLayout, RequestPlan};
 use spinkv::pipeline::{Budget, Counters, DEFAULT_BUFFERING, Pipeline, StageTimes};
 use spinkv::{KvConfig, KvShape};
 

@@ -178,7 +178,7 @@ impl Report {
             decode_stage_ms: generation.stages.map(|(decode, _)| StageMs::new(&decode)),
             cache: Cache {
                 rows: plan.rows,
-                page_tokens: layout.page_tokens(),
+                page_tokens: layout.page().page_tokens(),
                 page_bytes,
                 mandatory_pages_per_row: plan.row.mandatory_pages,
                 buffering_pages_per_row: plan.row.buffering_pages,
@@ -302,10 +302,14 @@ impl fmt::Display for Report {
         line(
             "gpu",
             format!(
-                "pages {}, tables {}, summaries {}",
+                "pages {}, tables {}, summaries {}{}",
                 HumanBytes(memory.gpu_pages),
                 HumanBytes(memory.gpu_tables),
-                HumanBytes(memory.gpu_summaries)
+                HumanBytes(memory.gpu_summaries),
+                match memory.gpu_key_factors {
+                    0 => String::new(),
+                    bytes => format!(", keys in low rank {}", HumanBytes(bytes)),
+                }
             ),
         )?;
         line(
