@@ -29,6 +29,7 @@ fn offloads_are_checked_and_launched() {
         kv_heads: 2,
         head_words: 6,
         page_tokens: 4,
+        on_host: true,
         host_words: 48,
     };
     driver.log();

@@ -4,7 +4,7 @@ use spinkv_kernels::abi::{Entry, SEGMENT_KEYS};
 
 use super::Sizes;
 use crate::KvConfig;
-use crate::memory::{GpuBytes, HostBytes, MemoryUsage, RequestPlan, SlabId};
+use crate::memory::{GpuBytes, HostBytes, MemoryUsage, RequestPlan, SlabId, Word};
 use crate::paging::StepClock;
 use crate::pipeline::{Budget, Select};
 
