@@ -116,7 +116,7 @@ impl<'a> CpuMachine<'a> {
             weights: self.model.weight_bytes(),
             kv_pages: usage.gpu.pages(),
             kv_tables: usage.gpu.tables(),
-            kv_summaries: usage.gpu.summaries,
+            kv_summaries: usage.gpu.summaries + usage.gpu.key_factors(),
             host_pages: usage.host.pages,
             ..MemoryByUse::default()
         };
@@ -128,7 +128,7 @@ impl<'a> CpuMachine<'a> {
             hits: after.hits - before.hits,
             misses,
             adopted: after.adopted_pages - before.adopted_pages,
-            fetched_bytes_per_step: misses as f64 * kv.layout().page_bytes() as f64 / steps,
+            fetched_bytes_per_step: misses as f64 * kv.host_layout().page_bytes() as f64 / steps,
             memory: memory.totalled(),
             ..point(group, caching, slots(group, options)?)
         };

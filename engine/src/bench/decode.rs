@@ -132,7 +132,8 @@ fn measured(machine: &mut dyn Machine, group: &Group, options: &DecodeOptions) -
             how: How::Replayed,
             hits: (counted.probes - counted.misses) * times,
             misses,
-            fetched_bytes_per_step: misses as f64 * group.kv.layout().page_bytes() as f64 / steps.max(1.0),
+            fetched_bytes_per_step: misses as f64 * group.kv.host_layout().page_bytes() as f64
+                / steps.max(1.0),
             memory,
             ..point(group, caching, *slots)
         });

@@ -245,12 +245,12 @@ impl DecodeOptions {
                         return Ok(());
                     }
                     let place = (context, batch, all_layers);
-                    groups.push(self.group(shape, place, (method, budget), buffering, caches)?);
+                    groups.push(self.group(config, shape, place, (method, budget), buffering, caches)?);
                     Ok::<_, crate::Error>(())
                 };
                 add(&dense, None, 0.0, which(&|caching| caching.is_dense()))?;
                 for method in &self.methods {
-                    for budget in self.budgets_of(method) {
+                    for budget in self.budgets_of(config, method) {
                         add(method, budget, 0.0, which(&|caching| caching.is_bare()))?;
                         // What is drawn can stand still, so that nothing misses in any cache; a model's selections need room for everything.
                         let apart = self.selections == Selections::Model;
@@ -275,8 +275,8 @@ impl DecodeOptions {
     }
 
     /// Budgets that make a difference to a method.
-    fn budgets_of(&self, method: &MethodChoice) -> Vec<Option<Budget>> {
-        let reads = method.build(self.budgets[0], self.steady, self.gates.clone());
+    fn budgets_of(&self, config: &ModelConfig, method: &MethodChoice) -> Vec<Option<Budget>> {
+        let reads = method.build(self.budgets[0], self.steady, self.gates.clone(), config.rotary());
         match reads {
             Ok(method) if method.select().budget().is_none() => vec![None],
             _ => self.budgets.iter().copied().map(Some).collect(),
@@ -285,13 +285,15 @@ impl DecodeOptions {
 
     fn group(
         &self,
+        config: &ModelConfig,
         shape: KvShape,
         (context, batch, all_layers): (usize, BatchSize, usize),
         (method, budget): (&MethodChoice, Option<Budget>),
         buffering: f64,
         caches: Vec<Caching>,
     ) -> Result<Group> {
-        let built = method.build(budget.unwrap_or(self.budgets[0]), self.steady, self.gates.clone())?;
+        let budget_or_first = budget.unwrap_or(self.budgets[0]);
+        let built = method.build(budget_or_first, self.steady, self.gates.clone(), config.rotary())?;
         let layout = PageLayout::new(self.page_tokens, shape.head_dim, self.kv_dtype)?;
         let kv = KvConfig::new(shape, layout, built.clone())?;
         let max_tokens = self.max_tokens(context);

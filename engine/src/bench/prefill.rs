@@ -37,13 +37,19 @@ pub struct PrefillOptions {
 }
 
 impl PrefillOptions {
-    /// The KV memory of a method in a model of this shape.
+    /// The KV memory of a method in a model of this shape, which turns keys by `rotary`.
     ///
     /// # Errors
     /// Those of [`MethodChoice::build`] and [`KvConfig::new`].
-    pub fn kv(&self, shape: spinkv::KvShape, method: &MethodChoice) -> Result<KvConfig> {
+    pub fn kv(
+        &self,
+        shape: spinkv::KvShape,
+        rotary: Arc<spinkv::Rotary>,
+        method: &MethodChoice,
+    ) -> Result<KvConfig> {
         let layout = PageLayout::new(self.page_tokens, shape.head_dim, self.kv_dtype)?;
-        Ok(KvConfig::new(shape, layout, method.build(self.budget, self.steady, self.gates.clone())?)?)
+        let method = method.build(self.budget, self.steady, self.gates.clone(), rotary)?;
+        Ok(KvConfig::new(shape, layout, method)?)
     }
 }
 
@@ -128,7 +134,7 @@ pub fn on_cpu(
         let tokens = prompts.prompt(0, context);
         for method in &options.methods {
             listen(&format!("{method}, {context} tokens"), rows.len(), of);
-            let kv = options.kv(model.shape(), method)?;
+            let kv = options.kv(model.shape(), model.config().rotary(), method)?;
             let layers = model.config().layers as f64;
             let (mut whole, mut dense, mut index) = (Vec::new(), Vec::new(), Vec::new());
             for round in 0..=options.rounds {

@@ -96,7 +96,7 @@ pub struct MemoryByUse {
     pub kv_pages: u64,
     /// Tables.
     pub kv_tables: u64,
-    /// Summaries.
+    /// Summaries, and what keys in low rank are rebuilt from.
     pub kv_summaries: u64,
     /// What stages hand on, and what a method's own operators hold.
     pub kv_lists: u64,

@@ -63,7 +63,7 @@ impl CudaMachine {
         }
         let timed = (2 * options.steps) as f64;
         let misses = after.misses - before.misses;
-        let page_bytes = group.kv.layout().page_bytes() as f64;
+        let page_bytes = group.kv.host_layout().page_bytes() as f64;
         Ok(Point {
             step_ms: Some(profile.graph_ms),
             host_ms,
@@ -215,7 +215,7 @@ fn memory(model: &CudaModel, group: &Group) -> Result<MemoryByUse> {
         prompt,
         kv_pages: kv.pages,
         kv_tables: kv.tables,
-        kv_summaries: kv.summaries,
+        kv_summaries: kv.summaries + kv.key_factors,
         kv_lists: kv.lists + kv.operators,
         host_pages: (slabs * slab_bytes) as u64,
         ..MemoryByUse::default()

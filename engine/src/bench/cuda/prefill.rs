@@ -37,7 +37,7 @@ impl CudaMachine {
         let config = &self.config;
         let shape =
             spinkv::KvShape::new(config.layers, config.query_heads, config.kv_heads, config.head_dim)?;
-        let kv = options.kv(shape, method)?;
+        let kv = options.kv(shape, config.rotary(), method)?;
         let ids = self.prompts.prompt(0, context);
         let mut model = self.model(&kv, 1, context + 1, 0.0)?;
         let (mut whole, mut dense, mut layer_ms) = (Vec::new(), Vec::new(), Vec::new());

@@ -85,6 +85,9 @@ pub unsafe fn project_keys(
         }
         head += BLOCK;
     }
+    if pages == 0 {
+        return;
+    }
 
     let (width, half) = (kv_heads * head_words * 8, head_words / 2);
     let plain = shared::dynamic::<f32>(0, (TILE * width) as usize);

@@ -103,7 +103,8 @@ fn offloads_are_checked_and_launched() {
     let parameters = format!("{entries:#x} {keys:#x} {values:#x} {places} 2 2 2 6 4 1 48");
     assert_eq!(driver.log(), [format!("launch append 1 1 1, 128 1 1, 0: {parameters}")]);
     store(prompt).unwrap();
-    let parameters = format!("{keys:#x} {values:#x} {entries:#x} {token:#x} {page:#x} {places} 2 2 2 6 4 1 48");
+    let parameters =
+        format!("{keys:#x} {values:#x} {entries:#x} {token:#x} {page:#x} {places} 2 2 2 6 4 1 48");
     assert_eq!(driver.log(), [format!("launch store_prompt 3 1 1, 256 1 1, 0: {parameters}")]);
     store(StorePrompt { batch_pages: 0, ..prompt }).unwrap();
     assert_eq!(driver.log(), [""; 0], "no page, no launch");

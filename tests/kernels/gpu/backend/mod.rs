@@ -215,8 +215,7 @@ fn random_gates(shape: KvShape, rank: usize, norms: bool, seed: u64) -> Arc<Gate
 
 /// Keys that are rebuilt: at full rank, whatever the prompt, and in a rank that holds those of the sequence.
 fn low_rank(machine: &Machine) -> Outcome {
-    let rows =
-        RowRules { dense_layers: 1, steady_heads: vec![HeadRule { layer: Some(1), kv_head: 1 }] };
+    let rows = RowRules { dense_layers: 1, steady_heads: vec![HeadRule { layer: Some(1), kv_head: 1 }] };
     let methods: [Arc<dyn Method>; 4] = [
         Arc::new(SPARSE),
         Arc::new(ShadowKv { outliers: 6, budget: Budget::Fraction(0.5), ..SPARSE }),

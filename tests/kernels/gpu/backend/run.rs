@@ -214,7 +214,8 @@ impl<'a> Run<'a> {
                 if self.pipeline.config().clusters() && !self.pipeline.backend().is_resident([*request]) {
                     let rows =
                         (0..kv_heads).map(|head| self.over_clusters(*request, layer, index, head, token));
-                    close(found, &rows.collect::<Result<Vec<_>, Wrong>>()?.concat(), TOLERANCE).map_err(off)?;
+                    close(found, &rows.collect::<Result<Vec<_>, Wrong>>()?.concat(), TOLERANCE)
+                        .map_err(off)?;
                     continue;
                 }
                 let seen = (0..kv_heads)
