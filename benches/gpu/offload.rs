@@ -176,6 +176,7 @@ impl Layer {
             kv_heads: KV_HEADS as usize,
             head_words: HEAD_WORDS as usize,
             page_tokens: PAGE_TOKENS as usize,
+            on_host: true,
             host_words: (2 * PAGE_TOKENS * HEAD_WORDS) as usize,
         }
     }

@@ -115,7 +115,9 @@ fn what_a_model_selects_is_kept_the_better_the_more_is_known() {
 fn drawn_selections_hit_as_wanted_and_stand_still_where_nothing_is_to_miss() {
     let more = ["--hit-ratio", "0.8", "--buffering", "1", "--steps", "40", "--warm-up", "30"];
     let caches = ["--caches", "no-cache,bucketed-lru,belady,resident"];
-    let report = json(&[&SMALL[..5], &more, &caches].concat());
+    // Outliers would hit in any case.
+    let methods = ["--methods", "shadowkv:outliers=0"];
+    let report = json(&[&SMALL[..5], &more, &caches, &methods].concat());
     let notes = report["facts"]["notes"].to_string();
     assert!(notes.contains("drawn before the steps") && notes.contains("hits of 0.8"), "{notes}");
     let ratio = |cache: &str| number(&of(&report, cache)["hit_ratio"]);
@@ -145,7 +147,14 @@ fn a_budget_of_memory_fits_a_batch() {
 #[test]
 fn ablation_adds_one_part_after_the_other() {
     let small = ["--context", "1k", "--budget", "128", "--steps", "10", "--warm-up", "6"];
-    let report = json(&[&["ablation"][..], &small, &["--buffering", "0.5,2"]].concat());
+    let folder = tempfile::TempDir::new().expect("a temporary folder");
+    let svg = folder.path().join("ablation.svg");
+    let plot = ["--plot", svg.to_str().expect("a UTF-8 path")];
+    let report = json(&[&["ablation"][..], &small, &["--buffering", "0.5,2"], &plot].concat());
+    let drawn = std::fs::read_to_string(svg).expect("a figure");
+    for text in ["hit ratio", "ms a step", "belady", "resident"] {
+        assert!(drawn.contains(text), "{text}");
+    }
     let gains = report["gains"].as_array().expect("a list of gains");
     let added: Vec<_> = gains.iter().map(|gain| gain["step"].as_str().expect("a name")).collect();
     assert_eq!(added, ["no-cache", "previous-step", "bucketed-lru", "resident"]);
@@ -186,13 +195,17 @@ fn prefill_sets_index_beside_a_dense_layer() {
 
 #[test]
 fn tables_say_what_was_measured_and_help_teaches() {
-    bench(&SMALL).assert().success().stdout(
+    let folder = tempfile::TempDir::new().expect("a temporary folder");
+    let svg = folder.path().join("decode.svg");
+    bench(&SMALL).arg("--plot").arg(&svg).assert().success().stdout(
         contains("16 steps behind")
             .not()
             .and(contains("10 steps behind 6"))
             .and(contains("dense-streamed"))
             .and(contains("milliseconds of a step by part")),
     );
+    let drawn = std::fs::read_to_string(svg).expect("a figure");
+    assert!(drawn.contains("tokens/s") && drawn.contains("shadowkv 128 tokens, bucketed-lru 5"));
     bench(&["decode", "--help"]).assert().success().stdout(
         contains("Belady")
             .and(contains("Examples:"))

@@ -12,6 +12,7 @@ mod decode;
 mod drawn;
 mod error;
 mod plan;
+pub mod plot;
 mod prefill;
 mod prompts;
 mod replayed;

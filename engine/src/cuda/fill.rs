@@ -45,6 +45,6 @@ impl CudaModel {
     pub fn time_index(&mut self, tokens: usize, times: usize) -> Result<Vec<f64>> {
         let last = self.weights.layers.len() - 1;
         let kv = self.parts.prompt_kv[last % 2].part(self.weights.sizes(), tokens)?;
-        Ok(self.pipeline.backend_mut().time_prompt_index(last, &kv.keys, times)?)
+        Ok(self.pipeline.backend_mut().time_prompt_index(last, &kv.keys, &kv.values, times)?)
     }
 }

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use spinkv::algorithms::{Dense, ShadowKv};
+use spinkv::algorithms::{Dense, Quest, ShadowKv};
 use spinkv::backend::cuda::CudaLimits;
 use spinkv::memory::{KvDtype, PageLayout};
 use spinkv::pipeline::{Budget, Method, RequestId, SteadyZone};
 use spinkv::{KvConfig, KvShape};
+use spinkv_engine::bench::Traced;
 use spinkv_engine::config::ModelConfig;
 use spinkv_engine::cuda::{BlasUse, CudaModel, CudaOptions, DeviceWeights, GpuReport};
 use spinkv_engine::model::DecodeToken;
@@ -33,6 +34,7 @@ pub fn tests() -> Vec<Test> {
         test("engine::needles_are_found", needles),
         test("engine::steps_of_others_run_between_a_prompts_layers", between_layers),
         test("engine::tokens_are_drawn_as_on_the_cpu", draws),
+        test("engine::drawn_selections_are_what_steps_read", drawn),
         test("engine::soak_of_1000_steps", soak),
         test("engine::memory_is_what_the_driver_says", memory),
     ]
@@ -349,6 +351,63 @@ fn soak(machine: &Machine) -> Outcome {
         came > 20 && cancelled > 3 && audited > 1000 && counters.misses > 1000,
         "not the mix that was meant",
     )
+}
+
+/// Steps of a captured graph select what was drawn for them, whoever else would have been selected; and nothing misses that stands still.
+fn drawn(machine: &Machine) -> Outcome {
+    const CONTEXT: usize = 1500;
+    let config = ModelConfig::open(dir("needle-tiny"))?;
+    let steady = SteadyZone { sinks: 4, window: 32 };
+    let shape = KvShape::new(config.layers, config.query_heads, config.kv_heads, config.head_dim)?;
+    let layout = PageLayout::new(8, config.head_dim, KvDtype::Bf16)?;
+    let shadow = ShadowKv { budget: Budget::Tokens(128), steady, outliers: 3 };
+    for method in [Arc::new(shadow) as Arc<dyn Method>, Arc::new(Quest::new(Budget::Tokens(128), steady))] {
+        let kv = KvConfig::new(shape, layout, method.clone())?;
+        let traced = Arc::new(Traced::new(&kv, method, CONTEXT, 20, None, machine.seed)?);
+        let weights = DeviceWeights::open(&machine.stream, dir("needle-tiny"), &config, |_, _| {})?;
+        let limits = limits(3, CONTEXT + 64);
+        let mut model = model(machine, config.clone(), weights, traced.clone(), limits, BlasUse::IfPresent)?;
+        let mut batch = Vec::new();
+        for seed in 0..3 {
+            let request = model.pipeline_mut().admit(CONTEXT + 64)?;
+            let ids: Vec<u32> = (0..CONTEXT as u32).map(|at| 3 + (at * 7 + seed * 31) % 4000).collect();
+            model.fill(request, &ids)?;
+            batch.push(DecodeToken { request, token: 5 });
+        }
+        for step in 0..20 {
+            traced.begin_on_gpu(model.pipeline().backend().stream(), step)?;
+            model.decode_greedy(&batch)?;
+            for (request, kv_head) in [(0, 0), (1, shape.kv_heads - 1), (2, 0)] {
+                let found = model.pipeline().backend().selected(request, kv_head)?;
+                let expected: Vec<u32> =
+                    traced.drawn().ids(request, shape.layers - 1, kv_head, step).collect();
+                ensure(found == expected, format!("step {step}: {found:?}, drawn {expected:?}"))?;
+            }
+        }
+        for part in &batch {
+            model.pipeline_mut().backend_mut().audit(part.request)?;
+        }
+        let before = model.pipeline().counters();
+        for _ in 0..5 {
+            model.decode_greedy(&batch)?;
+        }
+        model.pipeline_mut().backend_mut().settle()?;
+        let after = model.pipeline().counters();
+        ensure(
+            before.misses > 0 && after.misses == before.misses && after.hits > before.hits,
+            format!("selections that stand still: {before:?}, then {after:?}"),
+        )?;
+        model.pipeline_mut().backend_mut().empty_caches()?;
+        model.decode_greedy(&batch)?;
+        model.pipeline_mut().backend_mut().settle()?;
+        let emptied = model.pipeline().counters();
+        let hits = emptied.hits - after.hits;
+        ensure(
+            emptied.misses > after.misses && hits <= emptied.adopted_pages - after.adopted_pages,
+            format!("a step over empty caches: {after:?}, then {emptied:?}"),
+        )?;
+    }
+    Ok(())
 }
 
 /// Four layers of Qwen3-14B.

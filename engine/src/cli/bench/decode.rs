@@ -1,13 +1,15 @@
+use std::path::{Path, PathBuf};
+
 use clap::Args;
 use spinkv::backend::BackendKind;
 use spinkv::pipeline::{Budget, DEFAULT_BUFFERING};
-use spinkv_engine::Result;
 use spinkv_engine::bench::{
     AblationReport, BatchSize, Caching, CpuMachine, DecodeOptions, DecodeReport, Facts, Point, Selections,
-    decode,
+    decode, plot,
 };
 use spinkv_engine::eval::MethodChoice;
 use spinkv_engine::model::Model;
+use spinkv_engine::{Error, Result};
 
 use super::super::output::Output;
 use super::subject::{Shown, SubjectArguments, cpu};
@@ -115,6 +117,10 @@ pub(super) struct DecodeArguments {
     #[arg(long, value_name = "GIB", value_parser = gib, help_heading = "What to measure")]
     kv_gib: Option<f64>,
 
+    /// Draw tokens a second over the batch to FILE, as SVG
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
+
     #[command(flatten)]
     steps: StepArguments,
 }
@@ -146,6 +152,10 @@ pub(super) struct AblationArguments {
           help_heading = "What to measure")]
     buffering: Vec<f64>,
 
+    /// Draw hit ratio and time over cache size to FILE, as SVG
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
+
     #[command(flatten)]
     steps: StepArguments,
 }
@@ -167,7 +177,15 @@ pub(super) fn run(arguments: &DecodeArguments) -> Result<()> {
         ..options
     })?;
     let report = DecodeReport { facts, warm_up: options.warm_up, steps: options.steps, kv_bytes, points };
-    print(steps.subject.json, &report)
+    // Figures that cannot be written cost no results.
+    print(steps.subject.json, &report)?;
+    drawn(arguments.plot.as_deref(), |path| plot::throughput(path, &report))
+}
+
+/// Draws to a file, if one is given.
+fn drawn(path: Option<&Path>, draw: impl FnOnce(&Path) -> std::result::Result<(), String>) -> Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    draw(path).map_err(|reason| Error::Plot { path: path.to_owned(), reason })
 }
 
 /// Runs `spinkv bench ablation`.
@@ -183,7 +201,9 @@ pub(super) fn run_ablation(arguments: &AblationArguments) -> Result<()> {
         ..options
     })?;
     let report = AblationReport::new(facts, (options.warm_up, options.steps), points);
-    print(steps.subject.json, &report)
+    // Figures that cannot be written cost no results.
+    print(steps.subject.json, &report)?;
+    drawn(arguments.plot.as_deref(), |path| plot::ablation(path, &report))
 }
 
 fn methods(names: &[String]) -> Result<Vec<MethodChoice>> {

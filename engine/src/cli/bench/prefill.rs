@@ -27,7 +27,7 @@ pub(super) struct PrefillArguments {
         long,
         value_name = "NAMES",
         value_delimiter = ',',
-        default_value = "shadowkv,shadowkv:outliers=0,quest,seer-attention",
+        default_value = "shadowkv,shadowkv:outliers=0,quest,seer-attention,retroinfer",
         help_heading = "What to measure"
     )]
     methods: Vec<String>,

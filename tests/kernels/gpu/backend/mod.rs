@@ -34,6 +34,7 @@ pub fn tests() -> Vec<Test> {
     vec![
         test("backend::outputs_are_attention_over_what_was_selected", outputs),
         test("backend::prompts_of_every_length_near_a_border", borders),
+        test("backend::emptied_caches_change_no_output", emptied),
         test("backend::keys_in_low_rank_are_rebuilt", low_rank),
         test("backend::gates_select_as_on_the_cpu", gates),
         test("backend::clusters_are_those_of_the_definition", clusters),
@@ -156,6 +157,43 @@ fn clusters(machine: &Machine) -> Outcome {
             run.release(request);
         }
         ensure(audited > 0, "caches that hold something")?;
+        run.ensure_empty()?;
+    }
+    Ok(())
+}
+
+/// Caches that are emptied before each step: every output as ever, and hits are what came from the steady zone in the very step alone.
+fn emptied(machine: &Machine) -> Outcome {
+    let shape = shape(4, 64);
+    for method in methods(8) {
+        let selects = method.select().budget().is_some();
+        let mut run = Run::new(machine, shape, 8, method, &limits(3, 600))?;
+        let requests: Vec<_> = [9, 300, 470]
+            .into_iter()
+            .map(|prompt| {
+                let seed = machine.seed + prompt as u64;
+                run.start(sequence(shape, Style::Random, prompt + 60, seed), prompt)
+            })
+            .collect::<Result<_, _>>()?;
+        for step in 0..60 {
+            run.empty_caches()?;
+            if step % 20 == 7 {
+                for request in &requests {
+                    let compared = run.audit(*request)?;
+                    ensure(compared == 0, format!("{compared} pages in caches that were emptied"))?;
+                }
+            }
+            run.step(&requests)?;
+        }
+        for request in requests {
+            run.audit(request)?;
+            run.release(request);
+        }
+        let counters = run.counters();
+        ensure(
+            !selects || counters.misses > 0 && counters.hits <= counters.adopted_pages,
+            format!("of caches that are always empty: {counters:?}"),
+        )?;
         run.ensure_empty()?;
     }
     Ok(())

@@ -416,6 +416,10 @@ impl<'a> Run<'a> {
         Ok(self.pipeline.backend_mut().audit(request)?)
     }
 
+    pub fn empty_caches(&mut self) -> Outcome {
+        Ok(self.pipeline.backend_mut().empty_caches()?)
+    }
+
     pub fn counters(&self) -> Counters {
         self.pipeline.counters()
     }

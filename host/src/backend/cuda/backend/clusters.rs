@@ -128,13 +128,14 @@ impl CudaBackend {
         Some((of_request, pages))
     }
 
-    /// Async, on the prompts' stream: makes clusters of the tokens of a prompt that leave the steady zone, in the step's layer.
+    /// Async, on the prompts' stream: makes clusters of the tokens of a prompt that leave the steady zone, in the step's layer; or, if `stored`, brings
+    /// their pages to the host.
     pub(super) fn cluster_prompt(
         &self,
         step: &Step<'_>,
         keys: &DeviceBuffer<Word>,
         values: &DeviceBuffer<Word>,
-        stream: &Stream,
+        stored: bool,
     ) -> Result<()> {
         let [entry] = step.entries else { unreachable!("a prompt is alone in its step") };
         let request = &self.requests[&entry.request];
@@ -147,8 +148,18 @@ impl CudaBackend {
         let shape = ClusterShape::new(left.len() as u32, kv_heads as u32, head_words as u32);
         let scratch = &self.clusters.as_ref().expect("it has tables").prompt;
         let run = ClusterRun { shape, keys, values, first: left.start as u32, scratch, tables, pages };
-        // SAFETY: the request has segments and slabs for as many partitions as any run of these tokens can have; scratch is this stream's alone.
-        Ok(unsafe { run.launch(&self.kernels, stream) }?)
+        let side = self.prompt.side();
+        // SAFETY: the request has segments and slabs for as many partitions as any run of these tokens can have; scratch is this stream's alone, where the
+        // store comes behind the others.
+        Ok(unsafe { if stored { run.store(&self.kernels, side) } else { run.index(&self.kernels, side) } }?)
+    }
+
+    /// A request has no clusters in a layer: to measure how they are made. Async, on the prompts' stream.
+    pub(super) fn forget_clusters(&self, id: RequestId, layer: usize) -> Result<()> {
+        let (Some(clusters), Some(request)) = (&self.clusters, self.requests.get(&id)) else { return Ok(()) };
+        let first = 2 * (request.place * self.sizes.rows() + layer * self.sizes.kv_heads);
+        let rows = first..first + 2 * self.sizes.kv_heads;
+        Ok(clusters.row_pages.fill_bytes(self.prompt.side(), rows, 0)?)
     }
 
     /// Async, before a decode step: of each request's tokens that are about to leave the steady zone, clusters of so many layers that the last are

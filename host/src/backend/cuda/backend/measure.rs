@@ -35,8 +35,8 @@ impl CudaBackend {
         Ok(())
     }
 
-    /// Runs the Index of a layer of the last prompt `times` times more, alone on the GPU, and returns what each took, in milliseconds. `keys` are those
-    /// that the layer was given, so that its summaries become what they are.
+    /// Runs the Index of a layer of the last prompt `times` times more, alone on the GPU, and returns what each took, in milliseconds. `keys` and `values`
+    /// are those that the layer was given, so that its summaries become what they are.
     ///
     /// # Errors
     /// [`Error::EmptyRequest`] before any prompt, [`Error::TensorLength`] for other keys than a prompt of its length has, or a failed launch.
@@ -44,6 +44,7 @@ impl CudaBackend {
         &mut self,
         layer: usize,
         keys: &DeviceBuffer<Word>,
+        values: &DeviceBuffer<Word>,
         times: usize,
     ) -> Result<Vec<f64>> {
         self.finish_prompt()?;
@@ -57,9 +58,10 @@ impl CudaBackend {
         let step = Step { layer, entries: &entries };
         let mut ms = Vec::with_capacity(times);
         for _ in 0..times {
-            begin.record(&self.prompt.side)?;
-            self.index_prompt(&step, keys)?;
-            end.record(&self.prompt.side)?;
+            self.forget_clusters(entries[0].request, layer)?;
+            begin.record(self.prompt.side())?;
+            self.index_prompt(&step, keys, values)?;
+            end.record(self.prompt.side())?;
             end.synchronize()?;
             ms.push(f64::from(begin.elapsed_ms(&end)?));
         }

@@ -127,6 +127,11 @@ impl Prompt {
         Ok(())
     }
 
+    /// The stream of prompts.
+    pub fn side(&self) -> &Stream {
+        &self.side
+    }
+
     /// Waits for it.
     pub fn synchronize(&self) -> DriverResult<()> {
         self.side.synchronize()
@@ -269,7 +274,7 @@ impl CudaBackend {
         self.prompt.follow(&self.stream)?;
         let prompt = &self.prompt;
         if self.clusters.is_some() {
-            return self.cluster_prompt(step, keys, values, &prompt.side);
+            return self.cluster_prompt(step, keys, values, false);
         }
         let stages = Stages { backend: self, lists: &prompt.lists, layer: step.layer };
         if let (Some(factors), [entry]) = (&self.key_factors, step.entries) {
@@ -300,6 +305,7 @@ impl CudaBackend {
         keys: &DeviceBuffer<Word>,
         values: &DeviceBuffer<Word>,
     ) -> Result<()> {
+        self.cluster_prompt(step, keys, values, true)?;
         let prompt = &self.prompt;
         let stages = Stages { backend: self, lists: &prompt.lists, layer: step.layer };
         let launch = StorePrompt {

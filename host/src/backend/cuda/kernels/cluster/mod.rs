@@ -239,6 +239,21 @@ impl ClusterRun<'_> {
     /// # Safety
     /// See the [type](Self#safety).
     pub unsafe fn launch(&self, kernels: &Kernels, stream: &Stream) -> Result<()> {
+        // SAFETY: the store comes behind the launches that it needs; the caller answers for the rest.
+        unsafe {
+            self.index(kernels, stream)?;
+            self.store(kernels, stream)
+        }
+    }
+
+    /// Async, all of [`launch`](Self::launch) but the store.
+    ///
+    /// # Errors
+    /// Those of [`launch`](Self::launch).
+    ///
+    /// # Safety
+    /// See the [type](Self#safety).
+    pub unsafe fn index(&self, kernels: &Kernels, stream: &Stream) -> Result<()> {
         // SAFETY: each comes behind those that it needs; the caller answers for the rest.
         unsafe {
             self.sums(kernels, stream)?;
@@ -250,8 +265,7 @@ impl ClusterRun<'_> {
             self.assign_all(kernels, stream)?;
             self.pages(kernels, stream)?;
             self.list(kernels, stream)?;
-            self.means(kernels, stream)?;
-            self.store(kernels, stream)
+            self.means(kernels, stream)
         }
     }
 

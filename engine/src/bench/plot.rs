@@ -1,0 +1,161 @@
+//! Figures of decode steps, as SVG: text stays text, so no font is needed to write one.
+
+use std::path::Path;
+
+use plotters::coord::Shift;
+use plotters::prelude::*;
+
+use super::{AblationReport, Caching, DecodeReport, Point};
+
+const PANEL: (u32, u32) = (520, 360);
+const LEGEND: u32 = 18;
+const FONT: &str = "Helvetica, Arial, sans-serif";
+
+type Failure = Box<dyn std::error::Error>;
+
+/// A panel: lines over one axis.
+struct Panel {
+    title: String,
+    across: &'static str,
+    up: &'static str,
+    /// The greatest that `up` can be, where it has a limit.
+    most: Option<f64>,
+    lines: Vec<(String, Vec<(f64, f64)>)>,
+}
+
+/// Draws tokens a second over the batch to `path`: a panel for each context, a line for each method, budget and cache.
+///
+/// # Errors
+/// What writing the file says, as text.
+pub fn throughput(path: &Path, report: &DecodeReport) -> Result<(), String> {
+    let of_all = report.facts.layers < report.facts.all_layers;
+    let speed = |point: &Point| if of_all { point.tokens_per_s_all_layers } else { point.tokens_per_s };
+    let contexts = distinct(report.points.iter().map(|point| point.context));
+    let panels = contexts.into_iter().map(|context| {
+        let of_context = || report.points.iter().filter(|point| point.context == context);
+        let lines = distinct(of_context().map(line)).into_iter().map(|name| {
+            let of_line = of_context().filter(|point| line(point) == name);
+            let points = of_line.filter_map(|point| Some((point.batch as f64, speed(point)?))).collect();
+            (name, points)
+        });
+        Panel {
+            title: format!("{}, {context} tokens", report.facts.model),
+            across: "requests of a step",
+            up: if of_all { "tokens/s, worked out for all layers" } else { "tokens/s" },
+            most: None,
+            lines: lines.collect(),
+        }
+    });
+    draw(path, &panels.collect::<Vec<_>>())
+}
+
+/// Draws hit ratio over cache size, and the time of a step with each part of the design, to `path`.
+///
+/// # Errors
+/// What writing the file says, as text.
+pub fn ablation(path: &Path, report: &AblationReport) -> Result<(), String> {
+    let caches = [Caching::PreviousStep, Caching::BucketedLru, Caching::ExactLru, Caching::Belady];
+    let curve = caches.into_iter().map(|cache| {
+        let of_cache = report.curve.iter().filter(|point| point.cache == cache);
+        (cache.to_string(), of_cache.map(|point| (1.0 + point.buffering, point.hit_ratio)).collect())
+    });
+    let steps = caches.into_iter().chain([Caching::NoCache, Caching::Resident]).map(|cache| {
+        let of_cache = report.points.iter().filter(|point| point.cache == cache);
+        let times = of_cache.filter_map(|point| Some((1.0 + point.buffering, point.step_ms?)));
+        (cache.to_string(), times.collect())
+    });
+    let panel = |up, most, lines: Vec<_>| Panel {
+        title: report.facts.model.clone(),
+        across: "slots, in what one step selects",
+        up,
+        most,
+        lines,
+    };
+    draw(path, &[panel("hit ratio", Some(1.0), curve.collect()), panel("ms a step", None, steps.collect())])
+}
+
+/// What a line is of.
+fn line(point: &Point) -> String {
+    match (&point.budget, point.cache.is_dense()) {
+        (_, true) => point.cache.to_string(),
+        (Some(budget), _) => format!("{} {budget}, {} {}", point.method, point.cache, point.buffering),
+        (None, _) => format!("{}, {} {}", point.method, point.cache, point.buffering),
+    }
+}
+
+fn draw(path: &Path, panels: &[Panel]) -> Result<(), String> {
+    let lines = panels.iter().map(|panel| panel.lines.len() as u32).max().unwrap_or(0);
+    let size = (PANEL.0 * panels.len().max(1) as u32, PANEL.1 + LEGEND * lines + 12);
+    let root = SVGBackend::new(path, size).into_drawing_area();
+    let all = || -> Result<(), Failure> {
+        root.fill(&WHITE)?;
+        let areas = root.split_evenly((1, panels.len().max(1)));
+        areas.iter().zip(panels).try_for_each(|(area, panel)| draw_panel(area, panel))
+    };
+    all().map_err(|error| error.to_string())?;
+    root.present().map_err(|error| error.to_string())
+}
+
+fn draw_panel(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel) -> Result<(), Failure> {
+    let (above, below) = area.split_vertically(PANEL.1);
+    let all = || panel.lines.iter().flat_map(|(_, points)| points);
+    let widest = all().map(|(x, _)| *x).filter(|x| *x < 1e6).fold(1.0, f64::max);
+    let highest = panel.most.unwrap_or_else(|| all().map(|(_, y)| *y).fold(1e-6, f64::max));
+    let body = (FONT, 12).into_font().color(&RGBColor(60, 60, 60));
+    let mut chart = ChartBuilder::on(&above)
+        .caption(&panel.title, body.clone())
+        .margin(8)
+        .margin_right(18)
+        .x_label_area_size(40)
+        .y_label_area_size(60)
+        .build_cartesian_2d(0.0..1.05 * widest, 0.0..1.05 * highest)?;
+    chart
+        .configure_mesh()
+        .x_desc(panel.across)
+        .y_desc(panel.up)
+        .axis_desc_style(body.clone())
+        .label_style(body)
+        .x_labels(8)
+        .y_labels(6)
+        .bold_line_style(RGBColor(225, 225, 225))
+        .light_line_style(TRANSPARENT)
+        .axis_style(RGBColor(120, 120, 120))
+        .draw()?;
+    for (index, (name, points)) in panel.lines.iter().enumerate() {
+        let colour = colour(index);
+        // A cache with room for everything stands at the right edge.
+        let mut points: Vec<_> = points.iter().map(|(x, y)| (x.min(1.02 * widest), *y)).collect();
+        points.sort_by(|a, b| a.0.total_cmp(&b.0));
+        chart.draw_series(LineSeries::new(points.clone(), colour.stroke_width(2)))?;
+        chart.draw_series(points.into_iter().map(|point| Circle::new(point, 3, colour.filled())))?;
+        let y = (LEGEND * index as u32) as i32;
+        below.draw(&PathElement::new([(64, y + 8), (84, y + 8)], colour.stroke_width(2)))?;
+        below.draw(&Text::new(name.clone(), (90, y), (FONT, 12).into_font().color(&colour)))?;
+    }
+    Ok(())
+}
+
+/// Values, each once, in order.
+fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
+    let mut found = Vec::new();
+    for value in values {
+        if !found.contains(&value) {
+            found.push(value);
+        }
+    }
+    found
+}
+
+/// Colours after Okabe and Ito, which all eyes can tell apart.
+fn colour(index: usize) -> RGBColor {
+    const COLOURS: [RGBColor; 7] = [
+        RGBColor(0, 0, 0),
+        RGBColor(213, 94, 0),
+        RGBColor(0, 114, 178),
+        RGBColor(0, 158, 115),
+        RGBColor(204, 121, 167),
+        RGBColor(178, 150, 0),
+        RGBColor(86, 180, 233),
+    ];
+    COLOURS[index % COLOURS.len()]
+}
