@@ -1,7 +1,7 @@
 //! Requests come, go and share a machine, and no other request notices.
 
 use spinkv::Error;
-use spinkv::memory::{MemoryLimits, PageLayout};
+use spinkv::memory::MemoryLimits;
 use spinkv::pipeline::RequestId;
 use spinkv_tests::small::{SPARSE, alone, assert_all_returned, sequence, setups, shape};
 use spinkv_tests::{Layers, Run, Setup};

@@ -281,7 +281,7 @@ proptest! {
     /// Invariants I1, I6, I10, I12 and I14 and the conservation of pages, slabs and segments, after every act.
     #[test]
     fn tables_hold_together_whatever_happens(
-        setup in 0usize..6,
+        setup in 0usize..7,
         // Room for the largest request's least, and this much more.
         (more_pages, more_bytes) in (0usize..700, prop::option::of(0u64..200_000)),
         buffering in prop_oneof![Just(0.0), Just(0.5), Just(5.0)],

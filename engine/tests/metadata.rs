@@ -33,6 +33,19 @@ fn tables_at_128k_are_far_below_both_flat_layouts() {
     }
 }
 
+/// Values alone on the host; coefficients of 160 elements a token, for all heads of a layer, and a basis a layer.
+#[test]
+fn keys_in_low_rank_halve_the_host() {
+    let of = ["--context", "4096", "--batch", "1"];
+    let full = json(&of);
+    let low = json(&[&of[..], &["--method-option", "keys=low-rank"]].concat());
+    let bytes = |report: &Value, part: &str, kind: &str| report[part][kind]["bytes"].as_u64().unwrap();
+    assert_eq!(bytes(&full, "host", "pages"), 2 * bytes(&low, "host", "pages"));
+    assert_eq!(bytes(&low, "gpu_beside", "key_coefficients"), 40 * 4096 * 160 * 2);
+    assert_eq!(bytes(&low, "gpu_beside", "key_bases"), 320 * 160 * 128 * 2);
+    assert_eq!(bytes(&full, "gpu_beside", "key_coefficients") + bytes(&full, "gpu_beside", "key_bases"), 0);
+}
+
 #[test]
 fn formulas_and_summaries_are_printed() {
     let output = metadata(&["--batch", "2", "--context", "4096"]).success();
@@ -70,6 +83,7 @@ fn what_cannot_be_is_refused_by_name() {
         (&["--method", "shadow"], &["unknown method \"shadow\""]),
         (&["--context", "0"], &["at least 1 token"]),
         (&["--method", "dense", "--page", "1", "--context", "100000"], &["16-bit slot ids name 65534"]),
+        (&["--method-option", "rank=1025"], &["rank of 1025", "from 1 to 1024"]),
         (&["--kv-heads", "3"], &["not a multiple of kv_heads 3"]),
     ] {
         let output = metadata(arguments).failure();

@@ -71,7 +71,7 @@ pub(super) fn run(arguments: &PrefillArguments) -> Result<()> {
     };
     // What no model could run is refused before one is loaded.
     for method in &options.methods {
-        method.build(options.budget, options.steady, options.gates.clone())?;
+        method.build(options.budget, options.steady, options.gates.clone(), subject.config.rotary())?;
     }
     let limit = subject.config.max_position_embeddings - 1;
     if let Some(context) = options.contexts.iter().copied().find(|context| *context > limit) {
