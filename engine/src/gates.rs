@@ -66,6 +66,11 @@ impl Layout {
     }
 }
 
+/// Whether a method scores by gates.
+pub fn needed_by(method: &str) -> bool {
+    method == SEER_ATTENTION
+}
+
 /// The gates of a checkpoint in `directory`, if one of the methods needs them: of `file`, or [`FILE`] beside the checkpoint.
 ///
 /// # Errors
@@ -76,7 +81,7 @@ pub fn for_methods<'a>(
     directory: &Path,
     config: &ModelConfig,
 ) -> Result<Option<Arc<Gates>>> {
-    if names.all(|name| name != SEER_ATTENTION) {
+    if !names.any(needed_by) {
         return Ok(None);
     }
     let file = file.map_or_else(|| directory.join(FILE), Path::to_owned);

@@ -212,7 +212,7 @@ fn steady_zones_and_page_sizes_that_cannot_work_are_refused() {
 
 #[test]
 fn too_little_memory_is_refused_with_what_is_needed() {
-    refused(&["--gpu-pages", "100"], &["out of GPU pages", "needs at least 1296", "100 of 100 are free"]);
+    refused(&["--gpu-pages", "100"], &["out of GPU pages", "needs at least 1488", "100 of 100 are free"]);
     refused(&["--host-mib", "2"], &["out of host memory", "of 2097152 are free"]);
 }
 

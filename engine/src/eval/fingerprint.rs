@@ -2,6 +2,9 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
+use spinkv::Rotary;
+use spinkv::gates::Gates;
+
 use crate::error::{Error, Result};
 
 /// Bytes that are looked at, at each end of a file of weights.
@@ -48,6 +51,28 @@ pub(super) fn of_model(dir: &Path) -> Result<String> {
         fingerprint = fingerprint.add(name.as_bytes()).add(&ends);
     }
     Ok(fingerprint.hex())
+}
+
+/// The fingerprint of gates: of every weight and of how they turn, whatever file they came from.
+pub(super) fn of_gates(gates: &Gates) -> String {
+    let turned = |fingerprint: Fingerprint, rotary: &Rotary| {
+        fingerprint.add(&bytes(rotary.frequencies())).add(&rotary.magnitude().to_le_bytes())
+    };
+    let mut fingerprint = Fingerprint::new().add(&(gates.rank() as u64).to_le_bytes());
+    fingerprint = turned(turned(fingerprint, gates.model_rotary()), gates.gate_rotary());
+    for layer in gates.layers() {
+        let norm = |norm: &Option<Vec<f32>>| bytes(norm.as_deref().unwrap_or_default());
+        fingerprint = fingerprint
+            .add(&bytes(&layer.query))
+            .add(&bytes(&layer.key))
+            .add(&norm(&layer.query_norm))
+            .add(&norm(&layer.key_norm));
+    }
+    fingerprint.hex()
+}
+
+fn bytes(numbers: &[f32]) -> Vec<u8> {
+    numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
 }
 
 /// A file's length, and its first and last MiB.

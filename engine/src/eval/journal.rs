@@ -30,6 +30,8 @@ pub struct Key {
     pub prompt: usize,
     /// The method with its options.
     pub method: String,
+    /// Fingerprint of the gates that the method scores by; `None` for a method without any.
+    pub gates: Option<String>,
     pub budget: Option<String>,
     pub sinks: usize,
     pub window: usize,

@@ -13,6 +13,7 @@ use super::haystack::ANSWER_TOKENS;
 use super::{EvalError, Haystack, Key, LEAST_CONTEXT, MethodChoice, Question, fingerprint};
 use crate::config::ModelConfig;
 use crate::error::Result;
+use crate::gates;
 use crate::tokenizer::Tokenizer;
 
 /// What is asked of a model.
@@ -125,6 +126,8 @@ pub struct Evaluation {
     /// Dense attention over the same pages.
     pub(super) dense: KvConfig,
     pub(super) model: String,
+    /// Fingerprint of the gates, if there are any.
+    pub(super) gates: Option<String>,
 }
 
 impl Evaluation {
@@ -177,7 +180,8 @@ impl Evaluation {
         let dense = KvConfig::new(shape, layout, Arc::new(Dense { steady: options.steady }))?;
         let haystack = Haystack::open(haystack_dir, tokenizer)?;
         let model = fingerprint::of_model(dir)?;
-        Ok(Self { options, cells, haystack, dense, model })
+        let gates = options.gates.as_deref().map(fingerprint::of_gates);
+        Ok(Self { options, cells, haystack, dense, model, gates })
     }
 
     /// What it was made with, every list without repetitions.
@@ -239,6 +243,7 @@ impl Evaluation {
             seed,
             prompt,
             method: cell.method.label().to_owned(),
+            gates: self.gates.clone().filter(|_| gates::needed_by(cell.method.name())),
             budget: cell.budget.map(|budget| budget.to_string()),
             sinks: steady.sinks,
             window: steady.window,

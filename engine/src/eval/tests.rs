@@ -1,9 +1,11 @@
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
+use spinkv::Rotary;
 use spinkv::backend::cpu::CpuBackend;
+use spinkv::gates::{Gates, LayerGate};
 use spinkv::memory::{KvDtype, MemoryLimits};
 use spinkv::pipeline::{Budget, Counters, Pipeline};
 
@@ -368,6 +370,61 @@ fn results_of_other_settings_are_left_alone() {
         assert!(!known(&evaluation), "{:?}", evaluation.options());
     }
     assert!(journal.get(&base.key(&base.cells[0], 0, "cuda")).is_none());
+}
+
+/// One weight of other gates is enough; methods without gates do not mind.
+#[test]
+fn results_of_other_gates_are_left_alone() {
+    let Bundled { dir, model, .. } = bundled();
+    let gates = crate::gates::open(dir.join(crate::gates::FILE), model.config()).unwrap();
+    let with = |gates: &Gates| {
+        evaluation(EvalOptions {
+            tasks: vec![Task::Needle],
+            methods: methods(&["seer-attention", "quest"]),
+            contexts: vec![LEAST_CONTEXT],
+            page_tokens: 16,
+            gates: Some(Arc::new(gates.clone())),
+            ..small()
+        })
+        .unwrap()
+    };
+    let keys = |evaluation: &Evaluation| -> Vec<Key> {
+        evaluation.cells.iter().map(|cell| evaluation.key(cell, 0, "cpu")).collect()
+    };
+    let base = keys(&with(&gates));
+    assert_eq!(keys(&with(&gates)), base);
+    assert_eq!(base.iter().map(|key| key.gates.is_some()).collect::<Vec<_>>(), [true, false]);
+
+    let changed = |change: &dyn Fn(&mut LayerGate)| {
+        let mut layers = gates.layers().to_vec();
+        change(layers.last_mut().unwrap());
+        let (model, gate) = (gates.model_rotary().clone(), gates.gate_rotary().clone());
+        Gates::new(*gates.shape(), gates.rank(), model, gate, layers).unwrap()
+    };
+    let frequencies = gates.gate_rotary().frequencies().to_vec();
+    let slower = Rotary::new(frequencies, 0.5 * gates.gate_rotary().magnitude());
+    let (shape, model) = (*gates.shape(), gates.model_rotary().clone());
+    for other in [
+        changed(&|layer| *layer.query.last_mut().unwrap() += 1.0),
+        changed(&|layer| *layer.key.last_mut().unwrap() += 1.0),
+        Gates::new(shape, gates.rank(), model, slower, gates.layers().to_vec()).unwrap(),
+    ] {
+        let found = keys(&with(&other));
+        assert_ne!(found[0], base[0]);
+        assert_eq!(found[1], base[1]);
+    }
+}
+
+/// Lines that were written before keys knew of gates: still those of methods without gates, and of no others.
+#[test]
+fn a_line_without_gates_is_one_of_a_method_without() {
+    let evaluation = evaluation(small()).unwrap();
+    let key = evaluation.key(&evaluation.cells[0], 0, "cpu");
+    let mut line = serde_json::to_value(&key).unwrap();
+    line.as_object_mut().unwrap().remove("gates").expect("keys have it");
+    let read: Key = serde_json::from_value(line).unwrap();
+    assert_eq!(read, key);
+    assert_ne!(read, Key { gates: Some(String::new()), ..key });
 }
 
 #[test]

@@ -58,7 +58,7 @@ const _: () = assert!(Scratch::BYTES == SHARED_BYTES as usize, "as the host has 
 ///
 /// # Safety
 /// The views have the shapes above; the directories name the segments of the ids; `lse` is finite.
-#[kernel(collectives(barrier = 5, shuffle = 72, vote = 0))]
+#[kernel(collectives(barrier = 4, shuffle = 112))]
 pub unsafe fn estimate(
     entries: Global<U32x4>,
     kv_heads: u32,

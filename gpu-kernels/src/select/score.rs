@@ -51,7 +51,7 @@ const _: () = assert!(Scratch::BYTES == SCRATCH_BYTES as usize, "as the host has
 /// | `layer` | | whose summaries |
 /// | `scale` | | factor of the logits: 1 / sqrt(head dim) |
 /// | `stride` | a multiple of 4 | room for a row's logits |
-/// | `row_pages`, `counted` | `[rows of all requests, 2]`, at [`first_marks`](Entry::first_marks); 0 or 1 | 1: rows have partitions of their own number: see [`RowPartitions`](crate::ragged::RowPartitions). 0: not read |
+/// | `row_pages`, `counted` | `[rows of all requests, 2]`, at [`first_marks`](Entry::first_marks); 0 or 1 | 1: rows have partitions of their own number: as many as pages, before their last run in the layers below [`new_partitions`](Entry::new_partitions), else after it. 0: not read |
 /// | `always`, `mark_words` | `[rows of all requests, mark_words]`, as `forced` of [`select`](super::select()); 0 words if there are none, which are not read then | partitions that are read in any case: they have logits, but no part in the statistics |
 /// | `logits` | `[batch * kv_heads, group, stride]` | of partition `first_partition + i` at `i` |
 /// | `statistics` | `[batch * kv_heads, group, tiles, 2]` | of a tile the greatest logit, and the sum of e^(logit - greatest) |

@@ -323,6 +323,11 @@ impl SelectCase {
         self.choose_up_to(self.limit(row), self.least, row, scores)
     }
 
+    /// How many partitions of a row are to be estimated.
+    fn wanted(&self, scores: &[f32]) -> usize {
+        self.estimates.min((scores.len() as f32 * self.share) as usize)
+    }
+
     fn choose_up_to(&self, k: usize, least: f32, row: usize, scores: &[f32]) -> (Vec<u32>, Vec<u32>) {
         let wish = Wish {
             k,
@@ -330,7 +335,7 @@ impl SelectCase {
             top_p: self.top_p,
             forced: &|id| self.marked(&self.forced, row, id),
             masked: &|id| self.marked(&self.masked, row, id),
-            estimates: self.estimates.min((scores.len() as f32 * self.share) as usize),
+            estimates: self.wanted(scores),
         };
         let logarithmic = self.softmax && self.merge == GroupMerge::Max;
         let weight = |score: f32| {
@@ -415,7 +420,7 @@ impl SelectCase {
         if !(fewest..=most).contains(&ids.len()) {
             return Err(format!("{} partitions where {fewest} to {most} are right", ids.len()));
         }
-        if estimated.len() != self.estimates.min(all - ids.len()) {
+        if estimated.len() != self.wanted(scores).min(all - ids.len()) {
             return Err("another number of estimates".to_owned());
         }
         for count in [ids.len(), ids.len() + estimated.len()] {

@@ -15,7 +15,7 @@
 //! | 1 | [`cluster_means`] | of each page, which is a partition, mean key and mean value |
 //! | 1 | [`cluster_store`] | keys and values in clusters' order as pages of the host |
 //!
-//! [`gather_run`] fetches generated tokens' keys and values from where they are steady.
+//! [`gather_run()`] fetches generated tokens' keys and values from where they are steady.
 //!
 //! Every sum of floats has one order, which tokens and clusters alone decide, so results are the same in all bits from run to run.
 

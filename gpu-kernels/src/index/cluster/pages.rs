@@ -27,7 +27,7 @@ use crate::block::Exchange;
 ///
 /// # Safety
 /// The views have the shapes above; pages of a row are below 2^32.
-#[kernel(collectives(barrier = 2, shuffle = 5))]
+#[kernel(collectives(barrier = 1, shuffle = 5))]
 pub unsafe fn cluster_pages(
     sizes: Global<u32>,
     clusters: u32,

@@ -101,7 +101,7 @@ mod tests {
         let keys: Vec<f32> = (0..128).flat_map(|token| kinds[kind(token)..][..2].to_vec()).collect();
         for page_tokens in [4, 8, 32] {
             let members = cluster(&keys, 2, page_tokens);
-            let mut seen = vec![false; 128];
+            let mut seen = [false; 128];
             for page in members.chunks(page_tokens) {
                 let tokens: Vec<u32> = page.iter().copied().filter(|token| *token != NO_TOKEN).collect();
                 assert!(!tokens.is_empty() && page[..tokens.len()] == tokens, "{page:?}");

@@ -67,7 +67,7 @@ impl LayerStep<'_> {
             resolve,
             gather,
             attend,
-            clusters: _,
+            clusters,
             low_rank,
         } = self;
         let all = |shapes: &[(&'static str, usize, usize)]| {
@@ -151,6 +151,11 @@ impl LayerStep<'_> {
             ("attend steady", resolve.tables.steady.len(), attend.steady.len()),
             ("attend pool", gather.device_pages.len(), attend.pool.len()),
         ])?;
+        if let Some(ClusterStages { biases, .. }) = clusters {
+            // Of each page of a row's list there are biases, at its place.
+            let rows = requests * kv_heads;
+            all(&[("biases of a row's pages", attend.pages.len(), rows * biases.capacity as usize)])?;
+        }
         self.check_hand_overs()
     }
 

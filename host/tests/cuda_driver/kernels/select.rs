@@ -73,6 +73,7 @@ fn a_score_is_checked_and_launched() {
     launch(Score { entries: &no_entries, ..right }).unwrap();
     assert_eq!(driver.log(), [""; 0], "nothing was launched");
 
+    let table = |len| DeviceBuffer::<u32>::zeroed(&stream, len).unwrap();
     let row_pages = table(12);
     let marks = table(6 * 17);
     let counted = Score { row_pages: Some(&row_pages), always: Some((&marks, 17)), ..right };
@@ -80,6 +81,7 @@ fn a_score_is_checked_and_launched() {
     assert_eq!(few_words, Err(operand("score mark words", 16, 17, ANY)));
     let few_marks = launch(Score { always: Some((&marks, 18)), ..right });
     assert_eq!(few_marks, Err(short("score always", 108, 102)));
+    driver.log();
     for (head_words, bounds, right) in
         [(8, 0, right), (8, 0, counted), (16, 1, Score { head_words: 16, ..wide })]
     {

@@ -55,7 +55,8 @@ impl Run<'_> {
                     let sum: f64 = tokens.iter().map(|token| f64::from(tensor(*token)[channel])).sum();
                     let (mean, found) = (sum / tokens.len() as f64, found[partition * head_dim + channel]);
                     // Rounded to bf16, of a sum in f32.
-                    if !((f64::from(found) - mean).abs() <= mean.abs() / 250.0 + 1e-5) {
+                    let off = (f64::from(found) - mean).abs();
+                    if off.is_nan() || off > mean.abs() / 250.0 + 1e-5 {
                         return Err(wrong(format!("a mean of partition {partition} is {found}, not {mean}")));
                     }
                 }

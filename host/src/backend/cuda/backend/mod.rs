@@ -302,8 +302,9 @@ impl CudaBackend {
                 self.faulted.insert(entry.request, (layer, kv_head, fault));
                 continue;
             }
-            let adopted = self.config.retrievable_pages(entry.after()).len()
-                - self.config.retrievable_pages(entry.before).len();
+            // Pages of the sequence never come into a cache of clusters.
+            let left = |tokens: usize| self.config.left_pages(tokens).len();
+            let adopted = if self.clusters.is_some() { 0 } else { left(entry.after()) - left(entry.before) };
             for (row, reach) in self.config.reaches().iter().enumerate() {
                 let slots = request.plan.slots(*reach) as u32;
                 let (pages, misses, _) = counts.of(row / kv_heads, index * kv_heads + row % kv_heads);
