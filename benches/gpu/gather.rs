@@ -196,6 +196,7 @@ impl Lists {
             host_pages: arena,
             device_pages: pool,
             page_words: (self.page_bytes / WORD_BYTES) as u32,
+            device_words: (self.page_bytes / WORD_BYTES) as u32,
             blocks,
             arrived: None,
         }

@@ -177,6 +177,7 @@ impl Layer {
             head_words: HEAD_WORDS as usize,
             page_tokens: PAGE_TOKENS as usize,
             on_host: true,
+            host_words: (2 * PAGE_TOKENS * HEAD_WORDS) as usize,
         }
     }
 }
@@ -227,6 +228,7 @@ impl OnDevice {
             head_words: HEAD_WORDS,
             page_tokens: PAGE_TOKENS,
             on_host: true,
+            host_words: 2 * PAGE_TOKENS * HEAD_WORDS,
         }
     }
 

@@ -144,6 +144,7 @@ impl Batch {
             host_pages: arena,
             device_pages: &self.pool,
             page_words: (PAGE_BYTES / WORD_BYTES) as u32,
+            device_words: (PAGE_BYTES / WORD_BYTES) as u32,
             blocks,
             arrived: None,
         }

@@ -251,6 +251,7 @@ impl Layer {
             host_pages: &self.arena,
             device_pages: pool,
             page_words: PAGE_WORDS as u32,
+            device_words: PAGE_WORDS as u32,
             blocks: GATHER_BLOCKS,
             arrived: None,
         };

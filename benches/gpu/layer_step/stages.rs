@@ -49,6 +49,7 @@ impl Layer {
                     head_words: HEAD_WORDS as u32,
                     page_tokens: PAGE_TOKENS as u32,
                     on_host: true,
+                    host_words: PAGE_WORDS as u32,
                 },
                 keys: &self.keys,
                 values: &self.values,
@@ -119,6 +120,7 @@ impl Layer {
                 host_pages: &self.arena,
                 device_pages: &set.pool,
                 page_words: PAGE_WORDS as u32,
+                device_words: PAGE_WORDS as u32,
                 blocks: GATHER_BLOCKS,
                 arrived: Some(&set.arrived),
             },
@@ -144,6 +146,7 @@ impl Layer {
                 lse: &self.lse,
             },
             clusters: None,
+            low_rank: None,
         }
     }
 }

@@ -131,7 +131,7 @@ fn generate(
         prompt: of_prompt,
         kv_pages: kv.pages,
         kv_tables: kv.tables,
-        kv_summaries: kv.summaries,
+        kv_summaries: kv.summaries + kv.key_factors,
         kv_lists: kv.lists,
         in_use,
     };

@@ -163,3 +163,51 @@ pub mod rebuild_keys {
 
     const _: () = assert!(BLOCK.is_multiple_of(WARP));
 }
+
+/// The launch of `complete_basis`: one block.
+pub mod complete_basis {
+    use super::WARP;
+
+    /// Threads of the block.
+    pub const BLOCK: u32 = 1024;
+
+    /// Where the exchange of the block's warps starts in shared memory, in bytes: after what is left of each axis, the row under way, the
+    /// dot products with it, which rows are empty, and a sum of each warp.
+    pub const fn exchange_start(rank: u32, width: u32) -> u32 {
+        4 * (2 * width + 2 * rank + BLOCK / WARP)
+    }
+
+    /// Shared memory in bytes.
+    pub const fn shared_bytes(rank: u32, width: u32) -> u32 {
+        exchange_start(rank, width) + 4 * 2 * (BLOCK / WARP)
+    }
+}
+
+/// The launch of `project_keys`: a block for each entry and rank step.
+pub mod project_keys {
+    use super::{RANK_STEP, WARP};
+
+    /// Threads of a block.
+    pub const BLOCK: u32 = 256;
+
+    /// Tokens that a block takes at a time.
+    pub const TILE: u32 = 4;
+
+    /// Words of a rank step.
+    pub const STEP_WORDS: u32 = RANK_STEP / 8;
+
+    /// Blocks for a batch of `entries` entries.
+    pub const fn grid(entries: u32, rank_words: u32) -> u32 {
+        entries * (rank_words / STEP_WORDS)
+    }
+
+    /// Where the warps' sums start in shared memory, in bytes: after a tile's keys of `width` elements.
+    pub const fn sums_start(width: u32) -> u32 {
+        4 * TILE * width
+    }
+
+    /// Shared memory of a block, in bytes.
+    pub const fn shared_bytes(width: u32) -> u32 {
+        sums_start(width) + 4 * (BLOCK / WARP) * TILE * RANK_STEP
+    }
+}

@@ -14,12 +14,13 @@ use crate::abi::{Entry, WARP, host_page};
 /// | `pool` | `[pages, 2, page_tokens, head_words]` words | GPU pages: keys, then values |
 /// | `host_slabs` | of all requests | slabs, at [`slab_place`](Entry::slab_place) |
 /// | `host_valid` | as `host_slabs` | [valid bits](crate::abi::valid_place) |
-/// | `host_pages` | `[slabs, 16, 2, page_tokens, head_words]` words, mapped host memory | the host tier's pages |
+/// | `host_pages` | `[slabs, 16, host_words]` words, mapped host memory | the host tier's pages |
 /// | `batch` | | entries |
 /// | `first_row` | layer * `kv_heads` | row of KV head 0 |
 /// | `kv_heads`, `head_words` | at least 1 | `head_words` is head dim / 8 |
 /// | `page_tokens` | at least 1 | tokens of a page |
 /// | `on_host` | 0 or 1 | whether full pages go to the host: not those of the sequence where the host has clusters |
+/// | `host_words` | 1 to a page's | words of a host page: the end of the GPU page, which is its values or all of it |
 ///
 /// A slab is read only for a page that is full, so there need be none before. Entries without tokens are passed over.
 ///
@@ -54,6 +55,7 @@ pub unsafe fn append(
     head_words: u32,
     page_tokens: u32,
     on_host: u32,
+    host_words: u32,
 ) {
     let warp = thread::index_1d() / WARP;
     let (index, head) = (warp / kv_heads, warp % kv_heads);
@@ -91,10 +93,11 @@ pub unsafe fn append(
     warp::sync_warp(FULL_MASK);
     let slab = entry.slab_place(row, key);
     let host_page = host_page(host_slabs.load(slab as usize), key);
-    let host_page = host_pages.rows(2 * half as usize).row(host_page as usize);
+    let host_page = host_pages.rows(host_words as usize).row(host_page as usize);
+    let page = page.slice((2 * half - host_words) as usize, host_words as usize);
     let page = page.as_global();
     copy_words(
-        2 * half,
+        host_words,
         |word| page.load(word as usize),
         |word, loaded| host_page.store(word as usize, loaded),
     );

@@ -17,12 +17,13 @@ use crate::ragged::request_of;
 /// | `pool` | `[pages, 2, page_tokens, head_words]` words | GPU pages: keys, then values |
 /// | `host_slabs` | of all requests | slabs, at [`slab_place`](Entry::slab_place); only those of complete pages are read |
 /// | `host_valid` | as `host_slabs` | [valid bits](crate::abi::valid_place) |
-/// | `host_pages` | `[slabs, 16, 2, page_tokens, head_words]` words, mapped host memory | the host tier's pages |
+/// | `host_pages` | `[slabs, 16, host_words]` words, mapped host memory | the host tier's pages |
 /// | `requests` | at least 1 | |
 /// | `first_row` | layer * `kv_heads` | row of KV head 0 |
 /// | `kv_heads`, `head_words` | at least 1 | `head_words` is head dim / 8 |
 /// | `page_tokens` | at least 1 | tokens of a page |
 /// | `on_host` | 0 or 1 | as for [`append`](super::append()) |
+/// | `host_words` | 1 to a page's | words of a host page: the end of the GPU page, which is its values or all of it |
 ///
 /// Of a last page that is not complete only the tokens that there are are written.
 ///
@@ -60,12 +61,13 @@ pub unsafe fn store_prompt(
     head_words: u32,
     page_tokens: u32,
     on_host: u32,
+    host_words: u32,
 ) {
     let pages = first_page.load(requests as usize) * kv_heads;
     let half = page_tokens * head_words;
     let tensor_width = (kv_heads * head_words) as usize;
     let (keys, values) = (keys.rows(tensor_width), values.rows(tensor_width));
-    let (pool, host_pages) = (pool.rows(2 * half as usize), host_pages.rows(2 * half as usize));
+    let (pool, host_pages) = (pool.rows(2 * half as usize), host_pages.rows(host_words as usize));
 
     let mut warp = thread::index_1d() / WARP;
     while warp < pages {
@@ -94,7 +96,8 @@ pub unsafe fn store_prompt(
         if tokens == page_tokens && on_host != 0 {
             let slab = entry.slab_place(row, key);
             let page = host_pages.row(host_page(host_slabs.load(slab as usize), key) as usize);
-            copy_words(2 * words, load, |at, loaded| page.store(at as usize, loaded));
+            let skipped = 2 * half - host_words;
+            copy_words(host_words, |at| load(skipped + at), |at, loaded| page.store(at as usize, loaded));
             publish(host_valid, slab, key);
         }
         warp += thread::grid_dim_x() * (thread::block_dim_x() / WARP);

@@ -16,8 +16,9 @@ use crate::abi::{PageCopy, WARP};
 /// | `lists` | at least 1 | |
 /// | `capacity` | with `lists`, at most [`max_copies`](crate::abi::gather::max_copies) in all | |
 /// | `host_pages` | `[host pages, page_words]` words | mapped host |
-/// | `device_pages` | `[device pages, page_words]` words | device |
-/// | `page_words` | words of a page, at least 1 | |
+/// | `device_pages` | `[device pages, device_words]` words | device |
+/// | `page_words` | words of a host page, at least 1 | |
+/// | `device_words` | words of a GPU page, at least `page_words`: a host page is the end of it, and what is before that is not touched | |
 /// | `arrived` | `[lists]`, 0 before: words of each list's pages that are there. Counted if `counted` is 1, else not touched | device |
 ///
 /// A launch that was made to overlap begins once all blocks of this one run; by `arrived` it learns which rows are complete.
@@ -47,6 +48,7 @@ pub unsafe fn gather(
     host_pages: Global<U32x4>,
     device_pages: GlobalMut<U32x4>,
     page_words: u32,
+    device_words: u32,
     arrived: GlobalMut<u32>,
     counted: u32,
 ) {
@@ -58,7 +60,8 @@ pub unsafe fn gather(
     let stride = thread::grid_dim_x() * WARPS * PIECE_WORDS;
 
     let host_pages = host_pages.rows(page_words as usize);
-    let device_pages = device_pages.rows(page_words as usize);
+    let device_pages = device_pages.rows(device_words as usize);
+    let device_first = (device_words - page_words) as usize;
     // What a flat position of the lists stands for: its copy, and its word of the page.
     let place = |position: u32| (lists.copy(position / page_words), (position % page_words) as usize);
 
@@ -82,7 +85,7 @@ pub unsafe fn gather(
             let at = position + row * WARP;
             if at < words {
                 let (copy, word) = place(at);
-                device_pages.row(copy.device_page as usize).store(word, loaded[row as usize]);
+                device_pages.row(copy.device_page as usize).store(device_first + word, loaded[row as usize]);
             }
             row += 1;
         }

@@ -16,8 +16,9 @@ use crate::abi::{PageCopy, WARP};
 /// | `lists` | at least 1 | |
 /// | `capacity` | with `lists`, at most [`max_copies`](crate::abi::gather::max_copies) in all | |
 /// | `host_pages` | `[host pages, page_words]` words | mapped host |
-/// | `device_pages` | `[device pages, page_words]` words | device |
-/// | `page_words` | words of a page, at least 1 | |
+/// | `device_pages` | `[device pages, device_words]` words | device |
+/// | `page_words` | words of a host page, at least 1 | |
+/// | `device_words` | words of a GPU page, at least `page_words`: a host page is the end of it | |
 /// | `arrived` | `[lists]`, 0 before: words of each list's pages that are there. Counted if `counted` is 1, else not touched | device |
 ///
 /// The copies are carried out by hardware that a thread only starts, so a few threads keep as many bytes in flight as the bus needs, where
@@ -45,6 +46,7 @@ pub unsafe fn gather_bulk(
     host_pages: Global<U32x4>,
     device_pages: GlobalMut<U32x4>,
     page_words: u32,
+    device_words: u32,
     arrived: GlobalMut<u32>,
     counted: u32,
 ) {
@@ -71,7 +73,8 @@ pub unsafe fn gather_bulk(
     let pieces = lists.all() * cuts;
     let stride = thread::grid_dim_x() * RINGS;
     let host_pages = host_pages.rows(page_words as usize);
-    let device_pages = device_pages.rows(page_words as usize);
+    let device_pages = device_pages.rows(device_words as usize);
+    let device_first = (device_words - page_words) as usize;
     // A piece's words: the first in its page, and how many.
     let words = |piece: u32| {
         let first = piece % cuts * STAGE_WORDS;
@@ -116,7 +119,11 @@ pub unsafe fn gather_bulk(
             let at = (outs % STAGES) as usize;
             let page = device_pages.row(targets.load(at) as usize);
             bulk::wait(barriers, at, outs / STAGES);
-            bulk::copy_out(page.slice(first, len), stages.slice(at * STAGE_WORDS as usize, len), len);
+            bulk::copy_out(
+                page.slice(device_first + first, len),
+                stages.slice(at * STAGE_WORDS as usize, len),
+                len,
+            );
             bulk::commit_group();
             outs += 1;
             next_out = next_out.saturating_add(stride);

@@ -97,6 +97,7 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
         head_words: 8,
         page_tokens: 8,
         on_host: true,
+        host_words: 128,
     };
     let append = Append { pages: of_append, keys: &keys, values: &keys };
     let score = Score {
@@ -173,6 +174,7 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
         host_pages: &host_pages,
         device_pages: &pool,
         page_words: 128,
+        device_words: 128,
         blocks: 2,
         arrived: Some(&arrived),
     };
@@ -205,6 +207,7 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
         gather,
         attend,
         clusters: None,
+        low_rank: None,
     };
     driver.log();
     // SAFETY: the stand-in's kernels touch nothing.
@@ -256,6 +259,7 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
         ("gather copies", 24, 30, with_gather(Gather { copies: &more_copies, ..gather })),
         ("gather counts", 6, 2, with_gather(Gather { counts: &two_counts, ..gather })),
         ("gather page_words", 128, 64, with_gather(Gather { page_words: 64, ..gather })),
+        ("gather device_words", 128, 129, with_gather(Gather { device_words: 129, ..gather })),
         ("attend requests", 2, 3, with_attend(Attend { entries: &three, ..attend })),
         ("attend kv_heads", 3, 2, with_attend(Attend { kv_heads: 2, ..attend })),
         ("attend layer", 1, 0, with_attend(Attend { layer: 0, ..attend })),

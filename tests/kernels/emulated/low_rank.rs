@@ -1,5 +1,5 @@
 use spinkv_kernel_tests::low_rank::{
-    BasisCase, FactorCase, GramCase, ProductCase, RebuildCase, UnrotateCase,
+    BasisCase, CompleteCase, FactorCase, GramCase, ProductCase, ProjectCase, RebuildCase, UnrotateCase,
 };
 
 use super::SHAPES;
@@ -53,6 +53,35 @@ fn products_and_factors_in_random_orders() {
     for schedule in 1..ORDERS {
         let again = (product.emulate(schedule).unwrap(), factor.emulate(schedule).unwrap());
         assert_eq!(again, first, "schedule {schedule}");
+    }
+}
+
+#[test]
+fn complete_basis_on_random_rows() {
+    for seed in 0..SHAPES {
+        let case = CompleteCase::random(seed);
+        let vectors = case.emulate(seed).unwrap_or_else(|fault| panic!("seed {seed}: {fault}"));
+        case.check(&vectors).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
+    }
+}
+
+#[test]
+fn project_keys_on_random_entries() {
+    for seed in 0..SHAPES {
+        let case = ProjectCase::random(seed);
+        let found = case.emulate(seed).unwrap_or_else(|fault| panic!("seed {seed}: {fault}"));
+        case.check(&found).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
+    }
+}
+
+#[test]
+fn completions_and_projections_in_random_orders() {
+    let (complete, project) = (CompleteCase::random(SHAPES + 1), ProjectCase::random(SHAPES + 1));
+    // In bits: sums are in one order.
+    let first = (complete.emulate(0).unwrap(), project.emulate(0).unwrap());
+    for schedule in 1..ORDERS {
+        let again = (complete.emulate(schedule).unwrap(), project.emulate(schedule).unwrap());
+        assert!(again == first, "schedule {schedule}");
     }
 }
 

@@ -52,6 +52,7 @@ fn gather(machine: &Machine, variant: GatherVariant, case: &GatherCase) -> Outco
         host_pages: &arena,
         device_pages: &pool,
         page_words: case.page_words as u32,
+        device_words: case.device_words as u32,
         blocks: case.grid,
         arrived: Some(&arrived),
     };

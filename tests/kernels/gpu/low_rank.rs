@@ -3,10 +3,12 @@
 use libtest_mimic::Failed;
 use spinkv::backend::cuda::driver::DeviceBuffer;
 use spinkv::backend::cuda::kernels::{
-    BasisScratch, Gram, InverseFactor, LowRankBasis, RebuildKeys, RowProduct, Unrotate, Weights,
+    BasisScratch, CompleteBasis, Gram, InverseFactor, LowRankBasis, ProjectKeys, RebuildKeys, RowProduct,
+    Unrotate, Weights,
 };
 use spinkv_kernel_tests::low_rank::{
-    Basis, BasisCase, FactorCase, GramCase, ProductCase, RebuildCase, UnrotateCase,
+    Basis, BasisCase, CompleteCase, FactorCase, GramCase, ProductCase, ProjectCase, Projected, RebuildCase,
+    UnrotateCase,
 };
 
 use super::{Machine, Outcome, Test, test};
@@ -46,6 +48,18 @@ pub fn tests() -> Vec<Test> {
             [96, 160, 224]
                 .into_iter()
                 .try_for_each(|rank| factor(machine, &FactorCase::large(machine.seed, rank)))
+        }),
+        test("complete_basis::random_rows", |machine| {
+            machine.on_seeds(|seed| complete(machine, &CompleteCase::random(seed)))
+        }),
+        test("complete_basis::of_a_short_prompt", |machine| {
+            complete(machine, &CompleteCase::large(machine.seed))
+        }),
+        test("project_keys::random_entries", |machine| {
+            machine.on_seeds(|seed| project(machine, &ProjectCase::random(seed)))
+        }),
+        test("project_keys::of_a_batch", |machine| {
+            (0..4).try_for_each(|round| project(machine, &ProjectCase::large(machine.seed + round)))
         }),
         test("low_rank_basis::random_keys", |machine| {
             machine.on_seeds(|seed| basis(machine, &BasisCase::random(seed)).map(drop))
@@ -126,6 +140,51 @@ fn factor(machine: &Machine, case: &FactorCase) -> Outcome {
     // SAFETY: nothing else uses the buffers.
     unsafe { InverseFactor { products: &products, rank, small, factor: &factor }.launch(kernels, stream)? };
     Ok(case.check(&factor.to_vec(stream)?)?)
+}
+
+fn complete(machine: &Machine, case: &CompleteCase) -> Outcome {
+    let Machine { stream, kernels, .. } = machine;
+    let vectors = DeviceBuffer::from_slice(stream, &case.vectors)?;
+    let (rank, width) = (case.rank as u32, case.width as u32);
+    // SAFETY: nothing else uses the vectors.
+    unsafe { CompleteBasis { vectors: &vectors, rank, width }.launch(kernels, stream)? };
+    Ok(case.check(&vectors.to_vec(stream)?)?)
+}
+
+fn project(machine: &Machine, case: &ProjectCase) -> Outcome {
+    let Machine { stream, kernels, .. } = machine;
+    let before = case.before();
+    let coefficients = DeviceBuffer::from_slice(stream, bytemuck::cast_slice(&before.coefficients))?;
+    let copies = DeviceBuffer::from_slice(stream, &before.copies)?;
+    let keys = DeviceBuffer::from_slice(stream, &before.keys)?;
+    let counts = DeviceBuffer::from_slice(stream, &before.counts)?;
+    let launch = ProjectKeys {
+        entries: &DeviceBuffer::from_slice(stream, &case.entries)?,
+        steady: &DeviceBuffer::from_slice(stream, &case.steady)?,
+        pool: &DeviceBuffer::from_slice(stream, bytemuck::cast_slice(&case.pool))?,
+        kv_heads: case.kv_heads as u32,
+        head_words: case.head_words as u32,
+        layer: case.layer as u32,
+        layers: case.layers as u32,
+        page_tokens: case.page_tokens as u32,
+        frequencies: &DeviceBuffer::from_slice(stream, &case.frequencies)?,
+        magnitude: case.magnitude,
+        bases: &DeviceBuffer::from_slice(stream, bytemuck::cast_slice(&case.bases))?,
+        rank: 8 * case.rank_words as u32,
+        directories: &DeviceBuffer::from_slice(stream, &case.directories)?,
+        coefficients: &coefficients,
+        copies: &copies,
+        copy_keys: &keys,
+        counts: &counts,
+    };
+    // SAFETY: entries' leaving pages are steady, within the pool, and as many as lists have room for; nothing else uses the buffers.
+    unsafe { launch.launch(kernels, stream)? };
+    Ok(case.check(&Projected {
+        coefficients: bytemuck::pod_collect_to_vec(&coefficients.to_vec(stream)?),
+        copies: copies.to_vec(stream)?,
+        keys: keys.to_vec(stream)?,
+        counts: counts.to_vec(stream)?,
+    })?)
 }
 
 fn basis(machine: &Machine, case: &BasisCase) -> Result<Basis, Failed> {

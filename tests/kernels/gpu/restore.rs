@@ -51,7 +51,7 @@ fn restore(machine: &Machine, seed: u64) -> Outcome {
     if restored != (Restored { runs, bytes }) {
         return Err(format!("{restored:?} where {runs} runs and {bytes} bytes were given").into());
     }
-    cpu::gather(&copies, &host, &mut expected, page_words);
+    cpu::gather(&copies, &host, &mut expected, page_words, page_words);
     let found = pool.to_vec(stream)?;
     match found.iter().zip(&expected).position(|(found, expected)| found != expected) {
         Some(word) => Err(format!("word {} of page {}", word % page_words, word / page_words).into()),

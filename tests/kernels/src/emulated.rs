@@ -55,8 +55,8 @@ impl GatherCase {
         let counts = Buffer::from_slice(&self.counts);
         let (host_pages, pool) = (words(&self.host_pages), words(&self.pool()));
         let arrived = Buffer::from_slice(&vec![0; self.counts.len()]);
-        let sizes = [self.counts.len(), self.capacity(), self.page_words];
-        let [lists, capacity, page_words] = sizes.map(|size| size as u32);
+        let sizes = [self.counts.len(), self.capacity(), self.page_words, self.device_words];
+        let [lists, capacity, page_words, device_words] = sizes.map(|size| size as u32);
         let (block, shared_bytes) = if bulk {
             (abi::gather_bulk::BLOCK, abi::gather_bulk::shared_bytes(lists))
         } else {
@@ -68,7 +68,9 @@ impl GatherCase {
             let (pool, arrived) = (pool.view_mut(), arrived.view_mut());
             let kernel = if bulk { gather_bulk } else { gather };
             // SAFETY: the emulator checks every access.
-            unsafe { kernel(copies, counts, lists, capacity, pages, pool, page_words, arrived, 1) };
+            unsafe {
+                kernel(copies, counts, lists, capacity, pages, pool, page_words, device_words, arrived, 1);
+            }
         })?;
         Ok((to_words(&pool), arrived.to_vec()))
     }

@@ -19,8 +19,10 @@ pub struct GatherCase {
     pub host_pages: Vec<u128>,
     /// Pages of the pool on the GPU.
     pub device_pages: usize,
-    /// Words of a page.
+    /// Words of a host page.
     pub page_words: usize,
+    /// Words of a GPU page.
+    pub device_words: usize,
     /// Blocks to launch.
     pub grid: u32,
 }
@@ -81,6 +83,7 @@ impl GatherCase {
             host_pages: (0..host_pages * page_words).map(|_| rng.random()).collect(),
             device_pages: device_pages.max(1),
             page_words,
+            device_words: page_words + [0, 0, page_words, 1][rng.random_range(0..4)],
             grid,
         }
     }
@@ -92,7 +95,7 @@ impl GatherCase {
 
     /// The pool before the launch: poison.
     pub fn pool(&self) -> Vec<u128> {
-        vec![POISON; self.device_pages * self.page_words]
+        vec![POISON; self.device_pages * self.device_words]
     }
 
     /// Whether a pool is what the CPU reference makes of it.
@@ -108,13 +111,13 @@ impl GatherCase {
         let mut expected = self.pool();
         for (list, count) in self.copies.chunks_exact(self.capacity()).zip(&self.counts) {
             let made = &list[..list.len().min(*count as usize)];
-            cpu::gather(made, &self.host_pages, &mut expected, self.page_words);
+            cpu::gather(made, &self.host_pages, &mut expected, self.page_words, self.device_words);
         }
         let Some(word) = pool.iter().zip(&expected).position(|(found, expected)| found != expected) else {
             assert_eq!(pool.len(), expected.len());
             return Ok(());
         };
-        let (page, at) = (word / self.page_words, word % self.page_words);
+        let (page, at) = (word / self.device_words, word % self.device_words);
         Err(format!(
             "page {page}, word {at}: {:#034x} where {:#034x} was expected",
             pool[word], expected[word]

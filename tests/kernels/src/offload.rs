@@ -49,6 +49,8 @@ pub struct OffloadCase {
     pub page_tokens: usize,
     /// Whether full pages go to the host.
     pub on_host: bool,
+    /// Words of a host page.
+    pub host_words: usize,
     /// Of prompts: `[requests]`.
     pub first_token: Vec<u32>,
     /// Of prompts: `[requests + 1]`.
@@ -95,8 +97,14 @@ impl OffloadCase {
     /// Prompts of up to 8K tokens, 8 heads of 128, pages of 8 tokens.
     pub fn large_prompts(seed: u64) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let mut case =
-            Self { kv_heads: 8, head_words: 16, page_tokens: 8, grid: 16, ..Self::sized(&mut rng) };
+        let mut case = Self {
+            kv_heads: 8,
+            head_words: 16,
+            page_tokens: 8,
+            host_words: 256,
+            grid: 16,
+            ..Self::sized(&mut rng)
+        };
         case.first_row = 8;
         case.add_prompts(3, 1024, &mut rng);
         case.finish(&mut rng)
@@ -110,7 +118,10 @@ impl OffloadCase {
             pick(rng, &[1, 2, 3, 8, 12, 16, 31, 33])
         };
         let kv_heads = rng.random_range(1..=if page_tokens * head_words > 256 { 2 } else { 5 });
+        // Whole pages, or their values.
+        let host_words = page_tokens * head_words * rng.random_range(1..=2);
         Self {
+            host_words,
             entries: Vec::new(),
             keys: Vec::new(),
             values: Vec::new(),
@@ -214,13 +225,14 @@ impl OffloadCase {
         let valid = |_| rng.random::<u32>() & rng.random::<u32>() & 0xffff;
         self.before.host_valid = (0..self.host_slabs.len()).map(valid).collect();
         self.before.pool = random(pages * page_words, rng);
-        self.before.host_pages = vec![POISON; slabs * SLAB_PAGES as usize * page_words];
+        self.before.host_pages = vec![POISON; slabs * SLAB_PAGES as usize * self.host_words];
         self
     }
 
     /// The sizes that both kernels take.
-    fn sizes(&self) -> [u32; 4] {
-        [self.first_row, self.kv_heads, self.head_words, self.page_tokens].map(|size| size as u32)
+    fn sizes(&self) -> [u32; 5] {
+        [self.first_row, self.kv_heads, self.head_words, self.page_tokens, self.host_words]
+            .map(|size| size as u32)
     }
 
     /// Whether it is a launch of `store_prompt`.
@@ -239,6 +251,7 @@ impl OffloadCase {
             head_words: self.head_words,
             page_tokens: self.page_tokens,
             on_host: self.on_host,
+            host_words: self.host_words,
         };
         let mut expected = self.before.clone();
         let mut pages = OffloadPages {
@@ -276,9 +289,10 @@ impl OffloadCase {
     pub fn check(&self, found: &Pages) -> Result<(), String> {
         let expected = self.expected();
         let page_words = 2 * self.page_tokens * self.head_words;
-        for (tier, found, expected) in
-            [("GPU", &found.pool, &expected.pool), ("host", &found.host_pages, &expected.host_pages)]
-        {
+        for (tier, page_words, found, expected) in [
+            ("GPU", page_words, &found.pool, &expected.pool),
+            ("host", self.host_words, &found.host_pages, &expected.host_pages),
+        ] {
             assert_eq!(found.len(), expected.len());
             if let Some(at) = (0..found.len()).find(|at| found[*at] != expected[*at]) {
                 return Err(format!(
@@ -319,14 +333,13 @@ impl OffloadCase {
     }
 
     fn emulate_watched(&self, schedule: u64, published: &[Published]) -> Result<Pages, Fault> {
-        let page_words = 2 * self.page_tokens * self.head_words;
         let (keys, values) = (words(&self.keys), words(&self.values));
         let entries = words(&entry_words(&self.entries));
         let (steady, host_slabs) = (Buffer::from_slice(&self.steady), Buffer::from_slice(&self.host_slabs));
         let (pool, host_pages) = (words(&self.before.pool), words(&self.before.host_pages));
         let host_valid = Buffer::from_slice(&self.before.host_valid);
         let requests = self.entries.len() as u32;
-        let [first_row, kv_heads, head_words, page_tokens] = self.sizes();
+        let [first_row, kv_heads, head_words, page_tokens, host_words] = self.sizes();
         if self.is_prompt() {
             let first_token = Buffer::from_slice(&self.first_token);
             let first_page = Buffer::from_slice(&self.first_page);
@@ -350,8 +363,9 @@ impl OffloadCase {
                         head_words,
                         page_tokens,
                         self.on_host.into(),
+                        host_words,
                     );
-                    read_published(published, host_valid.view(), host_pages.view(), page_words);
+                    read_published(published, host_valid.view(), host_pages.view(), self.host_words);
                 }
             })?;
         } else {
@@ -374,8 +388,9 @@ impl OffloadCase {
                         head_words,
                         page_tokens,
                         self.on_host.into(),
+                        host_words,
                     );
-                    read_published(published, host_valid.view(), host_pages.view(), page_words);
+                    read_published(published, host_valid.view(), host_pages.view(), self.host_words);
                 }
             })?;
         }

@@ -215,7 +215,7 @@ fn memory(model: &CudaModel, group: &Group) -> Result<MemoryByUse> {
         prompt,
         kv_pages: kv.pages,
         kv_tables: kv.tables,
-        kv_summaries: kv.summaries,
+        kv_summaries: kv.summaries + kv.key_factors,
         kv_lists: kv.lists + kv.operators,
         host_pages: (slabs * slab_bytes) as u64,
         ..MemoryByUse::default()

@@ -21,6 +21,8 @@ pub struct OffloadTables<'a> {
     pub page_tokens: usize,
     /// Whether full pages go to the host: not those of the sequence where the host has clusters.
     pub on_host: bool,
+    /// Words of a host page: the end of the GPU page.
+    pub host_words: usize,
 }
 
 /// Where Offload writes.
@@ -28,7 +30,7 @@ pub struct OffloadTables<'a> {
 pub struct OffloadPages<'a> {
     /// `[pages, 2, page_tokens, head_words]`, on the GPU.
     pub pool: &'a mut [Word],
-    /// `[slabs, 16, 2, page_tokens, head_words]`, on the host.
+    /// `[slabs, 16, host_words]`, on the host.
     pub host_pages: &'a mut [Word],
     /// Valid bits, a u32 for each of `host_slabs`.
     pub host_valid: &'a mut [u32],
@@ -59,8 +61,8 @@ impl OffloadTables<'_> {
     fn publish(&self, pages: &mut OffloadPages<'_>, entry: &Entry, row: usize, key: usize, page: &[Word]) {
         let slab = entry.first_slab as usize + row * entry.slab_stride as usize + key / SLAB_PAGES as usize;
         let host_page = self.host_slabs[slab] as usize * SLAB_PAGES as usize + key % SLAB_PAGES as usize;
-        let words = self.page_words();
-        pages.host_pages[host_page * words..][..words].copy_from_slice(page);
+        let words = self.host_words;
+        pages.host_pages[host_page * words..][..words].copy_from_slice(&page[page.len() - words..]);
         set_valid(pages.host_valid, valid_place(slab as u32, key as u32));
     }
 
@@ -170,6 +172,7 @@ mod tests {
             head_words: 1,
             page_tokens: 2,
             on_host: true,
+            host_words: 4,
         }
     }
 

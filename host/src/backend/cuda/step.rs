@@ -2,7 +2,8 @@ use bytemuck::Pod;
 
 use super::driver::{DeviceBuffer, DriverError, Graph, Result, Stream, check_length, check_operand};
 use super::kernels::{
-    Append, Attend, Awaited, Estimate, Gather, IndexOperator, IndexStep, Kernels, PageBiases, Resolve,
+    Append, Attend, Awaited, Estimate, Gather, IndexOperator, IndexStep, Kernels, PageBiases, ProjectKeys,
+    RebuildKeys, Resolve,
 };
 use super::operators::{LayerIndex, LayerSelect, StepIndex};
 
@@ -30,6 +31,8 @@ pub struct LayerStep<'a> {
     pub attend: Attend<'a>,
     /// What attention has besides where partitions are clusters.
     pub clusters: Option<ClusterStages<'a>>,
+    /// What keys in low rank need besides; `None` for keys that are on the host.
+    pub low_rank: Option<LowRankStages<'a>>,
 }
 
 /// The launches about Attention of a step over clusters.
@@ -41,11 +44,32 @@ pub struct ClusterStages<'a> {
     pub estimate: Option<Estimate<'a>>,
 }
 
+/// The launches of a step over keys in low rank. The first two come behind Index, which reads keys as they came: pages that leave the steady zone
+/// get the keys that they are fetched with from then on. The third comes before `gather`, which brings the values alone.
+#[derive(Clone, Copy, Debug)]
+pub struct LowRankStages<'a> {
+    /// Index: coefficients of the tokens that leave the steady zone.
+    pub project: ProjectKeys<'a>,
+    /// Index: their keys, rebuilt in place.
+    pub replace: RebuildKeys<'a>,
+    /// Retrieve: keys of the pages that are missed.
+    pub rebuild: RebuildKeys<'a>,
+}
+
 impl LayerStep<'_> {
     /// Refuses stages that are not of one batch, layer and kind of page, or that do not hand on to each other: another shape of logits or
     /// lists on either side would be read as what it is not.
     fn check(&self) -> Result<()> {
-        let Self { index, append: Append { pages, .. }, select, resolve, gather, attend, clusters } = self;
+        let Self {
+            index,
+            append: Append { pages, .. },
+            select,
+            resolve,
+            gather,
+            attend,
+            clusters,
+            low_rank,
+        } = self;
         let all = |shapes: &[(&'static str, usize, usize)]| {
             shapes.iter().try_for_each(|(what, expected, found)| check_length(what, *expected, *found))
         };
@@ -93,8 +117,28 @@ impl LayerStep<'_> {
         all(&[
             ("gather copies", resolve.copies.len(), gather.copies.len()),
             ("gather counts", resolve.copy_counts.len(), gather.counts.len()),
-            ("gather page_words", page_words, gather.page_words as usize),
+            ("gather page_words", pages.host_words as usize, gather.page_words as usize),
+            ("gather device_words", page_words, gather.device_words as usize),
         ])?;
+        if let Some(LowRankStages { project, replace, rebuild }) = low_rank {
+            all(&[
+                ("project entries", requests, project.entries.len()),
+                ("project kv_heads", kv_heads, project.kv_heads as usize),
+                ("project layer", layer, project.layer as usize),
+                ("project page_tokens", page_tokens, project.page_tokens as usize),
+                ("replace copies", project.copies.len(), replace.copies.len()),
+                ("rebuild copies", resolve.copies.len(), rebuild.copies.len()),
+            ])?;
+            for rebuild in [replace, rebuild] {
+                all(&[
+                    ("rebuild entries", requests, rebuild.entries.len()),
+                    ("rebuild kv_heads", kv_heads, rebuild.kv_heads as usize),
+                    ("rebuild layer", layer, rebuild.layer as usize),
+                    ("rebuild page_tokens", page_tokens, rebuild.page_tokens as usize),
+                    ("rebuild rank", project.rank as usize, rebuild.rank as usize),
+                ])?;
+            }
+        }
         // Not the group: a gate may score with other heads than attention's.
         all(&[
             ("attend requests", requests, attend.entries.len()),
@@ -117,7 +161,8 @@ impl LayerStep<'_> {
 
     /// Refuses a stage that reads another buffer than the one before it has filled, which sizes alone do not show.
     fn check_hand_overs(&self) -> Result<()> {
-        let Self { index, append: Append { pages, .. }, select, resolve, gather, attend, clusters } = self;
+        let Self { index, append: Append { pages, .. }, select, resolve, gather, attend, clusters, low_rank } =
+            self;
         let tables = &resolve.tables;
         let mut same = vec![
             ("append entries", at(resolve.entries), at(pages.entries)),
@@ -182,6 +227,29 @@ impl LayerStep<'_> {
                 ]);
             }
         }
+        if let Some(LowRankStages { project, replace, rebuild }) = low_rank {
+            same.extend([
+                ("project entries", at(resolve.entries), at(project.entries)),
+                ("project directories", at(tables.directories), at(project.directories)),
+                ("project steady", at(tables.steady), at(project.steady)),
+                ("project pool", at(gather.device_pages), at(project.pool)),
+                ("replace copies", at(project.copies), at(replace.copies)),
+                ("replace copy_keys", at(project.copy_keys), at(replace.copy_keys)),
+                ("replace counts", at(project.counts), at(replace.counts)),
+                ("rebuild copies", at(resolve.copies), at(rebuild.copies)),
+                ("rebuild copy_keys", resolve.copy_keys.map_or(0, at), at(rebuild.copy_keys)),
+                ("rebuild counts", at(resolve.copy_counts), at(rebuild.counts)),
+            ]);
+            for rebuild in [replace, rebuild] {
+                same.extend([
+                    ("rebuild entries", at(resolve.entries), at(rebuild.entries)),
+                    ("rebuild directories", at(tables.directories), at(rebuild.directories)),
+                    ("rebuild coefficients", at(project.coefficients), at(rebuild.coefficients)),
+                    ("rebuild bases", at(project.bases), at(rebuild.bases)),
+                    ("rebuild pool", at(gather.device_pages), at(rebuild.pool)),
+                ]);
+            }
+        }
         if let Some(Awaited { copy_counts, arrived }) = attend.awaited {
             // What nobody counts would be awaited for ever.
             same.extend([
@@ -232,6 +300,12 @@ impl LayerStep<'_> {
                 index.launch(kernels, stream)?;
                 behind(stream)?;
             }
+            if let Some(LowRankStages { project, replace, .. }) = &self.low_rank {
+                project.launch(kernels, stream)?;
+                behind(stream)?;
+                replace.launch(kernels, stream)?;
+                behind(stream)?;
+            }
             self.append.launch(kernels, stream)?;
             behind(stream)?;
             if let Some(select) = &self.select {
@@ -243,6 +317,10 @@ impl LayerStep<'_> {
             }
             self.resolve.launch(kernels, stream)?;
             behind(stream)?;
+            if let Some(LowRankStages { rebuild, .. }) = &self.low_rank {
+                rebuild.launch(kernels, stream)?;
+                behind(stream)?;
+            }
             self.gather.launch(kernels, stream)?;
             behind(stream)?;
             self.attend.launch(kernels, stream)?;

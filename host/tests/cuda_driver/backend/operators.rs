@@ -247,8 +247,8 @@ fn own_operators_are_loaded_once_for_the_backends_sizes() {
     assert_eq!(allocated.operators, 111);
     // A segment a request, 2 x 2 rows of 512 chunks of 3 words.
     assert_eq!(allocated.summaries, 3 * 4 * 512 * 3 * 16);
-    let CudaBytes { pages, tables, summaries, lists, operators } = allocated;
-    assert_eq!(allocated.total(), pages + tables + summaries + lists + operators);
+    let CudaBytes { pages, tables, summaries, key_factors, lists, operators } = allocated;
+    assert_eq!(allocated.total(), pages + tables + summaries + key_factors + lists + operators);
 }
 
 /// Gates of 16 elements over blocks of 16 tokens, two pages.

@@ -4,7 +4,7 @@ use spinkv::backend::cuda::kernels::{
     StoreBasis, Unrotate, Weights,
 };
 use spinkv::memory::Word;
-use spinkv_kernels::abi::low_rank::{gram, inverse_factor, product, rebuild_keys};
+use spinkv_kernels::abi::low_rank::{complete_basis, gram, inverse_factor, product, rebuild_keys};
 use spinkv_kernels::abi::{Entry, PageCopy};
 
 use super::{ANY, length, operand, short};
@@ -198,12 +198,14 @@ fn a_basis_is_found_in_the_order_of_the_cpu() {
         expected.extend(orthogonalise);
     }
     expected.extend(orthogonalise.repeat(2));
-    expected.push("store_basis");
+    expected.extend(["complete_basis", "store_basis"]);
     assert_eq!(names, expected);
     // What is stored is what the last product wrote.
     let words_of = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
-    let (last, store) = (words_of(&log[log.len() - 2]), words_of(&log[log.len() - 1]));
+    let [last, complete, store] = [3, 2, 1].map(|back| words_of(&log[log.len() - back]));
     assert_eq!(last.last().unwrap(), &store[9], "{last:?} {store:?}");
+    let shared = complete_basis::shared_bytes(32, 64);
+    assert_eq!(complete[2..].join(" "), format!("1 1 1, 1024 1 1, {shared}: {} 32 64", store[9]));
 }
 
 #[test]

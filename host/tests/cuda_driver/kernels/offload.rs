@@ -30,6 +30,7 @@ fn offloads_are_checked_and_launched() {
         head_words: 6,
         page_tokens: 4,
         on_host: true,
+        host_words: 48,
     };
     driver.log();
     // SAFETY: the stand-in's kernels touch nothing.
@@ -63,7 +64,11 @@ fn offloads_are_checked_and_launched() {
     assert_eq!(append(Append { pages: wide, ..right }), Err(refused));
     let no_page = OffloadPages { page_tokens: 5, ..pages };
     assert_eq!(append(Append { pages: no_page, ..right }), Err(short("offload pool words", 60, 48)));
-    let no_slab = OffloadPages { page_tokens: 5, pool: &words(60), ..pages };
+    for host_words in [0, 49] {
+        let refused = operand("offload host_words", host_words.into(), 1, 48);
+        assert_eq!(append(Append { pages: OffloadPages { host_words, ..pages }, ..right }), Err(refused));
+    }
+    let no_slab = OffloadPages { page_tokens: 5, host_words: 60, pool: &words(60), ..pages };
     driver.log();
     assert_eq!(append(Append { pages: no_slab, ..right }), Err(short("offload arena words", 960, 768)));
     assert_eq!(append(Append { keys: &long, ..right }), Err(length("append keys", 24, 32)));
@@ -95,10 +100,11 @@ fn offloads_are_checked_and_launched() {
     let entries = entries.address();
     let host = host_pages.device_address();
     let places = format!("{steady:#x} {pool:#x} {slabs:#x} {valid:#x} {host:#x}");
-    let parameters = format!("{entries:#x} {keys:#x} {values:#x} {places} 2 2 2 6 4 1");
+    let parameters = format!("{entries:#x} {keys:#x} {values:#x} {places} 2 2 2 6 4 1 48");
     assert_eq!(driver.log(), [format!("launch append 1 1 1, 128 1 1, 0: {parameters}")]);
     store(prompt).unwrap();
-    let parameters = format!("{keys:#x} {values:#x} {entries:#x} {token:#x} {page:#x} {places} 2 2 2 6 4 1");
+    let parameters =
+        format!("{keys:#x} {values:#x} {entries:#x} {token:#x} {page:#x} {places} 2 2 2 6 4 1 48");
     assert_eq!(driver.log(), [format!("launch store_prompt 3 1 1, 256 1 1, 0: {parameters}")]);
     store(StorePrompt { batch_pages: 0, ..prompt }).unwrap();
     assert_eq!(driver.log(), [""; 0], "no page, no launch");

@@ -21,6 +21,7 @@ fn a_gather_is_checked_and_launched() {
         host_pages: &host_pages,
         device_pages: &device_pages,
         page_words: 16,
+        device_words: 16,
         blocks: 24,
         arrived: None,
     };
@@ -38,6 +39,8 @@ fn a_gather_is_checked_and_launched() {
     driver.log();
     let no_words = operand("gather page_words", 0, 1, ANY);
     assert_eq!(launch(Gather { page_words: 0, ..right }), Err(no_words));
+    let no_room = operand("gather device_words", 15, 16, ANY);
+    assert_eq!(launch(Gather { device_words: 15, ..right }), Err(no_room));
     const MAX_BLOCKS: u32 = 2_097_151;
     assert_eq!(gather::MAX_BLOCKS, MAX_BLOCKS);
     for blocks in [0, MAX_BLOCKS + 1, 1 << 30, u32::MAX] {
@@ -45,9 +48,9 @@ fn a_gather_is_checked_and_launched() {
         assert_eq!(launch(Gather { blocks, ..right }), Err(refused));
     }
     let long = operand("gather copies", 3, 0, 1);
-    assert_eq!(launch(Gather { page_words: 1 << 31, ..right }), Err(long));
+    assert_eq!(launch(Gather { page_words: 1 << 31, device_words: 1 << 31, ..right }), Err(long));
     let less_than_a_page = short("gather arena words", 65, 64);
-    assert_eq!(launch(Gather { page_words: 65, ..right }), Err(less_than_a_page.clone()));
+    assert_eq!(launch(Gather { page_words: 65, device_words: 65, ..right }), Err(less_than_a_page.clone()));
     let message = "gather arena words: 65 elements from 0 on are beyond the end at 64";
     assert_eq!(less_than_a_page.to_string(), message);
     assert_eq!(driver.log(), [""; 0], "nothing was launched");
@@ -57,12 +60,12 @@ fn a_gather_is_checked_and_launched() {
         let [copies, count, host, pool] =
             [list.address(), count.address(), host_pages.device_address(), device_pages.address()];
         let (capacity, shared) = (list.len(), gather::shared_bytes(1));
-        let Gather { blocks, page_words, .. } = gather;
+        let Gather { blocks, page_words, device_words, .. } = gather;
         format!(
-            "launch gather {blocks} 1 1, 512 1 1, {shared}: {copies:#x} {count:#x} 1 {capacity} {host:#x} {pool:#x} {page_words} {count:#x} 0"
+            "launch gather {blocks} 1 1, 512 1 1, {shared}: {copies:#x} {count:#x} 1 {capacity} {host:#x} {pool:#x} {page_words} {device_words} {count:#x} 0"
         )
     };
-    for accepted in [right, Gather { blocks: MAX_BLOCKS, page_words: 64, ..right }] {
+    for accepted in [right, Gather { blocks: MAX_BLOCKS, page_words: 64, device_words: 64, ..right }] {
         launch(accepted).unwrap();
         assert_eq!(driver.log(), [line(accepted)]);
     }
@@ -71,13 +74,13 @@ fn a_gather_is_checked_and_launched() {
 
     // Pages of 4 KiB, and a list of as many as one block has rings.
     let host_pages = PinnedArena::reserve(&context, 256 * WORD_BYTES, |_| {}).unwrap();
-    let large = Gather { host_pages: &host_pages, page_words: 256, blocks: 1, ..right };
+    let large = Gather { host_pages: &host_pages, page_words: 256, device_words: 256, blocks: 1, ..right };
     driver.log();
     assert_eq!(large.variant(&kernels), GatherVariant::Bulk);
     launch(large).unwrap();
     let [list, count, pool] = [copies.address(), count.address(), device_pages.address()];
     let parameters =
-        format!("{list:#x} {count:#x} 1 3 {:#x} {pool:#x} 256 {count:#x} 0", host_pages.device_address());
+        format!("{list:#x} {count:#x} 1 3 {:#x} {pool:#x} 256 256 {count:#x} 0", host_pages.device_address());
     let shared = gather_bulk::shared_bytes(1);
     assert_eq!(
         shared,

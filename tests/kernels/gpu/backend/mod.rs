@@ -10,14 +10,16 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use spinkv::algorithms::{
-    Dense, HeadRule, PerRow, Quest, RetroInfer, RowRules, SeerAttention, ShadowKv, StreamingLlm, TokenTopK,
+    Dense, HeadRule, LowRankKeys, PerRow, Quest, RetroInfer, RowRules, SeerAttention, ShadowKv, StreamingLlm,
+    TokenTopK,
 };
 use spinkv::backend::cuda::CudaLimits;
 use spinkv::gates::{Gates, LayerGate};
 use spinkv::partition::PartitionMap;
-use spinkv::pipeline::{Budget, GroupMerge, Method, SteadyZone};
+use spinkv::pipeline::{Budget, GroupMerge, LowRank, Method, SteadyZone};
 use spinkv::{Error, KvShape, Rotary};
 use spinkv_tests::Style;
+use spinkv_tests::small::rotary;
 
 use super::{Machine, Outcome, Test, ensure, test};
 use run::{Run, sequence};
@@ -33,6 +35,7 @@ pub fn tests() -> Vec<Test> {
         test("backend::outputs_are_attention_over_what_was_selected", outputs),
         test("backend::prompts_of_every_length_near_a_border", borders),
         test("backend::emptied_caches_change_no_output", emptied),
+        test("backend::keys_in_low_rank_are_rebuilt", low_rank),
         test("backend::gates_select_as_on_the_cpu", gates),
         test("backend::clusters_are_those_of_the_definition", clusters),
         test("backend::soak_1000_steps", soak),
@@ -246,6 +249,48 @@ fn random_gates(shape: KvShape, rank: usize, norms: bool, seed: u64) -> Arc<Gate
         Rotary::new(frequencies.collect(), 1.0)
     };
     Arc::new(Gates::new(shape, rank, rotary(shape.head_dim), rotary(rank), layers).expect("valid gates"))
+}
+
+/// Keys that are rebuilt: at full rank, whatever the prompt, and in a rank that holds those of the sequence.
+fn low_rank(machine: &Machine) -> Outcome {
+    let rows = RowRules { dense_layers: 1, steady_heads: vec![HeadRule { layer: Some(1), kv_head: 1 }] };
+    let methods: [Arc<dyn Method>; 4] = [
+        Arc::new(SPARSE),
+        Arc::new(ShadowKv { outliers: 6, budget: Budget::Fraction(0.5), ..SPARSE }),
+        Arc::new(PerRow::new(Arc::new(SPARSE), rows)),
+        Arc::new(Quest { chunk: 16, ..Quest::new(Budget::Tokens(64), STEADY) }),
+    ];
+    for (number, (group, head_dim, page_tokens, rank, directions)) in
+        [(4, 64, 8, 128, 128), (5, 128, 8, 32, 24), (1, 64, 8, 64, 40)].into_iter().enumerate()
+    {
+        let shape = shape(group, head_dim);
+        let low_rank = LowRank { rank, rotary: rotary(head_dim) };
+        for method in &methods {
+            let seed = machine.seed + number as u64;
+            let method = Arc::new(LowRankKeys::new(method.clone(), low_rank.clone()));
+            let mut run = Run::new(machine, shape, page_tokens, method, &limits(4, 900))?;
+            // What a short prompt leaves out of its basis, only the full rank has.
+            let prompts: &[usize] = if directions == 128 { &[0, 9, 300, 513] } else { &[100, 300, 513, 600] };
+            let requests: Vec<_> = prompts
+                .iter()
+                .enumerate()
+                .map(|(index, prompt)| {
+                    let own = run::in_directions(shape, directions, prompt + 160, seed + index as u64);
+                    run.start(own, *prompt)
+                })
+                .collect::<Result<_, _>>()?;
+            for _ in 0..150 {
+                run.step(&requests)?;
+            }
+            ensure(run.counters().misses > 0, "nothing was rebuilt")?;
+            for request in requests {
+                run.audit(request)?;
+                run.release(request);
+            }
+            run.ensure_empty()?;
+        }
+    }
+    Ok(())
 }
 
 /// Requests come and go at random for 1,000 steps, in the middle of prompts, too, with room for less than what they want.

@@ -71,6 +71,7 @@ impl World<'_> {
                     head_words: HEAD_WORDS as u32,
                     page_tokens: PAGE_TOKENS as u32,
                     on_host: true,
+                    host_words: PAGE_WORDS as u32,
                 },
                 keys: &inputs.keys,
                 values: &inputs.values,
@@ -150,6 +151,7 @@ impl World<'_> {
                 host_pages: &self.arena,
                 device_pages: &device.pool,
                 page_words: PAGE_WORDS as u32,
+                device_words: PAGE_WORDS as u32,
                 blocks: 4,
                 arrived: Some(&lists.arrived),
             },
@@ -175,6 +177,7 @@ impl World<'_> {
                 lse: &lists.lse,
             },
             clusters: None,
+            low_rank: None,
         }
     }
 }

@@ -3,14 +3,20 @@
 use cuda_std::emulator::{Buffer, Fault, Launch};
 use cuda_std::{Global, U32x4};
 use spinkv::backend::cpu::low_rank::{ITERATIONS, Pivots, start};
-use spinkv_kernels::abi::low_rank::{gram as gram_abi, inverse_factor as factor_abi, product};
+use spinkv_kernels::abi::low_rank::{
+    complete_basis as complete_abi, gram as gram_abi, inverse_factor as factor_abi, product,
+    project_keys as project_abi,
+};
 use spinkv_kernels::abi::low_rank::{rebuild_keys, store_basis as basis_abi, unrotate as unrotate_abi};
 use spinkv_kernels::index::low_rank::{
-    gram, gram_sum, inverse_factor, row_dots, row_sums, store_basis, unrotate,
+    complete_basis, gram, gram_sum, inverse_factor, project_keys, row_dots, row_sums, store_basis, unrotate,
 };
 use spinkv_kernels::retrieve::{rebuild_keys_64, rebuild_keys_128};
 
-use super::{Basis, BasisCase, FactorCase, GramCase, ProductCase, RebuildCase, UnrotateCase};
+use super::{
+    Basis, BasisCase, CompleteCase, FactorCase, GramCase, ProductCase, ProjectCase, Projected, RebuildCase,
+    UnrotateCase,
+};
 use crate::emulated::{entries, quads, to_words, words};
 
 impl UnrotateCase {
@@ -130,6 +136,80 @@ impl FactorCase {
     }
 }
 
+/// What `complete_basis` makes of vectors.
+fn run_complete(vectors: &[f32], [rank, width]: [u32; 2], schedule: u64) -> Result<Vec<f32>, Fault> {
+    let vectors = Buffer::from_slice(vectors);
+    let shared = complete_abi::shared_bytes(rank, width) as usize;
+    Launch::new(1, complete_abi::BLOCK).shared(shared).seed(schedule).run(|| {
+        // SAFETY: the emulator checks every access.
+        unsafe { complete_basis(vectors.view_mut(), rank, width) };
+    })?;
+    Ok(vectors.to_vec())
+}
+
+impl CompleteCase {
+    /// The vectors after the kernel ran in the order of `schedule`.
+    ///
+    /// # Errors
+    /// What the emulator found wrong.
+    pub fn emulate(&self, schedule: u64) -> Result<Vec<f32>, Fault> {
+        run_complete(&self.vectors, [self.rank, self.width].map(|size| size as u32), schedule)
+    }
+}
+
+impl ProjectCase {
+    /// What is there after the kernel ran in the order of `schedule`.
+    ///
+    /// # Errors
+    /// What the emulator found wrong.
+    pub fn emulate(&self, schedule: u64) -> Result<Projected, Fault> {
+        let before = self.before();
+        let (entries, steady) = (entries(&self.entries), Buffer::from_slice(&self.steady));
+        let (pool, bases, frequencies) = (words(&self.pool), words(&self.bases), quads(&self.frequencies));
+        let (directories, coefficients) =
+            (Buffer::from_slice(&self.directories), words(&before.coefficients));
+        let (copies, keys) = (Buffer::from_slice(&before.copies), Buffer::from_slice(&before.keys));
+        let counts = Buffer::from_slice(&before.counts);
+        let sizes = [self.kv_heads, self.layer, self.layers, self.head_words, self.page_tokens];
+        let [kv_heads, layer, layers, head_words, page_tokens] = sizes.map(|size| size as u32);
+        let (rank_words, capacity) = (self.rank_words as u32, self.capacity as u32);
+        let launch =
+            Launch::new(project_abi::grid(self.entries.len() as u32, rank_words), project_abi::BLOCK)
+                .shared(project_abi::shared_bytes(kv_heads * head_words * 8) as usize);
+        launch.seed(schedule).run(|| {
+            // SAFETY: the emulator checks every access.
+            unsafe {
+                project_keys(
+                    entries.view(),
+                    steady.view(),
+                    pool.view(),
+                    kv_heads,
+                    layer,
+                    layers,
+                    head_words,
+                    page_tokens,
+                    frequencies.view(),
+                    1.0 / self.magnitude,
+                    bases.view(),
+                    rank_words,
+                    directories.view(),
+                    coefficients.view_mut(),
+                    copies.view_mut(),
+                    keys.view_mut(),
+                    counts.view_mut(),
+                    capacity,
+                );
+            }
+        })?;
+        Ok(Projected {
+            coefficients: to_words(&coefficients),
+            copies: copies.to_vec(),
+            keys: keys.to_vec(),
+            counts: counts.to_vec(),
+        })
+    }
+}
+
 impl BasisCase {
     /// The basis after all kernels ran, in the order of `LowRankBasis`' launches.
     ///
@@ -152,6 +232,7 @@ impl BasisCase {
         for _ in 0..2 {
             vectors = orthogonalised(&vectors, Pivots::Dropped)?;
         }
+        let vectors = run_complete(&vectors, [rank, width], schedule)?;
         let before = self.basis();
         let (rows, bases) = (words(&before.rows), words(&before.bases));
         let vectors = Buffer::from_slice(&vectors);

@@ -1,13 +1,17 @@
 //! Cases of the kernels that find keys in low rank and rebuild them.
 
 mod basis;
+mod complete;
 mod emulate;
 mod matrices;
+mod project;
 mod rebuild;
 mod unrotate;
 
 pub use basis::{Basis, BasisCase};
+pub use complete::CompleteCase;
 pub use matrices::{FactorCase, GramCase, ProductCase};
+pub use project::{ProjectCase, Projected};
 pub use rebuild::RebuildCase;
 pub use unrotate::UnrotateCase;
 

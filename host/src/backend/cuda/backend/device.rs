@@ -8,6 +8,7 @@ use spinkv_kernels::abi::{Entry, PageCopy, SEGMENT_KEYS, resolve::NO_FAULT, scor
 use super::super::driver::{DeviceBuffer, Result, Stream};
 use super::super::kernels::{Kernels, KvTables};
 use super::Sizes;
+use super::low_rank::LowRankLists;
 use crate::memory::Word;
 
 /// The tables of all requests, the summaries and the pages.
@@ -103,6 +104,8 @@ pub(super) struct Lists {
     pub partials: DeviceBuffer<Word>,
     pub arrivals: DeviceBuffer<u32>,
     pub lse: DeviceBuffer<f32>,
+    /// Of keys in low rank.
+    pub low_rank: Option<LowRankLists>,
 }
 
 /// What `resolve` says of each row.
@@ -172,6 +175,7 @@ impl Lists {
             )?,
             arrivals: DeviceBuffer::zeroed(stream, units)?,
             lse: DeviceBuffer::zeroed(stream, rows * group)?,
+            low_rank: LowRankLists::new(sizes, stream)?,
         };
         Ok((lists, counts))
     }
@@ -207,6 +211,7 @@ impl Lists {
             partials: whole(&self.partials)?,
             arrivals: self.arrivals.part(0..units)?,
             lse: self.lse.part(0..rows * group)?,
+            low_rank: self.low_rank.as_ref().map(|lists| lists.part(sizes, batch)).transpose()?,
         })
     }
 
@@ -225,6 +230,7 @@ impl Lists {
             + self.copies.bytes()
             + self.entries.bytes()
             + self.everything.bytes()
+            + self.low_rank.as_ref().map_or(0, LowRankLists::bytes)
             + counts.sum::<u64>()
     }
 }

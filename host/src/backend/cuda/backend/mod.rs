@@ -6,6 +6,7 @@
 mod clusters;
 mod device;
 mod elastic;
+mod low_rank;
 mod measure;
 mod outliers;
 mod own;
@@ -27,6 +28,7 @@ use crate::pipeline::{Counters, Reach, RequestId};
 use crate::{Error, KvConfig, Result};
 use clusters::Clusters;
 use device::{Lists, RowCounts, Tables};
+use low_rank::KeyFactors;
 use own::Own;
 use prompt::Prompt;
 use request::{Request, is_resident};
@@ -50,6 +52,8 @@ pub struct CudaBackend {
     stream: Arc<Stream>,
     tables: Tables,
     clusters: Option<Clusters>,
+    /// Of keys in low rank.
+    key_factors: Option<KeyFactors>,
     lists: Lists,
     /// Whether prompts are kept; see [`keep_prompts`](CudaBackend::keep_prompts).
     keeps_prompts: bool,
@@ -80,6 +84,8 @@ pub struct CudaBytes {
     pub tables: u64,
     /// Summaries.
     pub summaries: u64,
+    /// What keys in low rank are rebuilt from, and found with.
+    pub key_factors: u64,
     /// What the stages hand on.
     pub lists: u64,
     /// What a method's own operators hold.
@@ -89,8 +95,8 @@ pub struct CudaBytes {
 impl CudaBytes {
     /// All kinds together.
     pub fn total(&self) -> u64 {
-        let Self { pages, tables, summaries, lists, operators } = self;
-        pages + tables + summaries + lists + operators
+        let Self { pages, tables, summaries, key_factors, lists, operators } = self;
+        pages + tables + summaries + key_factors + lists + operators
     }
 }
 
@@ -124,10 +130,11 @@ impl CudaBackend {
         let sizes = Sizes { scratch_words: own.scratch_words(), ..sizes };
         let tables = Tables::new(&sizes, &stream)?;
         let clusters = Clusters::new(&sizes, &stream)?;
+        let key_factors = KeyFactors::new(&config, &sizes, &kernels, &stream)?;
         let (lists, counts) = Lists::new(&sizes, &kernels, &stream)?;
         let memory = PinnedArena::with_capacity(context, sizes.host_bytes as usize)?;
         let mut arena =
-            HostArena::new(*config.layout(), config.shape().layers, Some(sizes.host_bytes), memory);
+            HostArena::new(config.host_layout(), config.shape().layers, Some(sizes.host_bytes), memory);
         // Kernels are given pages of both tiers, though requests that never fill one have none on the host.
         arena.reserve(1, &mut |_| {})?;
         let limits = MemoryLimits {
@@ -154,6 +161,7 @@ impl CudaBackend {
             stream,
             tables,
             clusters,
+            key_factors,
             lists,
             counts,
             arena,
@@ -206,6 +214,7 @@ impl CudaBackend {
             pages: self.tables.pool.bytes(),
             tables: self.tables.bytes(),
             summaries: self.tables.summaries.bytes() + of_partitions,
+            key_factors: self.key_factors.as_ref().map_or(0, KeyFactors::bytes),
             lists: self.lists.bytes() + self.prompt.bytes() + of_clusters,
             operators: self.own.bytes(),
         }
@@ -416,6 +425,12 @@ impl CudaBackend {
         self.check_faults(step)?;
         self.cluster_ahead(step)?;
         self.upload(step, batch)?;
+        if let (Some(factors), 0) = (&self.key_factors, step.layer) {
+            for entry in step.entries.iter().filter(|entry| entry.before == 0) {
+                let place = self.requests[&entry.request].place;
+                factors.without_prompt(&self.sizes, place, &self.stream)?;
+            }
+        }
         if step.layer == 0 {
             self.unsettled = Some(step.entries.to_vec());
         }

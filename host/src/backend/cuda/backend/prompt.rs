@@ -9,6 +9,7 @@ use spinkv_kernels::abi::{Entry, prefill};
 use super::super::driver::{DeviceBuffer, Event, Result as DriverResult, Stream};
 use super::super::kernels::{Kernels, Prefill, StorePrompt};
 use super::super::operators::PromptIndex;
+use super::super::step::LowRankStages;
 use super::device::{Lists, RowCounts};
 use super::outliers::Outliers;
 use super::stages::Stages;
@@ -276,6 +277,11 @@ impl CudaBackend {
             return self.cluster_prompt(step, keys, values, false);
         }
         let stages = Stages { backend: self, lists: &prompt.lists, layer: step.layer };
+        if let (Some(factors), [entry]) = (&self.key_factors, step.entries) {
+            let (request, tokens) = (&self.requests[&entry.request], entry.after());
+            // SAFETY: keys are not written before `done`; prompts use the side stream alone.
+            unsafe { factors.launch_prompt(self, request, step.layer, tokens, keys, &prompt.side)? };
+        }
         let Some(rows) = stages.summary_rows(&prompt.stored) else { return Ok(()) };
         let index = PromptIndex {
             rows,
@@ -340,6 +346,9 @@ impl CudaBackend {
             // SAFETY: the entry is the prompt's, whose pages are on the host by the launches before.
             unsafe {
                 stages.resolve().launch(&self.kernels, &prompt.side)?;
+                if let Some(LowRankStages { rebuild, .. }) = stages.low_rank() {
+                    rebuild.launch(&self.kernels, &prompt.side)?;
+                }
                 stages.gather().launch(&self.kernels, &prompt.side)?;
             }
         }

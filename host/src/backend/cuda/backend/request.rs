@@ -1,10 +1,10 @@
 //! What a request has, and its part in a step.
 
-use spinkv_kernels::abi::{Entry, SEGMENT_KEYS, SLAB_PAGES};
+use spinkv_kernels::abi::{Entry, SEGMENT_KEYS};
 
 use super::Sizes;
 use crate::KvConfig;
-use crate::memory::{GpuBytes, HostBytes, KvDtype, MemoryUsage, RequestPlan, SlabId};
+use crate::memory::{GpuBytes, HostBytes, KvDtype, MemoryUsage, RequestPlan, SlabId, Word};
 use crate::paging::StepClock;
 use crate::pipeline::{Budget, Select};
 
@@ -84,6 +84,7 @@ impl Sizes {
             slab_stride: self.slab_stride as u32,
             first_partition: self.first_partition() as u32,
             first_marks: (request.place * rows) as u32,
+            basis: request.place as u32,
             ..Entry::default()
         };
         if request.resident {
@@ -168,10 +169,11 @@ impl Sizes {
             steady_pages: steady * page_bytes,
             cache_pages: (request.pages.len() as u64 - steady) * page_bytes,
             in_flight_pages: 0,
-            ..GpuBytes::default()
+            key_coefficients: (request.segments.len() * self.coefficient_words() * size_of::<Word>()) as u64,
+            key_bases: (self.basis_words() * size_of::<Word>()) as u64,
         };
-        let slabs = request.slabs.len() as u64 * u64::from(SLAB_PAGES);
-        MemoryUsage { gpu, host: HostBytes { pages: slabs * page_bytes, ..HostBytes::default() } }
+        let pages = request.slabs.len() as u64 * config.host_layout().slab_bytes();
+        MemoryUsage { gpu, host: HostBytes { pages, ..HostBytes::default() } }
     }
 
     /// With the partitions up to `end` to choose from.

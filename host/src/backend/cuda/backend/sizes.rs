@@ -1,4 +1,5 @@
 use spinkv_kernels::abi::attend::blocks_of_group;
+use spinkv_kernels::abi::low_rank::{MAX_RANK, RANK_STEP};
 use spinkv_kernels::abi::{MAX_SLOTS, SEGMENT_KEYS, SLAB_PAGES, WORD_ELEMENTS, gather};
 
 use super::super::kernels::{IndexOperator, Kernels, PartitionPages};
@@ -52,6 +53,12 @@ pub(super) struct Sizes {
     pub page_words: usize,
     /// `None` for methods whose partitions are no clusters.
     pub clusters: Option<ClusterSizes>,
+    /// Words of a host page.
+    pub host_page_words: usize,
+    /// Vectors of the bases of keys in low rank; 0 for keys that are on the host.
+    pub rank: usize,
+    /// The most pages of a row that leave the steady zone in one step.
+    pub leaving_pages: usize,
     /// `None` for methods that select nothing or everything.
     pub summaries: Option<Summaries>,
     /// The most partitions of a row that every step reads, beside the budget.
@@ -114,8 +121,9 @@ impl Sizes {
         if ![8, 16, 32, 64].contains(&layout.page_tokens()) {
             return refuse(format!("pages of {} tokens: 8, 16, 32 or 64", layout.page_tokens()));
         }
-        if config.low_rank().is_some() {
-            return refuse("keys in low rank: not in the stages yet, on the CPU they are".to_owned());
+        let rank = config.low_rank().map_or(0, |low_rank| low_rank.rank);
+        if rank > MAX_RANK as usize || !rank.is_multiple_of(RANK_STEP as usize) {
+            return refuse(format!("keys in a rank of {rank}: a multiple of {RANK_STEP} up to {MAX_RANK}"));
         }
         let rows = limits.requests.saturating_mul(shape.kv_heads);
         if rows > gather::MAX_LISTS as usize {
@@ -213,8 +221,7 @@ impl Sizes {
         let wanted = limits.requests * plan.gpu_pages() + extra;
         let planned_pages = limits.gpu_pages.map_or(wanted, |pages| pages.min(wanted));
         let host_bytes = limits.host_bytes.unwrap_or_else(|| {
-            let slab = (SLAB_PAGES as usize * layout.page_bytes()) as u64;
-            (limits.requests * plan.host_slabs()).max(shape.layers) as u64 * slab
+            (limits.requests * plan.host_slabs()).max(shape.layers) as u64 * config.host_layout().slab_bytes()
         });
         let sizes = Self {
             requests: limits.requests,
@@ -226,6 +233,9 @@ impl Sizes {
             page_tokens,
             page_words: layout.page_words(),
             clusters,
+            host_page_words: config.host_layout().page_words(),
+            rank,
+            leaving_pages: unit / page_tokens,
             summaries,
             always,
             everything: by_reach.everything > 0,
@@ -288,6 +298,21 @@ impl Sizes {
     /// Factor of the logits.
     pub fn scale(&self) -> f32 {
         1.0 / ((self.head_words * WORD_ELEMENTS) as f32).sqrt()
+    }
+
+    /// Words of the keys of one token.
+    pub fn key_words(&self) -> usize {
+        self.kv_heads * self.head_words
+    }
+
+    /// Words of the coefficients of one segment, of all layers.
+    pub fn coefficient_words(&self) -> usize {
+        self.layers * SEGMENT_KEYS as usize * self.page_tokens * self.rank / WORD_ELEMENTS
+    }
+
+    /// Words of a request's bases, of all layers.
+    pub fn basis_words(&self) -> usize {
+        self.layers * self.key_words() * self.rank
     }
 
     /// Words of the summaries of one segment, of all rows.

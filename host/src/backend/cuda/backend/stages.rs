@@ -10,7 +10,7 @@ use super::super::kernels::{
 use super::super::operators::{
     GpuIndex, LayerIndex, LayerSelect, PromptIndex, PromptLaunch, SelectStage, StepIndex, SummaryRows,
 };
-use super::super::step::LayerStep;
+use super::super::step::{LayerStep, LowRankStages};
 use super::device::Lists;
 use super::sizes::Summaries;
 use super::{CudaBackend, Sizes};
@@ -91,9 +91,11 @@ impl CudaBackend {
                     gather: stages.gather(),
                     attend: stages.attend(queries, out),
                     clusters: stages.clusters(out),
+                    low_rank: stages.low_rank(),
                 };
                 // Which launches end a stage, by their number.
-                let appended = usize::from(step.index.is_some());
+                let of_low_rank = if step.low_rank.is_some() { 2 } else { 0 };
+                let appended = usize::from(step.index.is_some()) + of_low_rank;
                 let selected = step.select.map(|select| match select {
                     LayerSelect::InTree(..) => appended + 2,
                     LayerSelect::Own(..) => appended + 1,
@@ -134,10 +136,18 @@ impl CudaBackend {
         if self.is_resident_step(step) {
             return Ok(());
         }
-        self.launch(step, |stages| match stages.index() {
+        self.launch(step, |stages| {
             // SAFETY: the step's entries are on the GPU, and its tables agree with them.
-            Some(index) => unsafe { index.launch(&self.kernels, &self.stream) },
-            None => Ok(()),
+            unsafe {
+                if let Some(index) = stages.index() {
+                    index.launch(&self.kernels, &self.stream)?;
+                }
+                if let Some(LowRankStages { project, replace, .. }) = stages.low_rank() {
+                    project.launch(&self.kernels, &self.stream)?;
+                    replace.launch(&self.kernels, &self.stream)?;
+                }
+                Ok(())
+            }
         })
     }
 
@@ -169,6 +179,9 @@ impl CudaBackend {
         // SAFETY: as in index_step; the ids are those that Select wrote.
         self.launch(step, |stages| unsafe {
             stages.resolve().launch(&self.kernels, &self.stream)?;
+            if let Some(LowRankStages { rebuild, .. }) = stages.low_rank() {
+                rebuild.launch(&self.kernels, &self.stream)?;
+            }
             stages.gather().launch(&self.kernels, &self.stream)
         })
     }
@@ -252,6 +265,7 @@ impl<'a> Stages<'a> {
             head_words: sizes.head_words as u32,
             page_tokens: sizes.page_tokens as u32,
             on_host: sizes.clusters.is_none(),
+            host_words: sizes.host_page_words as u32,
         }
     }
 
@@ -353,7 +367,7 @@ impl<'a> Stages<'a> {
             pages: &lists.pages,
             page_counts: &counts.pages,
             copies: &lists.copies,
-            copy_keys: None,
+            copy_keys: lists.low_rank.as_ref().map(|lists| &lists.missed),
             copy_counts: &counts.copies,
             arrived: &lists.arrived,
             faults: &counts.faults,
@@ -367,17 +381,25 @@ impl<'a> Stages<'a> {
             counts: &lists.counts[self.layer].copies,
             host_pages: self.backend.arena.memory(),
             device_pages: &self.backend.tables.pool,
-            page_words: self.sizes().page_words as u32,
+            page_words: self.sizes().host_page_words as u32,
+            device_words: self.sizes().page_words as u32,
             blocks: GATHER_BLOCKS,
-            arrived: Some(&lists.arrived),
+            arrived: self.counts_arrivals().then_some(&lists.arrived),
         }
+    }
+
+    /// Whether attention may begin while pages come: it counts whole ones.
+    fn counts_arrivals(&self) -> bool {
+        self.sizes().host_page_words == self.sizes().page_words
     }
 
     fn attend(&self, queries: &'a DeviceBuffer<Word>, outputs: &'a DeviceBuffer<Word>) -> Attend<'a> {
         let counts = &self.lists.counts[self.layer];
         Attend {
             page_counts: &counts.pages,
-            awaited: Some(Awaited { copy_counts: &counts.copies, arrived: &self.lists.arrived }),
+            awaited: self
+                .counts_arrivals()
+                .then_some(Awaited { copy_counts: &counts.copies, arrived: &self.lists.arrived }),
             biases: self.biases(),
             splits: self.sizes().splits(&self.backend.kernels, self.lists.entries.len(), false),
             ..self.attend_steady(queries, outputs)

@@ -50,10 +50,12 @@ pub struct Gather<'a> {
     pub counts: &'a DeviceBuffer<u32>,
     /// `[host pages, page_words]`.
     pub host_pages: &'a PinnedArena,
-    /// `[device pages, page_words]`.
+    /// `[device pages, device_words]`.
     pub device_pages: &'a DeviceBuffer<Word>,
-    /// Words of a page.
+    /// Words of a host page.
     pub page_words: u32,
+    /// Words of a GPU page, of which a host page is the end.
+    pub device_words: u32,
     /// Blocks to spend on it. A few saturate the bus; see `benches/results`.
     pub blocks: u32,
     /// `[lists]`, 0 before: words of each list's pages that are there, for an [`Attend`](super::Attend) that runs beside it.
@@ -71,7 +73,7 @@ impl Gather<'_> {
     ///
     /// # Errors
     /// [`Length`](DriverError::Length) if the copies do not part into lists of equal length or another number of lists is counted, [`Operand`](DriverError::Operand) for
-    /// a page size of 0, blocks outside of the launch's limits, no list, more than [`MAX_LISTS`](gather::MAX_LISTS) or copies
+    /// a page size of 0, a GPU page below it, blocks outside of the launch's limits, no list, more than [`MAX_LISTS`](gather::MAX_LISTS) or copies
     /// beyond [`max_copies`](gather::max_copies), [`OutOfRange`](DriverError::OutOfRange) for an arena without room for a page, or
     /// a failed launch.
     ///
@@ -98,6 +100,11 @@ impl Gather<'_> {
         let capacity = self.copies.len() / lists;
         check_length("gather copies", lists * capacity, self.copies.len())?;
         check_operand("gather page_words", self.page_words.into(), 1..=u32::MAX.into())?;
+        check_operand(
+            "gather device_words",
+            self.device_words.into(),
+            self.page_words.into()..=u32::MAX.into(),
+        )?;
         check_operand("gather blocks", self.blocks.into(), 1..=gather::MAX_BLOCKS.into())?;
         let max_copies = gather::max_copies(self.page_words).into();
         check_operand("gather copies", self.copies.len() as u64, 0..=max_copies)?;
@@ -105,7 +112,7 @@ impl Gather<'_> {
         if let Some(arrived) = self.arrived {
             check_length("gather arrived", lists, arrived.len())?;
         }
-        let arguments: [Argument; 9] = [
+        let arguments: [Argument; 10] = [
             self.copies.into(),
             self.counts.into(),
             (lists as u32).into(),
@@ -113,6 +120,7 @@ impl Gather<'_> {
             self.host_pages.into(),
             self.device_pages.into(),
             self.page_words.into(),
+            self.device_words.into(),
             // Without a count it is not touched.
             self.arrived.unwrap_or(self.counts).into(),
             u32::from(self.arrived.is_some()).into(),

@@ -32,8 +32,8 @@ pub use gather::{Gather, GatherVariant};
 pub use index::{IndexOperator, IndexPrompts, IndexStep, SummaryTable};
 pub use linear::{Linear, LinearOutput, LinearVariant};
 pub use low_rank::{
-    BasisScratch, Gram, InverseFactor, LowRankBasis, RebuildKeys, RowProduct, SmallPivots, StoreBasis,
-    Unrotate, Weights,
+    BasisScratch, CompleteBasis, Gram, InverseFactor, LowRankBasis, ProjectKeys, RebuildKeys, RowProduct,
+    SmallPivots, StoreBasis, Unrotate, Weights,
 };
 pub use model::{Argmax, Embed, HeadNorms, Positions, RmsNorm, Rotate, Sample, Swiglu};
 pub use offload::{Append, OffloadPages, StorePrompt, ValidBits, WriteBack};

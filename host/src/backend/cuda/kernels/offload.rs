@@ -22,7 +22,7 @@ pub struct OffloadPages<'a> {
     pub host_slabs: &'a DeviceBuffer<u32>,
     /// A u32 for each of `host_slabs`: its [valid bits](spinkv_kernels::abi::valid_place).
     pub host_valid: &'a DeviceBuffer<u32>,
-    /// `[slabs, 16, 2, page_tokens, head_words]`: host pages.
+    /// `[slabs, 16, host_words]`: host pages.
     pub host_pages: &'a PinnedArena,
     /// Row of KV head 0: layer * `kv_heads`.
     pub first_row: u32,
@@ -34,6 +34,8 @@ pub struct OffloadPages<'a> {
     pub page_tokens: u32,
     /// Whether full pages go to the host: not those of the sequence where the host has clusters.
     pub on_host: bool,
+    /// Words of a host page: the end of the GPU page, which is its values or all of it.
+    pub host_words: u32,
 }
 
 impl OffloadPages<'_> {
@@ -50,8 +52,9 @@ impl OffloadPages<'_> {
             check_operand(what, size, 1..=u32::MAX.into())?;
         }
         let names = ["offload page words", "offload pool words"];
-        let slab_words =
-            check_page(names, self.page_tokens, self.head_words, self.pool)? * SLAB_PAGES as usize;
+        let page_words = check_page(names, self.page_tokens, self.head_words, self.pool)?;
+        check_operand("offload host_words", self.host_words.into(), 1..=page_words as u64)?;
+        let slab_words = self.host_words as usize * SLAB_PAGES as usize;
         check_range("offload arena words", 0, slab_words, self.host_pages.len() / WORD_BYTES)?;
         Ok(requests as u32)
     }
@@ -104,7 +107,7 @@ impl Append<'_> {
         let words = rows as usize * head_words as usize;
         check_length("append keys", words, self.keys.len())?;
         check_length("append values", words, self.values.len())?;
-        let arguments: [Argument; 14] = [
+        let arguments: [Argument; 15] = [
             self.pages.entries.into(),
             self.keys.into(),
             self.values.into(),
@@ -119,6 +122,7 @@ impl Append<'_> {
             head_words.into(),
             self.pages.page_tokens.into(),
             u32::from(self.pages.on_host).into(),
+            self.pages.host_words.into(),
         ];
         let shape = LaunchShape::linear(append::grid(rows as u32), append::BLOCK);
         // SAFETY: order and types are the kernel's; the caller answers for what the tables name.
@@ -171,7 +175,7 @@ impl StorePrompt<'_> {
         if pages == 0 {
             return Ok(());
         }
-        let arguments: [Argument; 16] = [
+        let arguments: [Argument; 17] = [
             self.keys.into(),
             self.values.into(),
             self.pages.entries.into(),
@@ -188,6 +192,7 @@ impl StorePrompt<'_> {
             head_words.into(),
             self.pages.page_tokens.into(),
             u32::from(self.pages.on_host).into(),
+            self.pages.host_words.into(),
         ];
         let shape = LaunchShape::linear(self.blocks, store_prompt::BLOCK);
         // SAFETY: order and types are the kernel's; the caller answers for what the tables name.

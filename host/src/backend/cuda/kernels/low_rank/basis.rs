@@ -1,6 +1,6 @@
 use super::super::super::driver::{DeviceBuffer, Result, Stream, check_length, check_operand};
 use super::super::Kernels;
-use super::{Gram, InverseFactor, RowProduct, SmallPivots, StoreBasis, Weights, check_rank};
+use super::{CompleteBasis, Gram, InverseFactor, RowProduct, SmallPivots, StoreBasis, Weights, check_rank};
 use crate::backend::cpu::low_rank::{ITERATIONS, start};
 use crate::memory::Word;
 
@@ -58,7 +58,7 @@ impl BasisScratch {
     }
 }
 
-/// The launches that find a layer's basis: those of [`Gram`], an iteration's of [`RowProduct`] and [`InverseFactor`], and [`StoreBasis`].
+/// The launches that find a layer's basis: those of [`Gram`], an iteration's of [`RowProduct`] and [`InverseFactor`], [`CompleteBasis`] and [`StoreBasis`].
 #[derive(Clone, Copy, Debug)]
 pub struct LowRankBasis<'a> {
     /// `[tokens, width / 8]` bf16 or more: keys before their rotary embedding, of all heads.
@@ -115,6 +115,7 @@ impl LowRankBasis<'_> {
             }
             orthogonalise(vectors, SmallPivots::Dropped, images)?;
             orthogonalise(images, SmallPivots::Dropped, vectors)?;
+            CompleteBasis { vectors, rank, width }.launch(kernels, stream)?;
             let Self { rows, place, bases, .. } = *self;
             StoreBasis { vectors, rank, width, rows, place, bases }.launch(kernels, stream)
         }

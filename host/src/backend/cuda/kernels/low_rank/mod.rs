@@ -2,14 +2,16 @@
 
 mod basis;
 mod gram;
+mod project_keys;
 mod rebuild_keys;
 mod steps;
 mod unrotate;
 
 pub use basis::{BasisScratch, LowRankBasis};
 pub use gram::Gram;
+pub use project_keys::ProjectKeys;
 pub use rebuild_keys::RebuildKeys;
-pub use steps::{InverseFactor, RowProduct, SmallPivots, StoreBasis, Weights};
+pub use steps::{CompleteBasis, InverseFactor, RowProduct, SmallPivots, StoreBasis, Weights};
 pub use unrotate::Unrotate;
 
 use spinkv_kernels::abi::low_rank::{MAX_RANK, RANK_STEP};
@@ -25,7 +27,9 @@ pub(super) struct LowRankFunctions {
     row_dots: Function,
     row_sums: Function,
     inverse_factor: Function,
+    complete_basis: Function,
     store_basis: Function,
+    project_keys: Function,
     rebuild_keys_64: Function,
     rebuild_keys_128: Function,
 }
@@ -39,7 +43,9 @@ impl LowRankFunctions {
             row_dots: module.function("row_dots")?,
             row_sums: module.function("row_sums")?,
             inverse_factor: shared("inverse_factor")?,
+            complete_basis: shared("complete_basis")?,
             store_basis: module.function("store_basis")?,
+            project_keys: shared("project_keys")?,
             rebuild_keys_64: shared("rebuild_keys_64")?,
             rebuild_keys_128: shared("rebuild_keys_128")?,
         })
@@ -53,7 +59,9 @@ impl LowRankFunctions {
             &self.row_dots,
             &self.row_sums,
             &self.inverse_factor,
+            &self.complete_basis,
             &self.store_basis,
+            &self.project_keys,
             &self.rebuild_keys_64,
             &self.rebuild_keys_128,
         ]

@@ -1,5 +1,5 @@
 use spinkv_kernels::abi::WORD_ELEMENTS;
-use spinkv_kernels::abi::low_rank::{MAX_RANK, inverse_factor, product, store_basis};
+use spinkv_kernels::abi::low_rank::{MAX_RANK, complete_basis, inverse_factor, product, store_basis};
 
 use super::super::super::driver::{
     Argument, DeviceBuffer, LaunchShape, Result, Stream, check_length, check_multiple, check_operand,
@@ -114,6 +114,40 @@ impl InverseFactor<'_> {
             .with_shared_bytes(inverse_factor::shared_bytes(rank));
         // SAFETY: order and types are the kernel's; the caller answers for who else uses the buffers.
         unsafe { launch_with(&kernels.low_rank.inverse_factor, &shape, stream, arguments) }
+    }
+}
+
+/// A launch of `complete_basis`: rows of zero become axes, less what the others have of them.
+#[derive(Clone, Copy, Debug)]
+pub struct CompleteBasis<'a> {
+    /// `[rank, width]`: orthonormal rows, and empty ones.
+    pub vectors: &'a DeviceBuffer<f32>,
+    /// Rows.
+    pub rank: u32,
+    /// Elements of a row: as many as there are rows, or more.
+    pub width: u32,
+}
+
+impl CompleteBasis<'_> {
+    /// Async: the rows are there when `stream` has come this far.
+    ///
+    /// # Errors
+    /// [`Operand`](super::super::super::driver::DriverError::Operand) for a rank that is not 1 to [`MAX_RANK`], or rows shorter than that or beyond 16 bits,
+    /// [`Length`](super::super::super::driver::DriverError::Length) for a buffer of another length,
+    /// [`SharedMemory`](super::super::super::driver::DriverError::SharedMemory) for rows that a block has no room for, or a failed launch.
+    ///
+    /// # Safety
+    /// Until the launch has run nothing else uses the vectors.
+    pub unsafe fn launch(&self, kernels: &Kernels, stream: &Stream) -> Result<()> {
+        let Self { vectors, rank, width } = *self;
+        check_operand("complete_basis rank", rank.into(), 1..=MAX_RANK.into())?;
+        check_operand("complete_basis width", width.into(), rank.into()..=u64::from(u16::MAX))?;
+        check_length("complete_basis vectors", rank as usize * width as usize, vectors.len())?;
+        let arguments: [Argument; 3] = [vectors.into(), rank.into(), width.into()];
+        let shape = LaunchShape::linear(1, complete_basis::BLOCK)
+            .with_shared_bytes(complete_basis::shared_bytes(rank, width));
+        // SAFETY: order and types are the kernel's; the caller answers for who else uses the buffer.
+        unsafe { launch_with(&kernels.low_rank.complete_basis, &shape, stream, arguments) }
     }
 }
 

@@ -1,0 +1,74 @@
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use spinkv::backend::cpu::low_rank::complete;
+
+use super::normal;
+use crate::pick;
+
+/// A launch of `complete_basis`.
+#[derive(Debug)]
+pub struct CompleteCase {
+    /// Rows.
+    pub rank: usize,
+    /// Elements of a row.
+    pub width: usize,
+    /// `[rank, width]`: orthonormal rows, and empty ones.
+    pub vectors: Vec<f32>,
+}
+
+impl CompleteCase {
+    /// The case of a seed: none, some or all rows are empty, and there may be as many rows as elements.
+    pub fn random(seed: u64) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let rank = pick(&mut rng, &[1, 5, 32, 33, 40]);
+        let width = rank + pick(&mut rng, &[0, 1, 30]);
+        let empty = pick(&mut rng, &[0.0, 0.1, 0.5, 1.0]);
+        Self::sized(&mut rng, rank, width, empty)
+    }
+
+    /// A case for a GPU: a layer of 8 KV heads of 128, of which a short prompt has used little.
+    pub fn large(seed: u64) -> Self {
+        Self::sized(&mut ChaCha8Rng::seed_from_u64(seed), 160, 1024, 0.9)
+    }
+
+    fn sized(rng: &mut impl Rng, rank: usize, width: usize, empty: f64) -> Self {
+        let mut rows: Vec<Vec<f64>> = Vec::new();
+        for _ in 0..rank {
+            let mut row: Vec<f64> = (0..width).map(|_| f64::from(normal(rng))).collect();
+            for other in rows.iter().chain(&rows) {
+                let dot: f64 = row.iter().zip(other).map(|(a, b)| a * b).sum();
+                row.iter_mut().zip(other).for_each(|(element, of)| *element -= dot * of);
+            }
+            let length = row.iter().map(|element| element * element).sum::<f64>().sqrt();
+            row.iter_mut().for_each(|element| *element /= length);
+            rows.push(if rng.random_bool(empty) { vec![0.0; width] } else { row });
+        }
+        Self { rank, width, vectors: rows.concat().into_iter().map(|element| element as f32).collect() }
+    }
+
+    /// Whether `found` are the rows that there were and those that the CPU adds.
+    ///
+    /// # Errors
+    /// The first element that is wrong.
+    pub fn check(&self, found: &[f32]) -> Result<(), String> {
+        let mut right: Vec<f64> = self.vectors.iter().map(|element| f64::from(*element)).collect();
+        complete(&mut right, self.width);
+        let rows = self.vectors.chunks_exact(self.width).zip(found.chunks_exact(self.width));
+        for (row, (before, found)) in rows.enumerate() {
+            let filled = before.iter().all(|element| *element == 0.0);
+            if !filled && before != found {
+                return Err(format!("row {row} was not empty, and is another"));
+            }
+            for (at, found) in found.iter().enumerate() {
+                let off = (f64::from(*found) - right[row * self.width + at]).abs();
+                if off.is_nan() || off > 1e-4 {
+                    return Err(format!(
+                        "row {row}, element {at}: {found} for {}",
+                        right[row * self.width + at]
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
