@@ -197,6 +197,7 @@ impl Lists {
             device_pages: pool,
             page_words: (self.page_bytes / WORD_BYTES) as u32,
             device_words: (self.page_bytes / WORD_BYTES) as u32,
+            code: None,
             blocks,
             arrived: None,
         }

@@ -8,7 +8,7 @@ use rand_chacha::ChaCha8Rng;
 use spinkv::backend::cpu::{self, OffloadTables};
 use spinkv::backend::cuda::driver::{DeviceBuffer, PinnedArena};
 use spinkv::backend::cuda::kernels::{Append, OffloadPages, StorePrompt, ValidBits, WriteBack};
-use spinkv::memory::Word;
+use spinkv::memory::{KvDtype, PageLayout, Word};
 use spinkv_kernels::abi::{Entry, PageCopy, SLAB_PAGES, WORD_BYTES};
 
 use crate::measure::{Bench, Shape};
@@ -177,7 +177,9 @@ impl Layer {
             head_words: HEAD_WORDS as usize,
             page_tokens: PAGE_TOKENS as usize,
             on_host: true,
-            host_words: (2 * PAGE_TOKENS * HEAD_WORDS) as usize,
+            host: PageLayout::new(PAGE_TOKENS as usize, 8 * HEAD_WORDS as usize, KvDtype::Bf16)
+                .expect("a page")
+                .into(),
         }
     }
 }
@@ -229,6 +231,7 @@ impl OnDevice {
             page_tokens: PAGE_TOKENS,
             on_host: true,
             host_words: 2 * PAGE_TOKENS * HEAD_WORDS,
+            code: None,
         }
     }
 

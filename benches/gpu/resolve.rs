@@ -145,6 +145,7 @@ impl Batch {
             device_pages: &self.pool,
             page_words: (PAGE_BYTES / WORD_BYTES) as u32,
             device_words: (PAGE_BYTES / WORD_BYTES) as u32,
+            code: None,
             blocks,
             arrived: None,
         }

@@ -50,27 +50,30 @@ pub unsafe fn encode_page(
     store: impl Fn(u32, U32x4),
     round: impl Fn(u32, U32x4),
 ) {
-    let scale_of = |first: u32| {
+    // A lane has the same words twice, so nobody reads what another one has rounded.
+    let half_of = |first: u32| {
         let mut greatest = 0;
-        let mut word = warp::lane_id();
-        while word < half {
-            greatest = greatest.max(greatest_of(load(first + word)));
-            word += WARP;
+        let mut pair = warp::lane_id();
+        while 2 * pair < half {
+            let at = first + 2 * pair;
+            greatest = greatest.max(greatest_of(load(at))).max(greatest_of(load(at + 1)));
+            pair += WARP;
         }
-        code.scale(warp::warp_reduce_max(FULL_MASK, greatest))
+        let scale = code.scale(warp::warp_reduce_max(FULL_MASK, greatest));
+        let mut pair = warp::lane_id();
+        while 2 * pair < half {
+            let at = first + 2 * pair;
+            let codes = encode_words(code, [load(at), load(at + 1)], 1.0 / scale);
+            store(at / 2, codes);
+            let [even, odd] = decode_word(code, codes, scale);
+            round(at, even);
+            round(at + 1, odd);
+            pair += WARP;
+        }
+        scale.to_bits()
     };
-    let (keys, values) = (scale_of(0), scale_of(half));
-    let mut word = warp::lane_id();
-    while word < half {
-        let scale = if 2 * word < half { keys } else { values };
-        let codes = encode_words(code, [load(2 * word), load(2 * word + 1)], 1.0 / scale);
-        store(word, codes);
-        let [even, odd] = decode_word(code, codes, scale);
-        round(2 * word, even);
-        round(2 * word + 1, odd);
-        word += WARP;
-    }
+    let (keys, values) = (half_of(0), half_of(half));
     if warp::lane_id() == 0 {
-        store(half, U32x4 { x: keys.to_bits(), y: values.to_bits(), z: 0, w: 0 });
+        store(half, U32x4 { x: keys, y: values, z: 0, w: 0 });
     }
 }

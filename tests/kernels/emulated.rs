@@ -47,6 +47,16 @@ fn gather_on_random_shapes() {
 }
 
 #[test]
+fn gather_coded_on_random_shapes() {
+    for seed in 0..SHAPES {
+        let case = GatherCase::coded(seed);
+        let (pool, arrived) =
+            case.emulate(seed).unwrap_or_else(|fault| panic!("seed {seed}: {fault}\n{case:?}"));
+        case.check(&pool, &arrived).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
+    }
+}
+
+#[test]
 fn gather_bulk_on_random_shapes() {
     for seed in 0..SHAPES {
         let case = GatherCase::random(seed);
@@ -68,10 +78,11 @@ fn gather_bulk_in_random_orders() {
 
 #[test]
 fn gather_in_random_orders() {
-    let case = GatherCase::random(SHAPES);
-    let first = case.emulate(0).unwrap();
-    case.check(&first.0, &first.1).unwrap();
-    for schedule in 1..SCHEDULES {
-        assert_eq!(case.emulate(schedule).unwrap(), first, "schedule {schedule}");
+    for case in [GatherCase::random(SHAPES), GatherCase::coded(SHAPES)] {
+        let first = case.emulate(0).unwrap();
+        case.check(&first.0, &first.1).unwrap();
+        for schedule in 1..SCHEDULES {
+            assert_eq!(case.emulate(schedule).unwrap(), first, "schedule {schedule}");
+        }
     }
 }

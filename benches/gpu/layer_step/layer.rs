@@ -252,6 +252,7 @@ impl Layer {
             device_pages: pool,
             page_words: PAGE_WORDS as u32,
             device_words: PAGE_WORDS as u32,
+            code: None,
             blocks: GATHER_BLOCKS,
             arrived: None,
         };

@@ -2,7 +2,9 @@ use cuda_std::prelude::*;
 use cuda_std::warp::FULL_MASK;
 
 use super::warp_copy::{copy_words, publish};
+use crate::abi::page_code::{NO_CODE, PageCode};
 use crate::abi::{Entry, WARP, host_page};
+use crate::codes::encode_page;
 
 /// Stores the new token of each row of a decode step in its steady page, one layer; a page that is now full goes to the host.
 ///
@@ -20,7 +22,8 @@ use crate::abi::{Entry, WARP, host_page};
 /// | `kv_heads`, `head_words` | at least 1 | `head_words` is head dim / 8 |
 /// | `page_tokens` | at least 1 | tokens of a page |
 /// | `on_host` | 0 or 1 | whether full pages go to the host: not those of the sequence where the host has clusters |
-/// | `host_words` | 1 to a page's | words of a host page: the end of the GPU page, which is its values or all of it |
+/// | `host_words` | 1 to a page's | words of a host page: the end of the GPU page, which is its values or all of it; or its codes and scales |
+/// | `code` | [`NO_CODE`] or a [`PageCode`] | of host pages. A page that is full is then on the GPU, too, what its codes say; `head_words` is even |
 ///
 /// A slab is read only for a page that is full, so there need be none before. Entries without tokens are passed over.
 ///
@@ -56,6 +59,7 @@ pub unsafe fn append(
     page_tokens: u32,
     on_host: u32,
     host_words: u32,
+    code: u32,
 ) {
     let warp = thread::index_1d() / WARP;
     let (index, head) = (warp / kv_heads, warp % kv_heads);
@@ -94,6 +98,18 @@ pub unsafe fn append(
     let slab = entry.slab_place(row, key);
     let host_page = host_page(host_slabs.load(slab as usize), key);
     let host_page = host_pages.rows(host_words as usize).row(host_page as usize);
+    if code != NO_CODE {
+        let full = page.as_global();
+        encode_page(
+            PageCode::of(code),
+            half,
+            |word| full.load(word as usize),
+            |word, codes| host_page.store(word as usize, codes),
+            |word, rounded| page.store(word as usize, rounded),
+        );
+        publish(host_valid, slab, key);
+        return;
+    }
     let page = page.slice((2 * half - host_words) as usize, host_words as usize);
     let page = page.as_global();
     copy_words(

@@ -1,7 +1,9 @@
 use cuda_std::prelude::*;
 
 use super::warp_copy::{copy_words, publish};
+use crate::abi::page_code::{NO_CODE, PageCode};
 use crate::abi::{Entry, WARP, host_page};
+use crate::codes::encode_page;
 use crate::ragged::request_of;
 
 /// Stores the keys and values of a ragged batch of prompts as pages, one layer: complete pages on the host, those of the
@@ -23,7 +25,7 @@ use crate::ragged::request_of;
 /// | `kv_heads`, `head_words` | at least 1 | `head_words` is head dim / 8 |
 /// | `page_tokens` | at least 1 | tokens of a page |
 /// | `on_host` | 0 or 1 | as for [`append`](super::append()) |
-/// | `host_words` | 1 to a page's | words of a host page: the end of the GPU page, which is its values or all of it |
+/// | `host_words`, `code` | | as for [`append`](super::append()) |
 ///
 /// Of a last page that is not complete only the tokens that there are are written.
 ///
@@ -62,6 +64,7 @@ pub unsafe fn store_prompt(
     page_tokens: u32,
     on_host: u32,
     host_words: u32,
+    code: u32,
 ) {
     let pages = first_page.load(requests as usize) * kv_heads;
     let half = page_tokens * head_words;
@@ -88,16 +91,30 @@ pub unsafe fn store_prompt(
                 .row((first + word / head_words) as usize)
                 .load_with(column as usize, LoadCache::ReadOnlyOnce)
         };
-        if key.wrapping_sub(entry.leaving_key) >= entry.leaving {
-            let page = pool.row(steady.load(entry.steady_place(row, key) as usize) as usize);
+        let goes = tokens == page_tokens && on_host != 0;
+        let stays = key.wrapping_sub(entry.leaving_key) >= entry.leaving;
+        // Read only if there is one.
+        let steady_page = if stays { steady.load(entry.steady_place(row, key) as usize) } else { 0 };
+        if stays && !(goes && code != NO_CODE) {
             let place = |at: u32| if at < words { at } else { half + at - words };
+            let page = pool.row(steady_page as usize);
             copy_words(2 * words, load, |at, loaded| page.store(place(at) as usize, loaded));
         }
-        if tokens == page_tokens && on_host != 0 {
+        if goes {
             let slab = entry.slab_place(row, key);
             let page = host_pages.row(host_page(host_slabs.load(slab as usize), key) as usize);
-            let skipped = 2 * half - host_words;
-            copy_words(host_words, |at| load(skipped + at), |at, loaded| page.store(at as usize, loaded));
+            if code == NO_CODE {
+                let skipped = 2 * half - host_words;
+                copy_words(host_words, |at| load(skipped + at), |at, loaded| page.store(at as usize, loaded));
+            } else {
+                let store = |at: u32, codes| page.store(at as usize, codes);
+                let round = |at: u32, rounded| {
+                    if stays {
+                        pool.row(steady_page as usize).store(at as usize, rounded);
+                    }
+                };
+                encode_page(PageCode::of(code), half, load, store, round);
+            }
             publish(host_valid, slab, key);
         }
         warp += thread::grid_dim_x() * (thread::block_dim_x() / WARP);

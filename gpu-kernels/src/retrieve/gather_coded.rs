@@ -4,7 +4,7 @@ use cuda_std::warp::FULL_MASK;
 
 use super::lists::Lists;
 use crate::abi::gather::{BLOCK, PIECE_WORDS};
-use crate::abi::page_code::{PageCode, coded_words};
+use crate::abi::page_code::PageCode;
 use crate::abi::{PageCopy, WARP};
 use crate::codes::decode_word;
 
@@ -17,9 +17,10 @@ use crate::codes::decode_word;
 /// | `counts` | `[lists]`: copies of each list to make; more than `capacity` counts as `capacity` | device |
 /// | `lists` | at least 1 | |
 /// | `capacity` | with `lists`, at most [`max_copies`](crate::abi::gather::max_copies) in all | |
-/// | `host_pages` | `[host pages, coded_words(page_words)]` words | mapped host |
-/// | `device_pages` | `[device pages, page_words]` words | device |
-/// | `page_words` | words of a GPU page, a multiple of 4 | |
+/// | `host_pages` | `[host pages, page_words]` words | mapped host |
+/// | `device_pages` | `[device pages, device_words]` words | device |
+/// | `page_words` | words of a host page, [`coded_words`](crate::abi::page_code::coded_words) | |
+/// | `device_words` | words of a GPU page, a multiple of 4 | |
 /// | `arrived` | `[lists]`, 0 before: words of each list's GPU pages that are there. Counted if `counted` is 1, else not touched | device |
 /// | `code` | a [`PageCode`] | |
 ///
@@ -41,6 +42,7 @@ pub unsafe fn gather_coded(
     host_pages: Global<U32x4>,
     device_pages: GlobalMut<U32x4>,
     page_words: u32,
+    device_words: u32,
     arrived: GlobalMut<u32>,
     counted: u32,
     code: u32,
@@ -48,14 +50,14 @@ pub unsafe fn gather_coded(
     #[cfg(any(not(target_arch = "nvptx64"), sm_90))]
     thread::launch_dependents();
     let lists = Lists::new(copies, counts, lists, capacity, BLOCK, 0);
-    let code_words = page_words / 2;
+    let code_words = page_words - 1;
     let words = lists.all() * code_words;
     let warp = thread::index_1d() / WARP;
     let stride = thread::grid_dim_x() * (BLOCK / WARP) * PIECE_WORDS;
     let code = PageCode::of(code);
 
-    let host_pages = host_pages.rows(coded_words(page_words) as usize);
-    let device_pages = device_pages.rows(page_words as usize);
+    let host_pages = host_pages.rows(page_words as usize);
+    let device_pages = device_pages.rows(device_words as usize);
 
     let mut first = warp * PIECE_WORDS;
     while first < words {
@@ -97,7 +99,7 @@ pub unsafe fn gather_coded(
             if warp::lane_id() == 0 {
                 fence(Fence::AcqRel, Scope::Device);
                 let end = words.min(first + PIECE_WORDS);
-                lists.count(arrived, 2 * first, 2 * end, page_words);
+                lists.count(arrived, 2 * first, 2 * end, device_words);
             }
         }
         // Saturates instead of wrapping: a list may end near 2^32 words.

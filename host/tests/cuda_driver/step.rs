@@ -98,6 +98,7 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
         page_tokens: 8,
         on_host: true,
         host_words: 128,
+        code: None,
     };
     let append = Append { pages: of_append, keys: &keys, values: &keys };
     let score = Score {
@@ -175,6 +176,7 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
         device_pages: &pool,
         page_words: 128,
         device_words: 128,
+        code: None,
         blocks: 2,
         arrived: Some(&arrived),
     };

@@ -14,6 +14,12 @@ pub fn tests() -> Vec<Test> {
         test("gather::thousands_of_pages", |machine| {
             gather(machine, GatherVariant::ZeroCopy, &GatherCase::large(machine.seed))
         }),
+        test("gather_coded::random_shapes", |machine| {
+            machine.on_seeds(|seed| gather(machine, GatherVariant::Coded, &GatherCase::coded(seed)))
+        }),
+        test("gather_coded::thousands_of_pages", |machine| {
+            gather(machine, GatherVariant::Coded, &GatherCase::large_coded(machine.seed))
+        }),
         test("gather_bulk::random_shapes", |machine| {
             machine.on_seeds(|seed| gather(machine, GatherVariant::Bulk, &GatherCase::random(seed)))
         }),
@@ -53,6 +59,7 @@ fn gather(machine: &Machine, variant: GatherVariant, case: &GatherCase) -> Outco
         device_pages: &pool,
         page_words: case.page_words as u32,
         device_words: case.device_words as u32,
+        code: case.code,
         blocks: case.grid,
         arrived: Some(&arrived),
     };

@@ -68,7 +68,8 @@ fn offload(machine: &Machine, case: &OffloadCase) -> Outcome {
         head_words: case.head_words as u32,
         page_tokens: case.page_tokens as u32,
         on_host: case.on_host,
-        host_words: case.host_words as u32,
+        host_words: case.host_words() as u32,
+        code: case.host().code(),
     };
     let keys = DeviceBuffer::<Word>::from_slice(stream, &padded(&case.keys, 1))?;
     let values = DeviceBuffer::<Word>::from_slice(stream, &padded(&case.values, 1))?;

@@ -6,7 +6,7 @@ use spinkv_kernels::abi;
 use spinkv_kernels::attention::{
     attend_64, attend_128, prefill_64, prefill_128, prefill_wgmma_64, prefill_wgmma_128,
 };
-use spinkv_kernels::retrieve::{gather, gather_bulk};
+use spinkv_kernels::retrieve::{gather, gather_bulk, gather_coded};
 use spinkv_kernels::select::{score, select, top_k};
 
 use super::attend::AttendCase;
@@ -34,7 +34,7 @@ pub fn to_words(buffer: &Buffer<U32x4>) -> Vec<u128> {
 }
 
 impl GatherCase {
-    /// The pool, and the words of each list counted as arrived, after `gather` ran in the order of `schedule`.
+    /// The pool, and the words of each list counted as arrived, after `gather`, or `gather_coded` for coded pages, ran in the order of `schedule`.
     ///
     /// # Errors
     /// What the emulator found wrong.
@@ -69,7 +69,38 @@ impl GatherCase {
             let kernel = if bulk { gather_bulk } else { gather };
             // SAFETY: the emulator checks every access.
             unsafe {
-                kernel(copies, counts, lists, capacity, pages, pool, page_words, device_words, arrived, 1);
+                match self.code {
+                    Some(code) => {
+                        let code = code as u32;
+                        gather_coded(
+                            copies,
+                            counts,
+                            lists,
+                            capacity,
+                            pages,
+                            pool,
+                            page_words,
+                            device_words,
+                            arrived,
+                            1,
+                            code,
+                        );
+                    }
+                    None => {
+                        kernel(
+                            copies,
+                            counts,
+                            lists,
+                            capacity,
+                            pages,
+                            pool,
+                            page_words,
+                            device_words,
+                            arrived,
+                            1,
+                        );
+                    }
+                }
             }
         })?;
         Ok((to_words(&pool), arrived.to_vec()))

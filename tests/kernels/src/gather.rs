@@ -1,10 +1,12 @@
-//! Cases of `gather` and `gather_bulk`.
+//! Cases of `gather`, `gather_bulk` and `gather_coded`.
 
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use spinkv::backend::cpu;
-use spinkv_kernels::abi::PageCopy;
+use spinkv::memory::{HostFormat, HostLayout, KvDtype, PageLayout};
+use spinkv_kernels::abi::page_code::{PageCode, coded_words};
+use spinkv_kernels::abi::{PageCopy, WORD_ELEMENTS};
 
 use super::{POISON, WILD, pick};
 
@@ -23,6 +25,8 @@ pub struct GatherCase {
     pub page_words: usize,
     /// Words of a GPU page.
     pub device_words: usize,
+    /// The code of host pages, which then are [`coded_words`] long.
+    pub code: Option<PageCode>,
     /// Blocks to launch.
     pub grid: u32,
 }
@@ -38,6 +42,33 @@ impl GatherCase {
         let capacity = if lists == 1 { rng.random_range(1..=40) } else { rng.random_range(1..=6) };
         let grid = rng.random_range(1..=3);
         Self::sized(&mut rng, page_words, lists, capacity, grid)
+    }
+
+    /// The case of a seed for `gather_coded`.
+    pub fn coded(seed: u64) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let device_words = pick(&mut rng, &[4, 8, 20, 32, 64, 100, 256, 260, 512, 1024]);
+        let lists = pick(&mut rng, &[1, 1, 2, 3, 8, 40]);
+        let capacity = if lists == 1 { rng.random_range(1..=40) } else { rng.random_range(1..=6) };
+        let grid = rng.random_range(1..=3);
+        Self::sized(&mut rng, coded_words(device_words as u32) as usize, lists, capacity, grid)
+            .with_code(device_words, &mut rng)
+    }
+
+    /// Thousands of pages of 4 KiB, of which half the bytes are moved.
+    pub fn large_coded(seed: u64) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        Self::sized(&mut rng, 129, 128, 160, 16).with_code(256, &mut rng)
+    }
+
+    /// With scales that are some, in the last words of host pages.
+    fn with_code(mut self, device_words: usize, rng: &mut impl Rng) -> Self {
+        for page in self.host_pages.chunks_exact_mut(self.page_words) {
+            let mut scale = || (rng.random_range(-20..10) as f32).exp2().to_bits();
+            page[self.page_words - 1] = bytemuck::cast([scale(), scale(), 0, 0]);
+        }
+        let code = pick(rng, &[PageCode::E4m3 as usize, PageCode::Int8 as usize]) as u32;
+        Self { device_words, code: Some(PageCode::of(code)), ..self }
     }
 
     /// Thousands of pages of 4 KiB, as a step of a large batch has.
@@ -84,6 +115,7 @@ impl GatherCase {
             device_pages: device_pages.max(1),
             page_words,
             device_words: page_words + [0, 0, page_words, 1][rng.random_range(0..4)],
+            code: None,
             grid,
         }
     }
@@ -103,7 +135,8 @@ impl GatherCase {
     /// # Errors
     /// The first word that differs, or the first list of which not all is counted as arrived.
     pub fn check(&self, pool: &[u128], arrived: &[u32]) -> Result<(), String> {
-        let made = |count: &u32| self.page_words as u32 * (*count).min(self.capacity() as u32);
+        let words = if self.code.is_some() { self.device_words } else { self.page_words };
+        let made = |count: &u32| words as u32 * (*count).min(self.capacity() as u32);
         let counted: Vec<u32> = self.counts.iter().map(made).collect();
         if let Some(list) = arrived.iter().zip(&counted).position(|(found, expected)| found != expected) {
             return Err(format!("list {list}: {} of {} words are counted", arrived[list], counted[list]));
@@ -111,7 +144,17 @@ impl GatherCase {
         let mut expected = self.pool();
         for (list, count) in self.copies.chunks_exact(self.capacity()).zip(&self.counts) {
             let made = &list[..list.len().min(*count as usize)];
-            cpu::gather(made, &self.host_pages, &mut expected, self.page_words, self.device_words);
+            match self.code {
+                Some(code) => {
+                    // A page is one long token.
+                    let page = PageLayout::new(1, self.device_words / 2 * WORD_ELEMENTS, KvDtype::Bf16);
+                    let host = HostLayout::new(page.expect("a page"), HostFormat::Coded(code));
+                    cpu::gather_coded(made, &self.host_pages, &mut expected, &host.expect("whole words"));
+                }
+                None => {
+                    cpu::gather(made, &self.host_pages, &mut expected, self.page_words, self.device_words);
+                }
+            }
         }
         let Some(word) = pool.iter().zip(&expected).position(|(found, expected)| found != expected) else {
             assert_eq!(pool.len(), expected.len());

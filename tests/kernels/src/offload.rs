@@ -7,7 +7,9 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use spinkv::backend::cpu::{OffloadPages, OffloadTables};
-use spinkv_kernels::abi::{self, Entry, SLAB_PAGES};
+use spinkv::memory::{HostFormat, HostLayout, KvDtype, PageLayout};
+use spinkv_kernels::abi::page_code::{NO_CODE, PageCode};
+use spinkv_kernels::abi::{self, Entry, SLAB_PAGES, WORD_ELEMENTS};
 use spinkv_kernels::offload;
 
 use super::emulated::{to_words, words};
@@ -49,14 +51,22 @@ pub struct OffloadCase {
     pub page_tokens: usize,
     /// Whether full pages go to the host.
     pub on_host: bool,
-    /// Words of a host page.
-    pub host_words: usize,
+    /// What the host holds of a page.
+    pub format: HostFormat,
     /// Of prompts: `[requests]`.
     pub first_token: Vec<u32>,
     /// Of prompts: `[requests + 1]`.
     pub first_page: Vec<u32>,
     /// Of prompts: blocks to launch.
     pub grid: u32,
+}
+
+/// Makes numbers of moderate size of random bits, so that none is an infinity or a NaN, and some zeros.
+fn tame(words: &mut [u128]) {
+    for bits in bytemuck::cast_slice_mut::<_, u16>(words) {
+        let exponent = *bits >> 7 & 0xff;
+        *bits = if exponent < 8 { 0 } else { *bits & 0x807f | (100 + exponent % 40) << 7 };
+    }
 }
 
 impl OffloadCase {
@@ -101,7 +111,7 @@ impl OffloadCase {
             kv_heads: 8,
             head_words: 16,
             page_tokens: 8,
-            host_words: 256,
+            format: HostFormat::Full,
             grid: 16,
             ..Self::sized(&mut rng)
         };
@@ -118,10 +128,12 @@ impl OffloadCase {
             pick(rng, &[1, 2, 3, 8, 12, 16, 31, 33])
         };
         let kv_heads = rng.random_range(1..=if page_tokens * head_words > 256 { 2 } else { 5 });
-        // Whole pages, or their values.
-        let host_words = page_tokens * head_words * rng.random_range(1..=2);
+        let coded = [PageCode::E4m3, PageCode::Int8].map(HostFormat::Coded);
+        let formats = [HostFormat::Full, HostFormat::Values, coded[0], coded[1]];
+        // Codes of a key are whole words.
+        let format = formats[rng.random_range(0..if head_words % 2 == 0 { 4 } else { 2 })];
         Self {
-            host_words,
+            format,
             entries: Vec::new(),
             keys: Vec::new(),
             values: Vec::new(),
@@ -225,13 +237,37 @@ impl OffloadCase {
         let valid = |_| rng.random::<u32>() & rng.random::<u32>() & 0xffff;
         self.before.host_valid = (0..self.host_slabs.len()).map(valid).collect();
         self.before.pool = random(pages * page_words, rng);
-        self.before.host_pages = vec![POISON; slabs * SLAB_PAGES as usize * self.host_words];
+        self.before.host_pages = vec![POISON; slabs * SLAB_PAGES as usize * self.host_words()];
+        if self.code() != NO_CODE {
+            [&mut self.keys, &mut self.values, &mut self.before.pool]
+                .into_iter()
+                .for_each(|words| tame(words));
+        }
         self
+    }
+
+    /// The host's pages.
+    ///
+    /// # Panics
+    /// Never: cases are of pages that there are.
+    pub fn host(&self) -> HostLayout {
+        let page = PageLayout::new(self.page_tokens, self.head_words * WORD_ELEMENTS, KvDtype::Bf16);
+        HostLayout::new(page.expect("a page of tokens"), self.format).expect("heads that can be coded")
+    }
+
+    /// Words of a host page.
+    pub fn host_words(&self) -> usize {
+        self.host().page_words()
+    }
+
+    /// The kernels' parameter.
+    fn code(&self) -> u32 {
+        self.host().code().map_or(NO_CODE, |code| code as u32)
     }
 
     /// The sizes that both kernels take.
     fn sizes(&self) -> [u32; 5] {
-        [self.first_row, self.kv_heads, self.head_words, self.page_tokens, self.host_words]
+        [self.first_row, self.kv_heads, self.head_words, self.page_tokens, self.host().page_words()]
             .map(|size| size as u32)
     }
 
@@ -251,7 +287,7 @@ impl OffloadCase {
             head_words: self.head_words,
             page_tokens: self.page_tokens,
             on_host: self.on_host,
-            host_words: self.host_words,
+            host: self.host(),
         };
         let mut expected = self.before.clone();
         let mut pages = OffloadPages {
@@ -291,7 +327,7 @@ impl OffloadCase {
         let page_words = 2 * self.page_tokens * self.head_words;
         for (tier, page_words, found, expected) in [
             ("GPU", page_words, &found.pool, &expected.pool),
-            ("host", self.host_words, &found.host_pages, &expected.host_pages),
+            ("host", self.host_words(), &found.host_pages, &expected.host_pages),
         ] {
             assert_eq!(found.len(), expected.len());
             if let Some(at) = (0..found.len()).find(|at| found[*at] != expected[*at]) {
@@ -364,8 +400,9 @@ impl OffloadCase {
                         page_tokens,
                         self.on_host.into(),
                         host_words,
+                        self.code(),
                     );
-                    read_published(published, host_valid.view(), host_pages.view(), self.host_words);
+                    read_published(published, host_valid.view(), host_pages.view(), self.host_words());
                 }
             })?;
         } else {
@@ -389,8 +426,9 @@ impl OffloadCase {
                         page_tokens,
                         self.on_host.into(),
                         host_words,
+                        self.code(),
                     );
-                    read_published(published, host_valid.view(), host_pages.view(), self.host_words);
+                    read_published(published, host_valid.view(), host_pages.view(), self.host_words());
                 }
             })?;
         }

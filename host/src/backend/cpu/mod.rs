@@ -25,7 +25,7 @@ pub use attend_prompt::{attend_prompt, attend_prompt_scratch};
 pub use backend::CpuBackend;
 pub use cluster::cluster;
 pub use gate::{gate_key, gate_query};
-pub use gather::gather;
+pub use gather::{gather, gather_coded};
 pub use index::{key_bounds, least_cosine, mean_key, outliers};
 pub use offload::{OffloadPages, OffloadTables, write_back};
 pub use select::{

@@ -1,6 +1,6 @@
 use spinkv_kernels::abi::{Entry, PageCopy, SLAB_PAGES, valid_place};
 
-use crate::memory::Word;
+use crate::memory::{HostLayout, Word};
 
 /// What one layer's Offload works on: sizes, the requests' entries, and the tables that say where pages are.
 #[derive(Clone, Copy, Debug)]
@@ -21,8 +21,8 @@ pub struct OffloadTables<'a> {
     pub page_tokens: usize,
     /// Whether full pages go to the host: not those of the sequence where the host has clusters.
     pub on_host: bool,
-    /// Words of a host page: the end of the GPU page.
-    pub host_words: usize,
+    /// What the host holds of a page.
+    pub host: HostLayout,
 }
 
 /// Where Offload writes.
@@ -30,7 +30,7 @@ pub struct OffloadTables<'a> {
 pub struct OffloadPages<'a> {
     /// `[pages, 2, page_tokens, head_words]`, on the GPU.
     pub pool: &'a mut [Word],
-    /// `[slabs, 16, host_words]`, on the host.
+    /// `[slabs, 16]` host pages.
     pub host_pages: &'a mut [Word],
     /// Valid bits, a u32 for each of `host_slabs`.
     pub host_valid: &'a mut [u32],
@@ -61,8 +61,8 @@ impl OffloadTables<'_> {
     fn publish(&self, pages: &mut OffloadPages<'_>, entry: &Entry, row: usize, key: usize, page: &[Word]) {
         let slab = entry.first_slab as usize + row * entry.slab_stride as usize + key / SLAB_PAGES as usize;
         let host_page = self.host_slabs[slab] as usize * SLAB_PAGES as usize + key % SLAB_PAGES as usize;
-        let words = self.host_words;
-        pages.host_pages[host_page * words..][..words].copy_from_slice(&page[page.len() - words..]);
+        let words = self.host.page_words();
+        self.host.to_host(page, &mut pages.host_pages[host_page * words..][..words]);
         set_valid(pages.host_valid, valid_place(slab as u32, key as u32));
     }
 
@@ -83,8 +83,9 @@ impl OffloadTables<'_> {
                 let page = &mut pages.pool[page * words..][..words];
                 self.write_token(page, token % self.page_tokens, &keys[new.clone()], &values[new]);
                 if self.on_host && (token + 1).is_multiple_of(self.page_tokens) {
-                    let page = page.to_vec();
-                    self.publish(pages, entry, row, key, &page);
+                    let full = page.to_vec();
+                    self.host.round(page);
+                    self.publish(pages, entry, row, key, &full);
                 }
             }
         }
@@ -119,11 +120,16 @@ impl OffloadTables<'_> {
                         self.write_token(page, token - first, &keys[at.clone()], &values[at]);
                     }
                 };
+                let goes = self.on_host && end == first + self.page_tokens;
                 if !leaving.contains(&key) {
                     let page = self.pool_page(entry, row, key);
-                    write(&mut pages.pool[page * words..][..words]);
+                    let page = &mut pages.pool[page * words..][..words];
+                    write(page);
+                    if goes {
+                        self.host.round(page);
+                    }
                 }
-                if self.on_host && end == first + self.page_tokens {
+                if goes {
                     let mut page = vec![0; words];
                     write(&mut page);
                     self.publish(pages, entry, row, key, &page);
@@ -160,6 +166,7 @@ fn set_valid(host_valid: &mut [u32], place: u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::{KvDtype, PageLayout};
 
     /// One head of one word, pages of two tokens, one sink page and a ring of two; layer 1 of models with one head, so row 1.
     fn tables<'a>(entries: &'a [Entry], steady: &'a [u32], host_slabs: &'a [u32]) -> OffloadTables<'a> {
@@ -172,7 +179,7 @@ mod tests {
             head_words: 1,
             page_tokens: 2,
             on_host: true,
-            host_words: 4,
+            host: PageLayout::new(2, 8, KvDtype::Bf16).unwrap().into(),
         }
     }
 

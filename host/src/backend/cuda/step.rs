@@ -1,4 +1,5 @@
 use bytemuck::Pod;
+use spinkv_kernels::abi::page_code::{NO_CODE, PageCode};
 
 use super::driver::{DeviceBuffer, DriverError, Graph, Result, Stream, check_length, check_operand};
 use super::kernels::{
@@ -60,16 +61,9 @@ impl LayerStep<'_> {
     /// Refuses stages that are not of one batch, layer and kind of page, or that do not hand on to each other: another shape of logits or
     /// lists on either side would be read as what it is not.
     fn check(&self) -> Result<()> {
-        let Self {
-            index,
-            append: Append { pages, .. },
-            select,
-            resolve,
-            gather,
-            attend,
-            clusters,
-            low_rank,
-        } = self;
+        let Self { index, append: Append { pages, .. }, select, resolve, gather, attend, clusters, low_rank } =
+            self;
+        let code = |of: Option<PageCode>| of.map_or(NO_CODE, |code| code as u32) as usize;
         let all = |shapes: &[(&'static str, usize, usize)]| {
             shapes.iter().try_for_each(|(what, expected, found)| check_length(what, *expected, *found))
         };
@@ -119,6 +113,7 @@ impl LayerStep<'_> {
             ("gather counts", resolve.copy_counts.len(), gather.counts.len()),
             ("gather page_words", pages.host_words as usize, gather.page_words as usize),
             ("gather device_words", page_words, gather.device_words as usize),
+            ("gather code", code(pages.code), code(gather.code)),
         ])?;
         if let Some(LowRankStages { project, replace, rebuild }) = low_rank {
             all(&[

@@ -31,6 +31,7 @@ fn offloads_are_checked_and_launched() {
         page_tokens: 4,
         on_host: true,
         host_words: 48,
+        code: None,
     };
     driver.log();
     // SAFETY: the stand-in's kernels touch nothing.

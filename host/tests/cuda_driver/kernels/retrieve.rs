@@ -22,6 +22,7 @@ fn a_gather_is_checked_and_launched() {
         device_pages: &device_pages,
         page_words: 16,
         device_words: 16,
+        code: None,
         blocks: 24,
         arrived: None,
     };

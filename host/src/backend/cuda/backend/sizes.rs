@@ -1,5 +1,6 @@
 use spinkv_kernels::abi::attend::blocks_of_group;
 use spinkv_kernels::abi::low_rank::{MAX_RANK, RANK_STEP};
+use spinkv_kernels::abi::page_code::PageCode;
 use spinkv_kernels::abi::{MAX_SLOTS, SEGMENT_KEYS, SLAB_PAGES, WORD_ELEMENTS, gather};
 
 use super::super::kernels::{IndexOperator, Kernels, PartitionPages};
@@ -55,6 +56,8 @@ pub(super) struct Sizes {
     pub clusters: Option<ClusterSizes>,
     /// Words of a host page.
     pub host_page_words: usize,
+    /// The code of host pages, if they are coded.
+    pub code: Option<PageCode>,
     /// Vectors of the bases of keys in low rank; 0 for keys that are on the host.
     pub rank: usize,
     /// The most pages of a row that leave the steady zone in one step.
@@ -234,6 +237,7 @@ impl Sizes {
             page_words: layout.page_words(),
             clusters,
             host_page_words: config.host_layout().page_words(),
+            code: config.host_layout().code(),
             rank,
             leaving_pages: unit / page_tokens,
             summaries,

@@ -266,6 +266,7 @@ impl<'a> Stages<'a> {
             page_tokens: sizes.page_tokens as u32,
             on_host: sizes.clusters.is_none(),
             host_words: sizes.host_page_words as u32,
+            code: sizes.code,
         }
     }
 
@@ -383,14 +384,15 @@ impl<'a> Stages<'a> {
             device_pages: &self.backend.tables.pool,
             page_words: self.sizes().host_page_words as u32,
             device_words: self.sizes().page_words as u32,
+            code: self.sizes().code,
             blocks: GATHER_BLOCKS,
             arrived: self.counts_arrivals().then_some(&lists.arrived),
         }
     }
 
-    /// Whether attention may begin while pages come: it counts whole ones.
+    /// Whether attention may begin while pages come: not while their keys are made elsewhere.
     fn counts_arrivals(&self) -> bool {
-        self.sizes().host_page_words == self.sizes().page_words
+        self.sizes().rank == 0
     }
 
     fn attend(&self, queries: &'a DeviceBuffer<Word>, outputs: &'a DeviceBuffer<Word>) -> Attend<'a> {

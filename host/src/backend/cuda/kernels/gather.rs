@@ -1,3 +1,4 @@
+use spinkv_kernels::abi::page_code::{PageCode, coded_words};
 use spinkv_kernels::abi::{PageCopy, WORD_BYTES, gather, gather_bulk};
 
 use super::super::driver::{
@@ -17,6 +18,8 @@ pub enum GatherVariant {
     ZeroCopy,
     /// `gather_bulk`: bulk copies through shared memory, from sm_90 on.
     Bulk,
+    /// `gather_coded`: loads of codes, which become bf16 as they arrive.
+    Coded,
 }
 
 impl GatherVariant {
@@ -37,7 +40,7 @@ impl GatherVariant {
     }
 }
 
-/// A launch of `gather` or `gather_bulk`: copies the pages that lists on the device name from the arena to the pool.
+/// A launch of `gather`, `gather_bulk` or `gather_coded`: copies the pages that lists on the device name from the arena to the pool.
 ///
 /// # Launch
 /// `blocks` blocks of [`BLOCK`](gather::BLOCK) threads: 1 to [`MAX_BLOCKS`](gather::MAX_BLOCKS), beyond which the kernel would not
@@ -54,8 +57,10 @@ pub struct Gather<'a> {
     pub device_pages: &'a DeviceBuffer<Word>,
     /// Words of a host page.
     pub page_words: u32,
-    /// Words of a GPU page, of which a host page is the end.
+    /// Words of a GPU page, of which a host page is the end, if it is not coded.
     pub device_words: u32,
+    /// The code of host pages, if they are coded.
+    pub code: Option<PageCode>,
     /// Blocks to spend on it. A few saturate the bus; see `benches/results`.
     pub blocks: u32,
     /// `[lists]`, 0 before: words of each list's pages that are there, for an [`Attend`](super::Attend) that runs beside it.
@@ -65,6 +70,9 @@ pub struct Gather<'a> {
 impl Gather<'_> {
     /// The variant that [`launch`](Self::launch) takes.
     pub fn variant(&self, kernels: &Kernels) -> GatherVariant {
+        if self.code.is_some() {
+            return GatherVariant::Coded;
+        }
         let has_bulk = kernels.gather_bulk.is_some();
         GatherVariant::choose(self.page_words, self.copies.len(), self.blocks, has_bulk)
     }
@@ -73,7 +81,7 @@ impl Gather<'_> {
     ///
     /// # Errors
     /// [`Length`](DriverError::Length) if the copies do not part into lists of equal length or another number of lists is counted, [`Operand`](DriverError::Operand) for
-    /// a page size of 0, a GPU page below it, blocks outside of the launch's limits, no list, more than [`MAX_LISTS`](gather::MAX_LISTS) or copies
+    /// a page size of 0, a GPU page below it or, of coded pages, another than theirs, a variant that does not read codes and the reverse, blocks outside of the launch's limits, no list, more than [`MAX_LISTS`](gather::MAX_LISTS) or copies
     /// beyond [`max_copies`](gather::max_copies), [`OutOfRange`](DriverError::OutOfRange) for an arena without room for a page, or
     /// a failed launch.
     ///
@@ -105,6 +113,14 @@ impl Gather<'_> {
             self.device_words.into(),
             self.page_words.into()..=u32::MAX.into(),
         )?;
+        if self.code.is_some() {
+            check_operand("gather device_words % 4", (self.device_words % 4).into(), 0..=0)?;
+            let coded = coded_words(self.device_words).into();
+            check_operand("gather page_words", self.page_words.into(), coded..=coded)?;
+        }
+        // Only one of the variants reads codes, and it reads nothing else.
+        let (reads_codes, coded) = (variant == GatherVariant::Coded, u64::from(self.code.is_some()));
+        check_operand("gather code", reads_codes.into(), coded..=coded)?;
         check_operand("gather blocks", self.blocks.into(), 1..=gather::MAX_BLOCKS.into())?;
         let max_copies = gather::max_copies(self.page_words).into();
         check_operand("gather copies", self.copies.len() as u64, 0..=max_copies)?;
@@ -126,17 +142,28 @@ impl Gather<'_> {
             u32::from(self.arrived.is_some()).into(),
         ];
         let lists = lists as u32;
-        let (function, block, shared_bytes) = match variant {
-            GatherVariant::ZeroCopy => (&kernels.gather, gather::BLOCK, gather::shared_bytes(lists)),
+        let of_lists = (gather::BLOCK, gather::shared_bytes(lists));
+        let (function, (block, shared_bytes)) = match variant {
+            GatherVariant::ZeroCopy => (&kernels.gather, of_lists),
+            GatherVariant::Coded => (&kernels.gather_coded, of_lists),
             GatherVariant::Bulk => {
                 let missing = || DriverError::UnknownFunction { name: "gather_bulk".to_owned() };
                 let function = kernels.gather_bulk.as_ref().ok_or_else(missing)?;
-                (function, gather_bulk::BLOCK, gather_bulk::shared_bytes(lists))
+                (function, (gather_bulk::BLOCK, gather_bulk::shared_bytes(lists)))
             }
         };
         let shape = LaunchShape::linear(self.blocks, block).with_shared_bytes(shared_bytes);
-        // SAFETY: order and types are those of both kernels; the caller answers for what the lists name.
-        unsafe { launch_with(function, &shape, stream, arguments) }
+        // SAFETY: order and types are those of the kernels, of which one has a parameter more; the caller answers for what the lists name.
+        unsafe {
+            match self.code {
+                None => launch_with(function, &shape, stream, arguments),
+                Some(code) => {
+                    let [a, b, c, d, e, f, g, h, i, j] = arguments;
+                    let arguments = [a, b, c, d, e, f, g, h, i, j, (code as u32).into()];
+                    launch_with(function, &shape, stream, arguments)
+                }
+            }
+        }
     }
 }
 

@@ -60,6 +60,7 @@ pub struct Kernels {
     gather: Function,
     /// Where the architecture has bulk copies.
     gather_bulk: Option<Function>,
+    gather_coded: Function,
     mean: IndexFunctions,
     bounds: IndexFunctions,
     gate_key: Function,
@@ -116,6 +117,7 @@ impl Kernels {
         Ok(Self {
             fill_random: module.function("fill_random")?,
             gather: module.function("gather")?,
+            gather_coded: module.function("gather_coded")?,
             gather_bulk: (arch != PtxArch::Sm80).then(|| shared("gather_bulk")).transpose()?,
             mean: index("chunk_mean", "chunk_mean_step")?,
             bounds: index("chunk_bounds", "chunk_bounds_step")?,
@@ -153,7 +155,15 @@ impl Kernels {
     pub fn functions(&self) -> impl Iterator<Item = &Function> {
         let index = [&self.mean, &self.bounds];
         let index = index.into_iter().flat_map(|kernels| [&kernels.prompts, &kernels.step]);
-        let rest = [&self.score, &self.select, &self.top_k, &self.resolve, &self.gather, &self.append];
+        let rest = [
+            &self.score,
+            &self.select,
+            &self.top_k,
+            &self.resolve,
+            &self.gather,
+            &self.append,
+            &self.gather_coded,
+        ];
         let rest = index.chain(rest).chain([
             &self.gate_key,
             &self.gate_key_step,

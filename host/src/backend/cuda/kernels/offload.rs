@@ -1,3 +1,4 @@
+use spinkv_kernels::abi::page_code::{NO_CODE, PageCode, coded_words};
 use spinkv_kernels::abi::{
     Entry, MAX_PAGE_WORDS, PageCopy, SLAB_PAGES, WORD_BYTES, append, store_prompt, write_back,
 };
@@ -34,8 +35,10 @@ pub struct OffloadPages<'a> {
     pub page_tokens: u32,
     /// Whether full pages go to the host: not those of the sequence where the host has clusters.
     pub on_host: bool,
-    /// Words of a host page: the end of the GPU page, which is its values or all of it.
+    /// Words of a host page: the end of the GPU page, which is its values or all of it; or its codes and their scales.
     pub host_words: u32,
+    /// The code of host pages, if they are coded: pages that are full are rounded to it on the GPU, too.
+    pub code: Option<PageCode>,
 }
 
 impl OffloadPages<'_> {
@@ -54,6 +57,11 @@ impl OffloadPages<'_> {
         let names = ["offload page words", "offload pool words"];
         let page_words = check_page(names, self.page_tokens, self.head_words, self.pool)?;
         check_operand("offload host_words", self.host_words.into(), 1..=page_words as u64)?;
+        if self.code.is_some() {
+            check_operand("offload head_words % 2", (self.head_words % 2).into(), 0..=0)?;
+            let coded = coded_words(page_words as u32).into();
+            check_operand("offload host_words", self.host_words.into(), coded..=coded)?;
+        }
         let slab_words = self.host_words as usize * SLAB_PAGES as usize;
         check_range("offload arena words", 0, slab_words, self.host_pages.len() / WORD_BYTES)?;
         Ok(requests as u32)
@@ -107,7 +115,7 @@ impl Append<'_> {
         let words = rows as usize * head_words as usize;
         check_length("append keys", words, self.keys.len())?;
         check_length("append values", words, self.values.len())?;
-        let arguments: [Argument; 15] = [
+        let arguments: [Argument; 16] = [
             self.pages.entries.into(),
             self.keys.into(),
             self.values.into(),
@@ -123,6 +131,7 @@ impl Append<'_> {
             self.pages.page_tokens.into(),
             u32::from(self.pages.on_host).into(),
             self.pages.host_words.into(),
+            self.pages.code.map_or(NO_CODE, |code| code as u32).into(),
         ];
         let shape = LaunchShape::linear(append::grid(rows as u32), append::BLOCK);
         // SAFETY: order and types are the kernel's; the caller answers for what the tables name.
@@ -175,7 +184,7 @@ impl StorePrompt<'_> {
         if pages == 0 {
             return Ok(());
         }
-        let arguments: [Argument; 17] = [
+        let arguments: [Argument; 18] = [
             self.keys.into(),
             self.values.into(),
             self.pages.entries.into(),
@@ -193,6 +202,7 @@ impl StorePrompt<'_> {
             self.pages.page_tokens.into(),
             u32::from(self.pages.on_host).into(),
             self.pages.host_words.into(),
+            self.pages.code.map_or(NO_CODE, |code| code as u32).into(),
         ];
         let shape = LaunchShape::linear(self.blocks, store_prompt::BLOCK);
         // SAFETY: order and types are the kernel's; the caller answers for what the tables name.
