@@ -60,16 +60,8 @@ impl LayerStep<'_> {
     /// Refuses stages that are not of one batch, layer and kind of page, or that do not hand on to each other: another shape of logits or
     /// lists on either side would be read as what it is not.
     fn check(&self) -> Result<()> {
-        let Self {
-            index,
-            append: Append { pages, .. },
-            select,
-            resolve,
-            gather,
-            attend,
-            clusters,
-            low_rank,
-        } = self;
+        let Self { index, append: Append { pages, .. }, select, resolve, gather, attend, clusters, low_rank } =
+            self;
         let all = |shapes: &[(&'static str, usize, usize)]| {
             shapes.iter().try_for_each(|(what, expected, found)| check_length(what, *expected, *found))
         };
