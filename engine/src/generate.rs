@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use spinkv::algorithms::{self, MethodOptions};
 use spinkv::backend::cpu::CpuBackend;
-use spinkv::memory::{HostLayout, KvDtype, MemoryLimits, MemoryUsage, PageLayout, RequestPlan};
+use spinkv::memory::{HostLayout, MemoryLimits, MemoryUsage, RequestPlan};
 use spinkv::pipeline::{Budget, Counters, DEFAULT_BUFFERING, Pipeline, StageTimes};
 use spinkv::{KvConfig, KvShape};
 
@@ -15,6 +15,7 @@ use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::memory::PeakBound;
 use crate::model::{DecodeToken, Model};
+use crate::pages::PageOptions;
 use crate::runner::{CpuRunner, Runner};
 use crate::sampling::{Sampler, SamplingParams};
 use crate::simulator::{Recorder, Trace};
@@ -27,10 +28,8 @@ pub struct GenerateOptions {
     pub method: String,
     /// The method's budget and steady zone.
     pub method_options: MethodOptions,
-    /// Tokens of a KV page.
-    pub page_tokens: usize,
-    /// How KV pages store their elements.
-    pub kv_dtype: KvDtype,
+    /// How KV pages are made.
+    pub pages: PageOptions,
     /// How much of each tier may be used.
     pub limits: MemoryLimits,
     /// Bytes of host memory to make real beforehand.
@@ -53,8 +52,7 @@ impl Default for GenerateOptions {
         Self {
             method: "shadowkv".to_owned(),
             method_options: MethodOptions::default(),
-            page_tokens: 8,
-            kv_dtype: KvDtype::Bf16,
+            pages: PageOptions::default(),
             limits: MemoryLimits::default(),
             reserve_host_bytes: 0,
             buffering: DEFAULT_BUFFERING,
@@ -196,11 +194,10 @@ impl Prepared {
     /// What can be checked before there is a prompt.
     fn check(config: &ModelConfig, options: &GenerateOptions) -> Result<(KvConfig, Sampler)> {
         let shape = KvShape::new(config.layers, config.query_heads, config.kv_heads, config.head_dim)?;
-        let layout = PageLayout::new(options.page_tokens, config.head_dim, options.kv_dtype)?;
         let method_options =
             MethodOptions { rotary: Some(config.rotary()), ..options.method_options.clone() };
         let method = algorithms::by_name(&options.method, &method_options)?;
-        let kv = KvConfig::new(shape, layout, method)?;
+        let kv = KvConfig::new(shape, options.pages.layout(config.head_dim)?, method)?;
         let sampler = Sampler::new(options.sampling.clone())?;
         if options.max_tokens == 0 { Err(Error::NothingToGenerate) } else { Ok((kv, sampler)) }
     }

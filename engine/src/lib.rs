@@ -11,6 +11,7 @@ pub mod gates;
 pub mod generate;
 pub mod memory;
 pub mod model;
+pub mod pages;
 pub mod runner;
 pub mod sampling;
 #[cfg(feature = "serve")]

@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use spinkv_kernels::abi::cluster::{max_clusters, max_pages};
 
-use crate::memory::{HostFormat, HostLayout, PageLayout, SLAB_PAGES};
+use crate::memory::{HostLayout, PageLayout, SLAB_PAGES};
 use crate::paging::SEGMENT_KEYS;
 use crate::partition::{CLUSTER_RUN_UNIT, PartitionKind, PartitionMap};
 use crate::pipeline::{
@@ -16,7 +16,7 @@ use crate::{Error, KvShape, Result};
 #[derive(Clone, Debug)]
 pub struct KvConfig {
     shape: KvShape,
-    layout: PageLayout,
+    pages: HostLayout,
     method: Arc<dyn Method>,
     steady: SteadyZone,
     partition_tokens: usize,
@@ -40,15 +40,18 @@ pub struct RowsByReach {
 }
 
 impl KvConfig {
-    /// Checks that the parts fit together and works out their sizes.
+    /// Checks that the parts fit together and works out their sizes. `pages` is a [`PageLayout`], or what the host holds of one.
     ///
     /// # Errors
     /// [`Error::InvalidLayout`] for pages of another head width than the shape's; [`Error::WindowZero`],
     /// [`Error::SteadyZoneTooLarge`], [`Error::InvalidBudget`], [`Error::BudgetBelowSteady`] and
     /// [`Error::PageSizeDoesNotDivide`] as the method's numbers deserve; [`Error::InvalidMethod`] if a method's Index does not make what its
     /// Select reads or its partitions are, or if it does not fit the shape; [`Error::KeyRank`] and [`Error::GateRotary`] for keys in a rank, or with
-    /// a rotary embedding, that the shape does not have.
-    pub fn new(shape: KvShape, layout: PageLayout, method: Arc<dyn Method>) -> Result<Self> {
+    /// a rotary embedding, that the shape does not have; [`Error::InvalidMethod`] for [coded](crate::memory::HostFormat::Coded) pages of a method that keeps keys in
+    /// low rank or makes clusters.
+    pub fn new(shape: KvShape, pages: impl Into<HostLayout>, method: Arc<dyn Method>) -> Result<Self> {
+        let pages = pages.into();
+        let layout = *pages.page();
         let head_dim = layout.head_dim();
         if head_dim != shape.head_dim {
             let reason =
@@ -84,13 +87,19 @@ impl KvConfig {
         }
         check_clusters(&*method).map_err(invalid)?;
         let low_rank = check_keys(&*method, &shape)?;
+        let clusters = matches!(kind, PartitionKind::Cluster { .. });
+        if pages.code().is_some() && (low_rank.is_some() || clusters) {
+            let beside = if clusters { "partitions that are clusters" } else { "keys in low rank" };
+            return Err(invalid(format!("host pages in {} beside {beside}", pages.format())));
+        }
+        let pages = if low_rank.is_some() { pages.values() } else { pages };
         let zone_unit = kind.zone_unit(layout.page_tokens());
         let places = (0..shape.layers)
             .flat_map(|layer| (0..shape.kv_heads).map(move |kv_head| Place { layer, kv_head }));
         let reaches = places.map(|place| method.reach(place)).collect();
         Ok(Self {
             shape,
-            layout,
+            pages,
             method,
             steady,
             partition_tokens,
@@ -109,13 +118,12 @@ impl KvConfig {
 
     /// The page layout.
     pub fn layout(&self) -> &PageLayout {
-        &self.layout
+        self.pages.page()
     }
 
     /// What a page's host page holds of it.
     pub fn host_layout(&self) -> HostLayout {
-        let format = if self.low_rank.is_some() { HostFormat::Values } else { HostFormat::Full };
-        HostLayout::new(self.layout, format)
+        self.pages
     }
 
     /// How keys are kept in low rank, if they are.
@@ -204,10 +212,18 @@ impl KvConfig {
         }
     }
 
+    /// Bytes that a row's partitions of one segment have, with `element_bytes` for an element of a summary or of a mean value: summaries, and of clusters
+    /// mean values and, in four bytes each, tokens.
+    pub fn summary_bytes(&self, element_bytes: usize) -> usize {
+        let of_cluster =
+            if self.clusters() { self.layout().head_dim() * element_bytes + size_of::<u32>() } else { 0 };
+        self.segment_partitions() * (self.summary_width * element_bytes + of_cluster)
+    }
+
     /// Elements that a row's partitions of one segment have on the CPU: summaries, `[partitions, width]`; of clusters then mean values,
     /// `[partitions, head_dim]`, and tokens, `[partitions]`.
     pub fn summary_elements(&self) -> usize {
-        let of_clusters = if self.clusters() { self.layout.head_dim() + 1 } else { 0 };
+        let of_clusters = if self.clusters() { self.layout().head_dim() + 1 } else { 0 };
         self.segment_partitions() * (self.summary_width + of_clusters)
     }
 
@@ -219,7 +235,7 @@ impl KvConfig {
 
     /// Elements of the coefficients of a segment's tokens, `[layers, tokens, rank]`; 0 for keys that are kept in full.
     pub fn coefficient_elements(&self) -> usize {
-        let tokens = SEGMENT_KEYS * self.layout.page_tokens();
+        let tokens = SEGMENT_KEYS * self.layout().page_tokens();
         self.low_rank.as_ref().map_or(0, |low_rank| self.shape.layers * tokens * low_rank.rank)
     }
 
@@ -257,7 +273,7 @@ impl KvConfig {
 
     /// The pages of the sequence that have left the steady zone at a length; all others are steady.
     pub fn left_pages(&self, tokens: usize) -> Range<u32> {
-        self.left(tokens, self.layout.page_tokens())
+        self.left(tokens, self.layout().page_tokens())
     }
 
     /// The most pages of a row's clusters of `tokens` tokens, in whatever runs they came.
@@ -266,17 +282,23 @@ impl KvConfig {
         if tokens == 0 {
             return 0;
         }
-        max_pages(tokens, max_clusters(tokens), self.layout.page_tokens() as u32) as usize
+        max_pages(tokens, max_clusters(tokens), self.layout().page_tokens() as u32) as usize
+    }
+
+    /// The tokens that leave the steady zone as a row grows from `before` tokens to `after`: whole pages and partitions.
+    pub fn leaving_tokens(&self, before: usize, after: usize) -> Range<usize> {
+        let (before, after) = (self.zones(before).retrievable, self.zones(after).retrievable);
+        before.end.max(after.start)..after.end
     }
 
     /// The most pages that the steady zone holds at any length.
     pub fn max_steady_pages(&self) -> usize {
-        self.steady.max_pages(self.zone_unit, self.layout.page_tokens())
+        self.steady.max_pages(self.zone_unit, self.layout().page_tokens())
     }
 
     /// Pages of the sinks, where the steady zone has as many.
     pub fn sink_pages(&self) -> usize {
-        self.steady.sinks.next_multiple_of(self.zone_unit.sinks) / self.layout.page_tokens()
+        self.steady.sinks.next_multiple_of(self.zone_unit.sinks) / self.layout().page_tokens()
     }
 
     /// Segments that a row of `tokens` tokens needs: those of all pages that can be selected.
@@ -287,7 +309,7 @@ impl KvConfig {
 
     /// Partitions whose summaries one segment has room for: those that begin on its pages.
     pub fn segment_partitions(&self) -> usize {
-        (SEGMENT_KEYS * self.layout.page_tokens()).div_ceil(self.partition_tokens)
+        (SEGMENT_KEYS * self.layout().page_tokens()).div_ceil(self.partition_tokens)
     }
 
     /// Host slabs that a row of `tokens` tokens needs: pages that are not full yet are on the GPU alone, and so is the steady zone beside clusters.
@@ -295,7 +317,7 @@ impl KvConfig {
         let pages = if self.clusters() {
             self.retrievable_pages(tokens).len()
         } else {
-            tokens / self.layout.page_tokens()
+            tokens / self.layout().page_tokens()
         };
         pages.div_ceil(SLAB_PAGES)
     }

@@ -2,7 +2,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use spinkv::backend::cpu::CpuBackend;
-use spinkv::memory::{KvDtype, MemoryLimits, PageLayout};
+use spinkv::memory::{HostFormat, HostLayout, KvDtype, MemoryLimits, PageLayout};
 use spinkv::pipeline::{DEFAULT_BUFFERING, Method, Pipeline, RequestId};
 use spinkv::{KvConfig, KvShape, Result};
 
@@ -20,6 +20,8 @@ pub struct Setup {
     pub page_tokens: usize,
     /// How pages store elements.
     pub dtype: KvDtype,
+    /// What the host holds of a page.
+    pub format: HostFormat,
     /// The method.
     pub method: Arc<dyn Method>,
     /// Limits of both tiers.
@@ -35,6 +37,7 @@ impl Setup {
             shape,
             page_tokens,
             dtype: KvDtype::F32,
+            format: HostFormat::Full,
             method: Arc::new(method),
             limits: MemoryLimits::default(),
             buffering: DEFAULT_BUFFERING,
@@ -46,9 +49,10 @@ impl Setup {
     /// # Panics
     /// If the parts do not fit together.
     pub fn start(&self) -> Run {
-        let Self { shape, page_tokens, dtype, ref method, limits, buffering } = *self;
+        let Self { shape, page_tokens, dtype, format, ref method, limits, buffering } = *self;
         let layout = PageLayout::new(page_tokens, shape.head_dim, dtype).expect("a valid layout");
-        let config = KvConfig::new(shape, layout, method.clone()).expect("parts that fit together");
+        let pages = HostLayout::new(layout, format).expect("a layout with such codes");
+        let config = KvConfig::new(shape, pages, method.clone()).expect("parts that fit together");
         let pipeline = Pipeline::new(CpuBackend::new(config, limits)).with_buffering(buffering);
         Run { pipeline, sequences: HashMap::new() }
     }

@@ -196,7 +196,7 @@ pub(super) fn traced(
     let (steps, seed) = (options.run_steps(), options.seed);
     let method = Traced::new(&group.kv, group.built.clone(), group.context, steps, wanted, seed)?;
     let method = Arc::new(method);
-    let kv = KvConfig::new(*group.kv.shape(), *group.kv.layout(), method.clone())?;
+    let kv = KvConfig::new(*group.kv.shape(), group.kv.host_layout(), method.clone())?;
     Ok((method, kv))
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use spinkv::gates::Gates;
-use spinkv::memory::{KvDtype, PageLayout, RequestPlan, footprint};
+use spinkv::memory::{RequestPlan, footprint};
 use spinkv::pipeline::{Budget, Method, SteadyZone};
 use spinkv::{KvConfig, KvShape};
 
@@ -12,6 +12,7 @@ use super::BenchError;
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::eval::MethodChoice;
+use crate::pages::PageOptions;
 
 /// Bytes of an element of a summary in the memory that a budget is for: a GPU's.
 const SUMMARY_BYTES: usize = 2;
@@ -151,10 +152,8 @@ pub struct DecodeOptions {
     pub kv_bytes: Option<u64>,
     /// What every step reads.
     pub steady: SteadyZone,
-    /// Tokens of a KV page.
-    pub page_tokens: usize,
-    /// How KV pages store their elements.
-    pub kv_dtype: KvDtype,
+    /// How KV pages are made.
+    pub pages: PageOptions,
     /// Learned gates, for methods that need them.
     pub gates: Option<Arc<Gates>>,
     /// Seed of what is drawn.
@@ -294,8 +293,7 @@ impl DecodeOptions {
     ) -> Result<Group> {
         let budget_or_first = budget.unwrap_or(self.budgets[0]);
         let built = method.build(budget_or_first, self.steady, self.gates.clone(), config.rotary())?;
-        let layout = PageLayout::new(self.page_tokens, shape.head_dim, self.kv_dtype)?;
-        let kv = KvConfig::new(shape, layout, built.clone())?;
+        let kv = KvConfig::new(shape, self.pages.layout(shape.head_dim)?, built.clone())?;
         let max_tokens = self.max_tokens(context);
         let plan = RequestPlan::new(&kv, max_tokens, buffering)?;
         // Every layer takes the same; K and V of two layers of one prompt are there once.

@@ -7,13 +7,14 @@ use serde::Serialize;
 use spinkv::KvConfig;
 use spinkv::backend::cpu::CpuBackend;
 use spinkv::gates::Gates;
-use spinkv::memory::{KvDtype, MemoryLimits, PageLayout};
+use spinkv::memory::MemoryLimits;
 use spinkv::pipeline::{Budget, Pipeline, Stage, SteadyZone};
 
 use super::{Facts, Listen, Prompts, median};
 use crate::error::Result;
 use crate::eval::MethodChoice;
 use crate::model::{Model, Wanted};
+use crate::pages::PageOptions;
 
 /// What to measure of prompts.
 #[derive(Clone, Debug)]
@@ -28,10 +29,8 @@ pub struct PrefillOptions {
     pub rounds: usize,
     /// What every step reads.
     pub steady: SteadyZone,
-    /// Tokens of a KV page.
-    pub page_tokens: usize,
-    /// How KV pages store their elements.
-    pub kv_dtype: KvDtype,
+    /// How KV pages are made.
+    pub pages: PageOptions,
     /// Learned gates, for methods that need them.
     pub gates: Option<Arc<Gates>>,
 }
@@ -47,9 +46,8 @@ impl PrefillOptions {
         rotary: Arc<spinkv::Rotary>,
         method: &MethodChoice,
     ) -> Result<KvConfig> {
-        let layout = PageLayout::new(self.page_tokens, shape.head_dim, self.kv_dtype)?;
         let method = method.build(self.budget, self.steady, self.gates.clone(), rotary)?;
-        Ok(KvConfig::new(shape, layout, method)?)
+        Ok(KvConfig::new(shape, self.pages.layout(shape.head_dim)?, method)?)
     }
 }
 

@@ -6,7 +6,6 @@ use std::time::Duration;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use spinkv::backend::BackendKind;
-use spinkv::memory::KvDtype;
 use spinkv::pipeline::{Budget, SteadyZone};
 use spinkv_engine::config::ModelConfig;
 use spinkv_engine::eval::plot::plot;
@@ -20,6 +19,7 @@ use spinkv_engine::{Error, Result};
 
 use super::demo;
 use super::output::Output;
+use super::pages::PageArguments;
 
 #[derive(Debug, Args)]
 #[command(after_help = "What is measured:
@@ -109,17 +109,12 @@ pub(crate) struct EvalArguments {
     #[arg(long, default_value_t = 64, value_name = "TOKENS", help_heading = "Memory")]
     window: usize,
 
-    /// Tokens of a KV page; divides every method's partition (8 for shadowkv)
-    #[arg(long, default_value_t = 8, value_name = "TOKENS", help_heading = "Memory")]
-    page_tokens: usize,
+    #[command(flatten)]
+    pages: PageArguments,
 
     /// Cache pages beyond those that one step needs, as a multiple of them
     #[arg(long, default_value_t = spinkv::pipeline::DEFAULT_BUFFERING, value_name = "RATIO", help_heading = "Memory")]
     buffering: f64,
-
-    /// How KV pages store their elements
-    #[arg(long, default_value = "bf16", value_parser = ["bf16", "f32"], help_heading = "Memory")]
-    kv_dtype: String,
 
     /// Where the pipeline runs: cpu or cuda
     #[arg(long, default_value = "cpu", value_name = "NAME", help_heading = "Running")]
@@ -278,8 +273,7 @@ impl EvalArguments {
             scored_tokens: self.tokens,
             seed: self.seed,
             steady: SteadyZone { sinks: self.sinks, window: self.window },
-            page_tokens: self.page_tokens,
-            kv_dtype: if self.kv_dtype == "f32" { KvDtype::F32 } else { KvDtype::Bf16 },
+            pages: self.pages.options()?,
             buffering: self.buffering,
             recall: !self.no_recall,
             gates: None,

@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use spinkv::algorithms::{MethodOptions, OwnOptions, RowRules, SEER_ATTENTION};
 use spinkv::backend::BackendKind;
 use spinkv::gates::Gates;
-use spinkv::memory::{KvDtype, MemoryLimits};
+use spinkv::memory::MemoryLimits;
 use spinkv::pipeline::{Budget, SteadyZone};
 use spinkv_engine::config::ModelConfig;
 use spinkv_engine::gates;
@@ -20,6 +20,7 @@ use spinkv_engine::tokenizer::Tokenizer;
 use spinkv_engine::{Error, Result};
 
 use super::output::Output;
+use super::pages::PageArguments;
 use super::{demo, report, say};
 
 /// Answer one prompt, and say what it took.
@@ -93,9 +94,8 @@ pub(crate) struct GenerateArguments {
     #[arg(long, value_name = "HEADS", value_delimiter = ',', help_heading = "Attention")]
     steady_heads: Vec<String>,
 
-    /// Tokens of a KV page; divides the method's partition (8 for shadowkv, 16 for quest)
-    #[arg(long, default_value_t = 8, value_name = "TOKENS", help_heading = "Memory")]
-    page_tokens: usize,
+    #[command(flatten)]
+    pages: PageArguments,
 
     /// GPU pages for all rows (layers x KV heads) together [default: as many as the request wants]
     #[arg(long, value_name = "PAGES", help_heading = "Memory")]
@@ -116,10 +116,6 @@ pub(crate) struct GenerateArguments {
     /// Host memory for the full KV that is made real before the prompt is read, in MiB: at most --host-mib
     #[arg(long, default_value_t = 0, value_name = "MIB", help_heading = "Memory")]
     reserve_host_mib: u64,
-
-    /// How KV pages store their elements
-    #[arg(long, default_value = "bf16", value_parser = ["bf16", "f32"], help_heading = "Memory")]
-    kv_dtype: String,
 
     /// Where the pipeline runs: cpu or cuda
     #[arg(long, default_value = "cpu", value_name = "NAME", help_heading = "Memory")]
@@ -336,8 +332,7 @@ impl GenerateArguments {
                 gates: self.read_gates()?,
                 rotary: None,
             },
-            page_tokens: self.page_tokens,
-            kv_dtype: if self.kv_dtype == "f32" { KvDtype::F32 } else { KvDtype::Bf16 },
+            pages: self.pages.options()?,
             limits: MemoryLimits {
                 gpu_pages: self.gpu_pages,
                 gpu_bytes: self.gpu_mib.map(|mib| mib.saturating_mul(1 << 20)),

@@ -5,7 +5,7 @@ use clap::Args;
 use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
 use spinkv::algorithms::{MethodOptions, OwnOptions};
-use spinkv::memory::{FlatLayout, KvDtype, PageLayout, RequestPlan, footprint};
+use spinkv::memory::{FlatLayout, HostLayout, KvDtype, PageLayout, RequestPlan, footprint};
 use spinkv::paging::SEGMENT_KEYS;
 use spinkv::partition::PartitionKind;
 use spinkv::pipeline::{Always, Budget, DEFAULT_BUFFERING, Index, KeyStore, Method, Select, SteadyZone};
@@ -14,6 +14,7 @@ use spinkv_engine::Result;
 use spinkv_engine::config::ModelConfig;
 
 use super::output::Output;
+use super::pages::HOST_FORMATS;
 
 /// Bytes of an element of a summary on a GPU: bf16.
 const ELEMENT_BYTES: usize = 2;
@@ -74,6 +75,10 @@ pub(crate) struct MetadataArguments {
     /// Tokens of a page; divides the partition
     #[arg(long, default_value_t = 8, value_name = "TOKENS", help_heading = "Method")]
     page: usize,
+
+    /// How the host keeps pages: full, fp8 or int8
+    #[arg(long, default_value = "full", value_name = "FORMAT", value_parser = HOST_FORMATS, help_heading = "Method")]
+    host_kv: String,
 
     /// What a step selects: tokens (1024), a percentage (1.56%) or a fraction (0.0156) of the context
     #[arg(long, default_value = "1.56%", value_name = "BUDGET", help_heading = "Method")]
@@ -241,7 +246,8 @@ impl Report {
             None => method,
         };
         let layout = PageLayout::new(arguments.page, shape.head_dim, KvDtype::Bf16)?;
-        let config = KvConfig::new(shape, layout, method)?;
+        let pages = HostLayout::new(layout, arguments.host_kv.parse()?)?;
+        let config = KvConfig::new(shape, pages, method)?;
         let plan = RequestPlan::new(&config, arguments.context, arguments.buffering)?;
 
         let batch = arguments.batch;

@@ -9,6 +9,7 @@ pub(crate) mod generate;
 mod generate_cuda;
 pub(crate) mod metadata;
 mod output;
+mod pages;
 mod report;
 #[cfg(feature = "serve")]
 pub(crate) mod serve;

@@ -8,12 +8,13 @@ use serde::Deserialize;
 use spinkv::algorithms::{self, MethodOptions, OwnOptions};
 use spinkv::backend::BackendKind;
 use spinkv::backend::cpu::CpuBackend;
-use spinkv::memory::{KvDtype, MemoryLimits, PageLayout};
+use spinkv::memory::MemoryLimits;
 use spinkv::pipeline::{Budget, DEFAULT_BUFFERING, Pipeline, SteadyZone};
 use spinkv::{KvConfig, KvShape};
 use spinkv_engine::config::ModelConfig;
 use spinkv_engine::gates;
 use spinkv_engine::model::{Model, STREAMED_TOKENS};
+use spinkv_engine::pages::PageOptions;
 use spinkv_engine::runner::CpuRunner;
 use spinkv_engine::serve::server::{self, ServerOptions};
 use spinkv_engine::serve::{ChatTemplate, Engine, EngineHandle, Scheduler, SchedulerOptions};
@@ -23,6 +24,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, oneshot};
 use tracing_subscriber::EnvFilter;
 
+use super::pages::{HOST_FORMATS, dtype};
 use super::{demo, say};
 
 /// How long is waited for clients that do not take in the end of their answers.
@@ -153,6 +155,10 @@ pub(crate) struct ServeArguments {
     /// How KV pages store their elements: bf16 or f32 [default: bf16]
     #[arg(long, value_name = "TYPE", value_parser = ["bf16", "f32"], env = "SPINKV_KV_DTYPE", help_heading = "Memory")]
     kv_dtype: Option<String>,
+
+    /// How the host keeps KV pages, as for `spinkv generate`: full, fp8 or int8 [default: full]
+    #[arg(long, value_name = "FORMAT", value_parser = HOST_FORMATS, env = "SPINKV_HOST_KV", help_heading = "Memory")]
+    host_kv: Option<String>,
 
     /// GPU pages for all requests together [default: no limit; on a GPU, what a full batch of the longest wants]
     #[arg(long, value_name = "PAGES", env = "SPINKV_GPU_PAGES", help_heading = "Memory")]
@@ -405,7 +411,7 @@ impl ServeArguments {
         }
         fill!(self, file, model served_model_name host port api_key api_key_file allow_open max_body_mib max_concurrent
             request_timeout drain_timeout default_max_tokens max_batch max_queue prompt_layers patience preempt max_context
-            method budget sinks window gates backend page_tokens kv_dtype gpu_pages gpu_mib host_mib reserve_host_mib
+            method budget sinks window gates backend page_tokens kv_dtype host_kv gpu_pages gpu_mib host_mib reserve_host_mib
             buffering cublaslt log log_json);
         Ok(self)
     }
@@ -452,9 +458,13 @@ impl ServeArguments {
             config.max_position_embeddings = config.max_position_embeddings.min(tokens);
         }
         let shape = KvShape::new(config.layers, config.query_heads, config.kv_heads, config.head_dim)?;
-        let dtype = if self.kv_dtype.as_deref() == Some("f32") { KvDtype::F32 } else { KvDtype::Bf16 };
-        let layout = PageLayout::new(self.page_tokens.unwrap_or(8), config.head_dim, dtype)?;
-        let kv = KvConfig::new(shape, layout, method)?;
+        let usual = PageOptions::default();
+        let pages = PageOptions {
+            tokens: self.page_tokens.unwrap_or(usual.tokens),
+            dtype: self.kv_dtype.as_deref().map_or(usual.dtype, dtype),
+            host: self.host_kv.as_deref().map_or(Ok(usual.host), str::parse)?,
+        };
+        let kv = KvConfig::new(shape, pages.layout(config.head_dim)?, method)?;
         let mebibytes = |mib: u64| mib.saturating_mul(1 << 20);
         let limits = MemoryLimits {
             gpu_pages: self.gpu_pages,

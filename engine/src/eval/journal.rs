@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use spinkv::memory::HostFormat;
+
 use super::{EvalError, Measured, Task};
 use crate::error::{Error, Result};
 
@@ -37,9 +39,16 @@ pub struct Key {
     pub window: usize,
     pub page_tokens: usize,
     pub kv_dtype: String,
+    /// What the host holds of a page; journals from before there was a choice have full pages.
+    #[serde(default = "full")]
+    pub host_kv: String,
     /// As text, so that it compares.
     pub buffering: String,
     pub recall: bool,
+}
+
+fn full() -> String {
+    HostFormat::Full.to_string()
 }
 
 impl Key {

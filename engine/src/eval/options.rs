@@ -4,7 +4,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use spinkv::algorithms::Dense;
 use spinkv::gates::Gates;
-use spinkv::memory::{KvDtype, PageLayout, RequestPlan};
+use spinkv::memory::{HostLayout, RequestPlan};
 use spinkv::pipeline::{Budget, DEFAULT_BUFFERING, SteadyZone};
 use spinkv::{KvConfig, KvShape};
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use super::{EvalError, Haystack, Key, LEAST_CONTEXT, MethodChoice, Question, fin
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::gates;
+use crate::pages::PageOptions;
 use crate::tokenizer::Tokenizer;
 
 /// What is asked of a model.
@@ -61,10 +62,8 @@ pub struct EvalOptions {
     pub seed: u64,
     /// What every step reads.
     pub steady: SteadyZone,
-    /// Tokens of a KV page.
-    pub page_tokens: usize,
-    /// How KV pages store their elements.
-    pub kv_dtype: KvDtype,
+    /// How KV pages are made.
+    pub pages: PageOptions,
     /// Cache pages wanted beyond the mandatory ones, as a multiple of them.
     pub buffering: f64,
     /// Whether to work out the share of the attention mass that is read; on the CPU.
@@ -85,8 +84,7 @@ impl Default for EvalOptions {
             scored_tokens: 64,
             seed: 0,
             steady: SteadyZone::default(),
-            page_tokens: 8,
-            kv_dtype: KvDtype::Bf16,
+            pages: PageOptions::default(),
             buffering: DEFAULT_BUFFERING,
             recall: true,
             gates: None,
@@ -175,7 +173,7 @@ impl Evaluation {
                 return Err(EvalError::ContextTooShort { context, least }.into());
             }
         }
-        let layout = PageLayout::new(options.page_tokens, shape.head_dim, options.kv_dtype)?;
+        let layout = options.pages.layout(shape.head_dim)?;
         let cells = cells(&options, config, shape, layout)?;
         let dense = KvConfig::new(shape, layout, Arc::new(Dense { steady: options.steady }))?;
         let haystack = Haystack::open(haystack_dir, tokenizer)?;
@@ -230,7 +228,7 @@ impl Evaluation {
 
     /// What a result is found by.
     pub(super) fn key(&self, cell: &Cell, prompt: usize, backend: &str) -> Key {
-        let EvalOptions { seed, steady, page_tokens, kv_dtype, buffering, .. } = self.options;
+        let EvalOptions { seed, steady, pages, buffering, .. } = self.options;
         Key {
             format: Key::FORMAT,
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -247,19 +245,12 @@ impl Evaluation {
             budget: cell.budget.map(|budget| budget.to_string()),
             sinks: steady.sinks,
             window: steady.window,
-            page_tokens,
-            kv_dtype: dtype_name(kv_dtype).to_owned(),
+            page_tokens: pages.tokens,
+            kv_dtype: pages.dtype_name().to_owned(),
+            host_kv: pages.host.to_string(),
             buffering: buffering.to_string(),
             recall: self.options.recall && backend == "cpu",
         }
-    }
-}
-
-/// The name of an element type, as users give it.
-pub(super) fn dtype_name(dtype: KvDtype) -> &'static str {
-    match dtype {
-        KvDtype::F32 => "f32",
-        KvDtype::Bf16 => "bf16",
     }
 }
 
@@ -267,7 +258,7 @@ fn cells(
     options: &EvalOptions,
     config: &ModelConfig,
     shape: KvShape,
-    layout: PageLayout,
+    layout: HostLayout,
 ) -> Result<Vec<Cell>> {
     // Each method once per budget, whatever the tasks and contexts.
     let mut kinds = Vec::new();

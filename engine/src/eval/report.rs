@@ -1,6 +1,5 @@
 use serde::Serialize;
 
-use super::options::dtype_name;
 use super::{Cell, Evaluation, Journal, Measured, Seconds, Task};
 
 /// All results of an evaluation, each cell's over its prompts.
@@ -32,6 +31,8 @@ pub struct Report {
     pub page_bytes: usize,
     /// How KV pages store their elements.
     pub kv_dtype: &'static str,
+    /// What the host holds of a page.
+    pub host_kv: String,
     /// Cache pages beyond the mandatory ones, as a multiple of them.
     pub buffering: f64,
     /// By task, context, method and budget.
@@ -110,9 +111,10 @@ impl Report {
             scored_tokens: options.scored_tokens,
             sinks: options.steady.sinks,
             window: options.steady.window,
-            page_tokens: options.page_tokens,
+            page_tokens: options.pages.tokens,
             page_bytes,
-            kv_dtype: dtype_name(options.kv_dtype),
+            kv_dtype: options.pages.dtype_name(),
+            host_kv: options.pages.host.to_string(),
             buffering: options.buffering,
             cells: cells.collect(),
         }

@@ -68,13 +68,14 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut text = format!(
-            "{}, {} backend: {} prompts a cell, seed {}; pages of {} tokens, {}; always read: {} sinks, {} newest\n",
+            "{}, {} backend: {} prompts a cell, seed {}; pages of {} tokens, {}, on the host {}; always read: {} sinks, {} newest\n",
             self.model,
             self.backend,
             self.prompts,
             self.seed,
             self.page_tokens,
             self.kv_dtype,
+            self.host_kv,
             self.sinks,
             self.window
         );

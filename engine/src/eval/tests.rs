@@ -13,6 +13,7 @@ use super::*;
 use crate::config::ModelConfig;
 use crate::error::Error;
 use crate::model::{DecodeToken, Model};
+use crate::pages::PageOptions;
 use crate::runner::{CpuRunner, Runner};
 use crate::tokenizer::Tokenizer;
 
@@ -172,8 +173,9 @@ fn a_window_is_text_as_it_stands() {
 #[test]
 fn a_stored_prompt_is_the_plain_path_bit_for_bit() {
     let Bundled { model, tokenizer, .. } = bundled();
-    for kv_dtype in [KvDtype::Bf16, KvDtype::F32] {
-        let evaluation = evaluation(EvalOptions { kv_dtype, ..small() }).unwrap();
+    for dtype in [KvDtype::Bf16, KvDtype::F32] {
+        let pages = PageOptions { dtype, ..PageOptions::default() };
+        let evaluation = evaluation(EvalOptions { pages, ..small() }).unwrap();
         let Question { prompt, .. } = evaluation.question(tokenizer, Task::Needle, 1024, 0).unwrap();
         let stored = StoredPrompt::new(model, &evaluation.dense, &prompt, |_, _| ControlFlow::Continue(()));
         let stored = stored.unwrap();
@@ -183,12 +185,7 @@ fn a_stored_prompt_is_the_plain_path_bit_for_bit() {
             let expected = steps(plain, &prompt);
             for stored in [None, Some(&stored)] {
                 let runner = CellRunner::new(model, cell.kv.clone(), 0.5, true, stored);
-                assert!(
-                    steps(runner, &prompt) == expected,
-                    "{} {kv_dtype:?} {}",
-                    cell.method,
-                    stored.is_some()
-                );
+                assert!(steps(runner, &prompt) == expected, "{} {dtype:?} {}", cell.method, stored.is_some());
             }
         }
     }
@@ -358,9 +355,10 @@ fn results_of_other_settings_are_left_alone() {
     );
     for changed in [
         EvalOptions { seed: 1, ..one() },
-        EvalOptions { page_tokens: 4, ..one() },
+        EvalOptions { pages: PageOptions { tokens: 4, ..one().pages }, ..one() },
         EvalOptions { buffering: 1.0, ..one() },
-        EvalOptions { kv_dtype: KvDtype::F32, ..one() },
+        EvalOptions { pages: PageOptions { dtype: KvDtype::F32, ..one().pages }, ..one() },
+        EvalOptions { pages: PageOptions { host: "fp8".parse().unwrap(), ..one().pages }, ..one() },
         EvalOptions { recall: false, ..one() },
         EvalOptions { contexts: vec![LEAST_CONTEXT + 1], ..one() },
         EvalOptions { methods: methods(&["dense"]), ..one() },
@@ -382,7 +380,7 @@ fn results_of_other_gates_are_left_alone() {
             tasks: vec![Task::Needle],
             methods: methods(&["seer-attention", "quest"]),
             contexts: vec![LEAST_CONTEXT],
-            page_tokens: 16,
+            pages: PageOptions { tokens: 16, ..PageOptions::default() },
             gates: Some(Arc::new(gates.clone())),
             ..small()
         })
@@ -469,7 +467,10 @@ fn what_cannot_run_is_refused_before_any_work() {
         (EvalOptions { methods: methods(&["shadow-kv"]), ..small() }, ["shadow-kv", "\"shadowkv\""]),
         (EvalOptions { methods: methods(&["dense:chunk=8"]), ..small() }, ["\"dense\"", "\"chunk\""]),
         (EvalOptions { budgets: vec![Budget::Tokens(60)], ..small() }, ["60", "steady zone"]),
-        (EvalOptions { page_tokens: 16, ..small() }, ["page size 16", "shadowkv"]),
+        (
+            EvalOptions { pages: PageOptions { tokens: 16, ..small().pages }, ..small() },
+            ["page size 16", "shadowkv"],
+        ),
         (EvalOptions { buffering: -1.0, ..small() }, ["buffering of -1", "at least 0"]),
     ] {
         let error = refused(options);

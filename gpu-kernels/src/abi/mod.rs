@@ -13,6 +13,7 @@ pub mod low_rank;
 pub mod model;
 mod offload;
 pub mod page_biases;
+pub mod page_code;
 pub mod prefill;
 pub mod prefill_wgmma;
 pub mod resolve;

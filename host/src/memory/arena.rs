@@ -181,7 +181,9 @@ impl<M: HostMemory> HostArena<M> {
     /// If `to` is not a whole GPU page.
     pub fn load(&self, page: HostPage, to: &mut [Word]) {
         assert_eq!(to.len(), self.layout.page().page_words(), "a page is read whole");
-        self.memory.read(self.first_word(page), &mut to[self.layout.kept()]);
+        let mut host = vec![0; self.layout.page_words()];
+        self.read(page, &mut host);
+        self.layout.to_gpu(&host, to);
     }
 
     /// Copies of a GPU page what the host page holds.
@@ -190,7 +192,9 @@ impl<M: HostMemory> HostArena<M> {
     /// If `from` is not a whole GPU page.
     pub fn store(&mut self, page: HostPage, from: &[Word]) {
         assert_eq!(from.len(), self.layout.page().page_words(), "a page is written whole");
-        self.memory.write(self.first_word(page), &from[self.layout.kept()]);
+        let mut host = vec![0; self.layout.page_words()];
+        self.layout.to_host(from, &mut host);
+        self.write(page, &host);
     }
 
     /// Copies the bytes of a host page out.

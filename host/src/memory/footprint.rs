@@ -137,7 +137,7 @@ pub const SUMMARY_ELEMENT_BYTES: usize = size_of::<f32>();
 ///
 /// Where all rows [select](Reach::Selected); others have more slots, or none ([`RequestPlan::slots`]). With `R` rows, `K` = [page keys that can be selected](KvConfig::retrievable_pages) at this length and `K_max`
 /// at the longest, `S = ceil(K / 512)` segments, `C` slots and `Z` steady pages a row, `P` partitions a segment
-/// and `W` elements a summary (of clusters with the mean value and the number of tokens), `H = ceil(full pages / 16)` slabs a row (of clusters as many as they may need), and, for methods with partitions that every step reads,
+/// and `W` elements a summary (of clusters with the mean value, and four bytes more for the number of tokens), `H = ceil(full pages / 16)` slabs a row (of clusters as many as they may need), and, for methods with partitions that every step reads,
 /// `M = ceil(partitions at the longest / 32)` words of marks, else 0; with `L` layers of `D` KV heads times head width, and pages of `T`
 /// tokens, keys in low rank of rank `r` (else 0):
 ///
@@ -166,7 +166,7 @@ pub fn footprint(config: &KvConfig, plan: &RequestPlan, tokens: usize, element_b
         + rows_of.steady as u64 * slot_array_bytes(slots_of(Reach::Steady));
     let steady = plan.row.steady_pages as u64;
     let slabs = config.host_slabs(tokens) as u64;
-    let summary = (config.summary_elements() * element_bytes) as u64;
+    let summary = config.summary_bytes(element_bytes) as u64;
     let factors = |elements: usize| (elements * element_bytes) as u64;
     MemoryUsage {
         gpu: GpuBytes {

@@ -1,7 +1,6 @@
 //! Over the stand-in driver, whose copies copy and whose kernels do nothing: what is asked for, and in which order.
 
 use spinkv::backend::cuda::driver::Device;
-use spinkv::memory::KvDtype;
 use spinkv::pipeline::{Budget, SteadyZone};
 
 use super::{CudaMachine, WeightSource};
@@ -13,6 +12,7 @@ use crate::config::ModelConfig;
 use crate::cuda::BlasUse;
 use crate::cuda::stand_in::driver;
 use crate::eval::MethodChoice;
+use crate::pages::PageOptions;
 
 /// Two layers of a tenth of a model.
 fn config() -> ModelConfig {
@@ -44,8 +44,7 @@ fn options() -> DecodeOptions {
         selections: Selections::Drawn { hit_ratio: None },
         kv_bytes: None,
         steady: SteadyZone::default(),
-        page_tokens: 8,
-        kv_dtype: KvDtype::Bf16,
+        pages: PageOptions::default(),
         gates: None,
         seed: 5,
     }
@@ -123,8 +122,7 @@ fn prompts_are_timed_with_index_and_without() {
         contexts: vec![640],
         rounds: 2,
         steady: SteadyZone::default(),
-        page_tokens: 8,
-        kv_dtype: KvDtype::Bf16,
+        pages: PageOptions::default(),
         gates: None,
     };
     let rows = machine().prefill(&options, nobody()).unwrap();

@@ -244,8 +244,7 @@ impl StepArguments {
             selections,
             kv_bytes: None,
             steady: subject.steady,
-            page_tokens: self.subject.page_tokens,
-            kv_dtype: subject.kv_dtype,
+            pages: subject.pages,
             gates: subject.gates.clone(),
             seed: self.subject.seed,
         });

@@ -65,8 +65,7 @@ pub(super) fn run(arguments: &PrefillArguments) -> Result<()> {
         contexts: arguments.contexts.clone(),
         rounds: arguments.rounds as usize,
         steady: subject.steady,
-        page_tokens: arguments.subject.page_tokens,
-        kv_dtype: subject.kv_dtype,
+        pages: subject.pages,
         gates: subject.gates.clone(),
     };
     // What no model could run is refused before one is loaded.

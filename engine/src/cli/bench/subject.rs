@@ -7,13 +7,14 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use spinkv::backend::BackendKind;
 use spinkv::gates::Gates;
-use spinkv::memory::{KvDtype, PageLayout};
 use spinkv::pipeline::SteadyZone;
 use spinkv_engine::bench::{Facts, Prompts};
 use spinkv_engine::config::ModelConfig;
 use spinkv_engine::eval::MethodChoice;
+use spinkv_engine::pages::PageOptions;
 use spinkv_engine::{Error, Result, gates};
 
+use super::super::pages::PageArguments;
 use super::super::{demo, say};
 
 /// What is measured, and where.
@@ -51,13 +52,8 @@ pub(super) struct SubjectArguments {
     #[arg(long, default_value_t = 64, value_name = "TOKENS", help_heading = "Memory")]
     window: usize,
 
-    /// Tokens of a KV page; divides every method's partition (8 for shadowkv)
-    #[arg(long, default_value_t = 8, value_name = "TOKENS", help_heading = "Memory")]
-    pub page_tokens: usize,
-
-    /// How KV pages store their elements; on a GPU bf16
-    #[arg(long, default_value = "bf16", value_parser = ["bf16", "f32"], help_heading = "Memory")]
-    kv_dtype: String,
+    #[command(flatten)]
+    pages: PageArguments,
 
     /// Seed of random weights and prompts, and of what is drawn
     #[arg(long, default_value_t = 0, value_name = "SEED")]
@@ -75,7 +71,7 @@ pub(super) struct Subject {
     pub directory: PathBuf,
     pub prompts: Prompts,
     pub steady: SteadyZone,
-    pub kv_dtype: KvDtype,
+    pub pages: PageOptions,
     pub gates: Option<Arc<Gates>>,
     /// All but the device and the notes.
     pub facts: Facts,
@@ -110,8 +106,8 @@ impl SubjectArguments {
         } else {
             Prompts::open(&directory, config.vocab_size, self.seed)?
         };
-        let kv_dtype = if self.kv_dtype == "f32" { KvDtype::F32 } else { KvDtype::Bf16 };
-        let layout = PageLayout::new(self.page_tokens, config.head_dim, kv_dtype)?;
+        let pages = self.pages.options()?;
+        let layout = pages.layout(config.head_dim)?;
         let facts = Facts {
             page_bytes: layout.page_bytes() as u64,
             model: self.random_weights.clone().unwrap_or_else(|| directory.display().to_string()),
@@ -128,7 +124,7 @@ impl SubjectArguments {
             directory,
             prompts,
             steady: SteadyZone { sinks: self.sinks, window: self.window },
-            kv_dtype,
+            pages,
             gates,
             facts,
         })

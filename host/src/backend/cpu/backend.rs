@@ -2,10 +2,9 @@ use std::collections::HashMap;
 
 use rayon::prelude::*;
 
-use super::attend_prompt;
-use super::attend_with_estimates;
 use super::key_factors::KeyFactors;
-use super::row::{NewTokens, Row, Shared, Tiers, leaving_tokens, new_partitions};
+use super::row::{NewTokens, Row, Shared, Tiers};
+use super::{attend_prompt, attend_with_estimates};
 use crate::backend::{Backend, PromptChunk, Step, StepEntry};
 use crate::memory::{
     Admission, Allocator, GpuBytes, HostArena, HostBytes, HostPage, HostProgress, MemoryLimits, MemoryUsage,
@@ -551,13 +550,7 @@ impl Backend for CpuBackend {
     fn index(&mut self, step: &Step<'_>, keys: &[f32], values: &[f32]) -> Result<()> {
         let Self { config, tiers: Tiers { pool, .. }, requests, .. } = self;
         // Most decode steps index nothing: not worth waking threads for.
-        let grows = |entry: &StepEntry| {
-            if config.clusters() {
-                !leaving_tokens(config, entry).is_empty()
-            } else {
-                !new_partitions(config, entry).is_empty()
-            }
-        };
+        let grows = |entry: &StepEntry| !config.leaving_tokens(entry.before, entry.after()).is_empty();
         if config.summary_width() > 0 && step.entries.iter().any(grows) {
             let shape = config.shape();
             parts(requests, config, step).into_par_iter().for_each(|mut part| {
@@ -600,13 +593,11 @@ impl Backend for CpuBackend {
         let Self { config, tiers, requests, .. } = self;
         parts(requests, config, step).into_iter().try_for_each(|part| {
             part.row.retrieve(config, tiers, &part.shared, &part.entry, &part.summaries)?;
-            // Values come by transfers, and do not touch the keys.
-            for (factors, copy) in part
-                .key_factors
-                .iter()
-                .flat_map(|factors| part.row.fetched().iter().map(move |copy| (factors, copy)))
-            {
-                factors.rebuild(config, part.place, copy.key, tiers.pool.page_mut(copy.page));
+            if let Some(factors) = part.key_factors {
+                // Values come by transfers, and do not touch the keys.
+                for copy in part.row.fetched() {
+                    factors.rebuild(config, part.place, copy.key, tiers.pool.page_mut(copy.page));
+                }
             }
             Ok(())
         })

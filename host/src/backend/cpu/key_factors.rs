@@ -1,7 +1,7 @@
 use std::ops::Range;
 
 use super::low_rank::{LowRankError, project, rebuild, whole_basis};
-use super::row::Row;
+use super::row::{NewTokens, Row, Tokens};
 use crate::backend::{StepEntry, StepKind};
 use crate::memory::{Allocator, PagePool, Word};
 use crate::paging::SEGMENT_KEYS;
@@ -75,14 +75,11 @@ impl KeyFactors {
         // A token's keys, as pages store them, and turned back.
         let plain = |token: usize, pool: &PagePool, out: &mut [f32]| {
             for (head, out) in out.chunks_exact_mut(head_dim).enumerate() {
-                if token < entry.before {
-                    let page = rows[head].steady().lookup((token / page_tokens) as u32);
-                    let page = page.expect("a token before its page leaves is steady");
-                    layout.read_key(pool.page(page), token % page_tokens, out);
-                } else {
-                    let key = &keys[(token - entry.before) * width + head * head_dim..][..head_dim];
-                    out.iter_mut().zip(key).for_each(|(out, key)| *out = layout.dtype().round(*key));
-                }
+                // Of no new token there is nothing to start from.
+                let data = &keys[(head * head_dim).min(keys.len())..];
+                let keys = NewTokens { data, stride: width, head_dim };
+                let of_row = Tokens { pool, layout, before: entry.before, keys };
+                of_row.key(rows[head].steady(), token, out);
                 rotary.turn_back(token, out);
             }
         };
@@ -91,8 +88,8 @@ impl KeyFactors {
             tokens.zip(all.chunks_exact_mut(width)).for_each(|(token, out)| plain(token, pool, out));
             all
         };
-        let left = leaving_pages(config, entry);
-        let tokens = left.start as usize * page_tokens..left.end as usize * page_tokens;
+        let tokens = config.leaving_tokens(entry.before, entry.after());
+        let left = (tokens.start / page_tokens) as u32..(tokens.end / page_tokens) as u32;
         if entry.kind == StepKind::Prompt {
             let all = gather(0..entry.after(), pool);
             let basis = whole_basis(&all, kv_heads, head_dim, *rank).map_err(|error| match error {
@@ -148,10 +145,4 @@ impl KeyFactors {
             config.layout().write_key(page, token, &rebuilt);
         }
     }
-}
-
-/// The pages that leave the steady zone with a step.
-fn leaving_pages(config: &KvConfig, entry: &StepEntry) -> Range<u32> {
-    let (before, after) = (config.left_pages(entry.before), config.left_pages(entry.after()));
-    before.end.max(after.start)..after.end
 }

@@ -5,10 +5,11 @@ use spinkv_kernels::abi::cluster::NO_TOKEN;
 use super::super::attend::Estimate;
 use super::super::cluster::cluster;
 use super::super::index::mean_key;
-use super::{NewTokens, Row, Shared, TRANSFER_PAGES, Tiers, store_rounded};
+use super::tokens::{NewTokens, Tokens};
+use super::{Row, Shared, TRANSFER_PAGES, Tiers};
+use crate::KvConfig;
 use crate::backend::StepEntry;
-use crate::memory::{Direction, PagePool, Transfer};
-use crate::{KvConfig, memory::PageLayout};
+use crate::memory::{Direction, Transfer};
 
 /// What a row has beside other rows' things if its partitions are clusters.
 ///
@@ -46,37 +47,6 @@ impl<'a> ClusterSummaries<'a> {
     }
 }
 
-/// The tokens that leave the steady zone with a step.
-pub(in super::super) fn leaving_tokens(config: &KvConfig, entry: &StepEntry) -> Range<usize> {
-    let (before, after) = (config.zones(entry.before).retrievable, config.zones(entry.after()).retrievable);
-    before.end.max(after.start)..after.end
-}
-
-/// The new tokens of a step, and the steady pages that have older ones.
-pub(super) struct Tokens<'a> {
-    pub pool: &'a PagePool,
-    pub layout: &'a PageLayout,
-    pub before: usize,
-    pub keys: NewTokens<'a>,
-    pub values: NewTokens<'a>,
-}
-
-impl Tokens<'_> {
-    /// Key and value of a token, as pages store them.
-    fn read(&self, row: &Row, token: usize, key: &mut [f32], value: &mut [f32]) {
-        if token >= self.before {
-            store_rounded(self.layout.dtype(), self.keys.get(token - self.before), key);
-            store_rounded(self.layout.dtype(), self.values.get(token - self.before), value);
-            return;
-        }
-        let page_tokens = self.layout.page_tokens();
-        let page =
-            row.steady.lookup((token / page_tokens) as u32).expect("a token before its index is steady");
-        self.layout.read_key(self.pool.page(page), token % page_tokens, key);
-        self.layout.read_value(self.pool.page(page), token % page_tokens, value);
-    }
-}
-
 impl Row {
     /// Index: makes clusters of the tokens that leave the steady zone, and writes the mean key, the mean value and the number of tokens of each of their pages
     /// into `summaries`.
@@ -84,6 +54,7 @@ impl Row {
         &mut self,
         config: &KvConfig,
         tokens: &Tokens<'_>,
+        new_values: NewTokens<'_>,
         leaving: Range<usize>,
         summaries: &mut [&mut [f32]],
     ) {
@@ -94,7 +65,10 @@ impl Row {
         let (mut keys, mut values) =
             (vec![0.0; leaving.len() * head_dim], vec![0.0; leaving.len() * head_dim]);
         let heads = keys.chunks_exact_mut(head_dim).zip(values.chunks_exact_mut(head_dim));
-        leaving.zip(heads).for_each(|(token, (key, value))| tokens.read(self, token, key, value));
+        leaving.zip(heads).for_each(|(token, (key, value))| {
+            tokens.key(&self.steady, token, key);
+            tokens.value(&self.steady, new_values, token, value);
+        });
         let page_tokens = config.layout().page_tokens();
         self.clusters.members = cluster(&keys, head_dim, page_tokens);
         for (id, page) in
@@ -126,16 +100,19 @@ impl Row {
         values: NewTokens<'_>,
     ) {
         let layout = config.layout();
-        let (page_tokens, leaving) = (layout.page_tokens(), leaving_tokens(config, entry));
+        let page_tokens = layout.page_tokens();
+        let leaving = config.leaving_tokens(entry.before, entry.after());
         let (mut key, mut value) = (vec![0.0; layout.head_dim()], vec![0.0; layout.head_dim()]);
         let members = std::mem::take(&mut self.clusters.members);
         let mut transfer = Transfer::new(shared.id, Direction::ToHost);
         self.host.set_computed(self.clusters.pages + (members.len() / page_tokens) as u32);
         for page in members.chunks_exact(page_tokens) {
             let mut staging = vec![0; layout.page_words()];
-            let tokens = Tokens { pool: &tiers.pool, layout, before: entry.before, keys, values };
+            let tokens = Tokens { pool: &tiers.pool, layout, before: entry.before, keys };
             for (at, token) in page.iter().filter(|token| **token != NO_TOKEN).enumerate() {
-                tokens.read(self, leaving.start + *token as usize, &mut key, &mut value);
+                let token = leaving.start + *token as usize;
+                tokens.key(&self.steady, token, &mut key);
+                tokens.value(&self.steady, values, token, &mut value);
                 layout.write_token(&mut staging, at, &key, &value);
             }
             transfer.add_staged(self.clusters.pages, &staging, self.host_page(self.clusters.pages));

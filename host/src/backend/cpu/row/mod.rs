@@ -1,15 +1,16 @@
 mod clusters;
+mod tokens;
 
 use std::borrow::Cow;
 use std::ops::Range;
 
-use self::clusters::{ClusterSummaries, RowClusters, Tokens};
+use self::clusters::{ClusterSummaries, RowClusters};
 use super::attend::Estimate;
 use super::index::{key_bounds, least_cosine, mean_key, outliers};
 use super::select::{Wish, choose, score_partitions_beside, top_k_beside};
 use crate::backend::{StepEntry, StepKind};
 use crate::memory::{
-    Direction, HostArena, HostPage, KvDtype, PagePool, PhysicalPage, RequestPlan, RowId, Transfer, Transfers,
+    Direction, HostArena, HostPage, PagePool, PhysicalPage, RequestPlan, RowId, Transfer, Transfers,
 };
 use crate::paging::{
     BucketedLru, Directory, HostTable, PageCopy, Resolution, RowCache, RowSlots, SegmentPool, SlotId,
@@ -19,7 +20,7 @@ use crate::partition::SelectedPage;
 use crate::pipeline::{Always, Budget, Candidates, Counters, Index, Partition, Place, Reach, Select};
 use crate::{Error, KvConfig, Result};
 
-pub(super) use self::clusters::leaving_tokens;
+pub(super) use self::tokens::{NewTokens, Tokens};
 
 /// The most pages of one transfer: a prompt's pages go to the host in pieces, each published by itself.
 const TRANSFER_PAGES: usize = 64;
@@ -43,20 +44,6 @@ impl Tiers {
     /// Waits for transfers, and returns them.
     fn wait(&mut self, which: impl Fn(&Transfer) -> bool) -> Vec<Transfer> {
         self.transfers.wait(which, &mut self.pool, &mut self.arena)
-    }
-}
-
-/// New keys or values of one row: token `i` is at `data[i * stride..][..head_dim]`.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct NewTokens<'a> {
-    pub data: &'a [f32],
-    pub stride: usize,
-    pub head_dim: usize,
-}
-
-impl NewTokens<'_> {
-    fn get(&self, token: usize) -> &[f32] {
-        &self.data[token * self.stride..][..self.head_dim]
     }
 }
 
@@ -123,28 +110,22 @@ impl Row {
         [keys, values]: [NewTokens<'_>; 2],
         summaries: &mut [&mut [f32]],
     ) {
+        let of_row = Tokens { pool, layout: config.layout(), before: entry.before, keys };
+        let leaving = config.leaving_tokens(entry.before, entry.after());
         if config.clusters() {
-            let tokens = Tokens { pool, layout: config.layout(), before: entry.before, keys, values };
-            return self.index_clusters(config, &tokens, leaving_tokens(config, entry), summaries);
+            return self.index_clusters(config, &of_row, values, leaving, summaries);
         }
-        let width = config.summary_width();
-        let (layout, head_dim) = (config.layout(), keys.head_dim);
+        let (width, head_dim) = (config.summary_width(), keys.head_dim);
         let (tokens, segment_partitions) = (config.partition_tokens(), config.segment_partitions());
         let mut partition_keys = vec![0.0; tokens * head_dim];
         let chooses = entry.kind == StepKind::Prompt && !self.always.is_empty();
         let mut cosines = Vec::new();
-        for id in new_partitions(config, entry) {
-            let first = id as usize * tokens;
+        for first in leaving.step_by(tokens) {
             for (token, key) in (first..).zip(partition_keys.chunks_exact_mut(head_dim)) {
-                if token < entry.before {
-                    let page = (token / layout.page_tokens()) as u32;
-                    let page = self.steady.lookup(page).expect("a token before its index is steady");
-                    layout.read_key(pool.page(page), token % layout.page_tokens(), key);
-                } else {
-                    store_rounded(layout.dtype(), keys.get(token - entry.before), key);
-                }
+                of_row.key(&self.steady, token, key);
             }
-            let (segment, index) = (id as usize / segment_partitions, id as usize % segment_partitions);
+            let id = first / tokens;
+            let (segment, index) = (id / segment_partitions, id % segment_partitions);
             let summary = &mut summaries[segment][index * width..][..width];
             match config.method().index() {
                 Index::Custom(operator) => {
@@ -221,6 +202,7 @@ impl Row {
                 assert!(!tiers.pool.is_held(page), "{page:?} is written while a transfer reads it");
                 write(tiers.pool.page_mut(page));
                 if complete {
+                    config.host_layout().round(tiers.pool.page_mut(page));
                     transfer.add(key, page, self.host_page(key));
                 }
             }
@@ -516,13 +498,6 @@ impl Row {
     }
 }
 
-/// The partitions that become retrievable with a step.
-pub(super) fn new_partitions(config: &KvConfig, entry: &StepEntry) -> Range<u32> {
-    let (before, after) =
-        (config.retrievable_partitions(entry.before), config.retrievable_partitions(entry.after()));
-    before.end.max(after.start)..after.end
-}
-
 /// The summaries of partitions `ids`, which may lie in several segments.
 fn in_one_piece<'a>(config: &KvConfig, segments: &'a [&mut [f32]], ids: Range<u32>) -> Cow<'a, [f32]> {
     let (partitions, width) = (config.segment_partitions(), config.summary_width());
@@ -537,12 +512,6 @@ fn in_one_piece<'a>(config: &KvConfig, segments: &'a [&mut [f32]], ids: Range<u3
     });
     let pieces: Vec<&[f32]> = pieces.collect();
     if let [piece] = pieces[..] { Cow::Borrowed(piece) } else { Cow::Owned(pieces.concat()) }
-}
-
-fn store_rounded(dtype: KvDtype, from: &[f32], to: &mut [f32]) {
-    for (to, from) in to.iter_mut().zip(from) {
-        *to = dtype.round(*from);
-    }
 }
 
 fn check_selection(method: &str, candidates: &Candidates<'_>, ids: &[u32]) -> Result<()> {

@@ -4,7 +4,7 @@ use spinkv_kernels::abi::{Entry, SEGMENT_KEYS};
 
 use super::Sizes;
 use crate::KvConfig;
-use crate::memory::{GpuBytes, HostBytes, MemoryUsage, RequestPlan, SlabId, Word};
+use crate::memory::{GpuBytes, HostBytes, KvDtype, MemoryUsage, RequestPlan, SlabId, Word};
 use crate::paging::StepClock;
 use crate::pipeline::{Budget, Select};
 
@@ -163,7 +163,9 @@ impl Sizes {
             // Slab and valid bits.
             host_tables: rows * self.slab_stride as u64 * 2 * number,
             marks: rows * (self.mark_words + self.mask_words) as u64 * number,
-            summaries: request.segments.len() as u64 * self.summary_bytes(),
+            summaries: request.segments.len() as u64
+                * rows
+                * config.summary_bytes(KvDtype::Bf16.bytes()) as u64,
             steady_pages: steady * page_bytes,
             cache_pages: (request.pages.len() as u64 - steady) * page_bytes,
             in_flight_pages: 0,

@@ -6,7 +6,7 @@ use super::super::kernels::{IndexOperator, Kernels, PartitionPages};
 use super::super::operators::OperatorSizes;
 use super::clusters::ClusterSizes;
 use super::own::Own;
-use crate::memory::{KvDtype, RequestPlan, Word};
+use crate::memory::{KvDtype, RequestPlan};
 use crate::partition::PartitionKind;
 use crate::pipeline::{Budget, GroupMerge, Index, PartitionScore, Reach, Select};
 use crate::{Error, KvConfig, Result};
@@ -318,14 +318,6 @@ impl Sizes {
     /// Words of the summaries of one segment, of all rows.
     pub fn summary_words(&self) -> usize {
         self.rows() * self.segment_partitions * self.summaries.map_or(0, |summaries| summaries.words)
-    }
-
-    /// Bytes of what the partitions of one segment have, of all rows: summaries, and of clusters mean values and tokens.
-    pub fn summary_bytes(&self) -> u64 {
-        let summaries = self.summary_words() * size_of::<Word>();
-        let partitions = self.rows() * self.segment_partitions;
-        let of_cluster = self.head_words * size_of::<Word>() + size_of::<u32>();
-        (summaries + if self.clusters.is_some() { partitions * of_cluster } else { 0 }) as u64
     }
 
     /// Blocks that share a row's tokens in the attention of a batch, of which all requests, or not all, are resident.
