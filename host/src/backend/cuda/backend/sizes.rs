@@ -121,6 +121,9 @@ impl Sizes {
         if ![8, 16, 32, 64].contains(&layout.page_tokens()) {
             return refuse(format!("pages of {} tokens: 8, 16, 32 or 64", layout.page_tokens()));
         }
+        if config.host_layout().code().is_some() {
+            return refuse(format!("host pages in {}: on the CPU they are", config.host_layout().format()));
+        }
         let rank = config.low_rank().map_or(0, |low_rank| low_rank.rank);
         if rank > MAX_RANK as usize || !rank.is_multiple_of(RANK_STEP as usize) {
             return refuse(format!("keys in a rank of {rank}: a multiple of {RANK_STEP} up to {MAX_RANK}"));
