@@ -7,7 +7,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use spinkv::KvConfig;
 use spinkv::backend::cpu::CpuBackend;
-use spinkv::backend::cpu::low_rank::{LowRankKeys, gram};
+use spinkv::backend::cpu::low_rank::{LowRankFactors, gram};
 use spinkv::memory::{KvDtype, MemoryLimits, PageLayout};
 use spinkv::partition::PartitionKind;
 use spinkv::pipeline::{
@@ -53,7 +53,7 @@ fn eigenvalues(matrix: &[f64], n: usize) -> Vec<f64> {
 }
 
 /// What the factors lose of the keys, in squares.
-fn lost(keys: &[f32], factors: &LowRankKeys, kv_heads: usize, head_dim: usize) -> f64 {
+fn lost(keys: &[f32], factors: &LowRankFactors, kv_heads: usize, head_dim: usize) -> f64 {
     let mut rebuilt = vec![0.0; head_dim];
     let of_key = |(at, key): (usize, &[f32])| -> f64 {
         factors.rebuild(at / kv_heads, at % kv_heads, &mut rebuilt, |_| ());
@@ -68,7 +68,7 @@ fn losses(keys: &[f32], kv_heads: usize, head_dim: usize, ranks: &[usize]) -> Ve
     let eigenvalues = eigenvalues(&gram(keys, width), width);
     let all: f64 = eigenvalues.iter().sum();
     let of_rank = |rank: &usize| {
-        let factors = LowRankKeys::new(keys, kv_heads, head_dim, *rank).unwrap();
+        let factors = LowRankFactors::new(keys, kv_heads, head_dim, *rank).unwrap();
         let (lost, least) =
             (lost(keys, &factors, kv_heads, head_dim), eigenvalues[*rank..].iter().sum::<f64>());
         ((lost / all).sqrt(), (lost / least).sqrt())
@@ -229,7 +229,7 @@ fn keys_of_a_model_are_kept() {
         let ranks = [32, 64, 96, 128, 160];
         let losses = losses(&plain, KV_HEADS, head_dim, &ranks);
         for (rank, (lost, excess)) in ranks.into_iter().zip(losses) {
-            let factors = LowRankKeys::new(&plain, KV_HEADS, head_dim, rank).unwrap();
+            let factors = LowRankFactors::new(&plain, KV_HEADS, head_dim, rank).unwrap();
             let (mut moved, mut most, mut heads) = (0.0, 0.0_f64, 0);
             for head in 0..KV_HEADS {
                 let mut rebuilt = vec![0.0; tokens * head_dim];

@@ -66,6 +66,12 @@ fn complete_basis_on_random_rows() {
 }
 
 #[test]
+fn complete_basis_stays_within_rows_that_are_no_numbers() {
+    let vectors = CompleteCase::not_finite().emulate(0).unwrap_or_else(|fault| panic!("{fault}"));
+    assert!(vectors[..5].iter().all(|element| element.is_nan()), "{vectors:?}");
+}
+
+#[test]
 fn project_keys_on_random_entries() {
     for seed in 0..SHAPES {
         let case = ProjectCase::random(seed);

@@ -2,7 +2,7 @@ use cuda_std::prelude::*;
 use cuda_std::warp::{FULL_MASK, warp_vote_ballot};
 
 use super::centroid::{channels, rounded};
-use super::members;
+use super::members::{of_groups, of_pages};
 use super::table::Table;
 use crate::abi::WARP;
 use crate::abi::cluster::NO_TOKEN;
@@ -61,51 +61,40 @@ pub unsafe fn cluster_means(
     let width = (kv_heads * head_words) as usize;
     let (keys, values) = (keys.rows(width), values.rows(width));
     let table = Table { directories, directory, first_row, request_rows, segment_partitions };
-    let mut warp = thread::index_1d() / WARP;
-    while warp < member_pages * kv_heads {
-        let (page, head) = (warp / kv_heads, warp % kv_heads);
-        let row = row_pages.rows(2).row((first_place + head) as usize);
-        let (before, after) = (row.load(0), row.load(1));
-        if page < after - before {
-            let of_row = members.rows((member_pages * page_tokens) as usize).row(head as usize);
-            let members = of_row.slice((page * page_tokens) as usize, page_tokens as usize);
-            let is_token = |at: u32| at < page_tokens && members.load(at as usize) != NO_TOKEN;
-            let count = warp_vote_ballot(FULL_MASK, is_token(lane)).count_ones()
-                + warp_vote_ballot(FULL_MASK, is_token(lane + WARP)).count_ones();
-            let (mut key, mut value) = ([0.0_f32; 8], [0.0_f32; 8]);
-            let mut at = group;
-            while at < count {
-                let (token, column) =
-                    (first + members.load(at as usize), (head * head_words + word) as usize);
-                let of_key = channels(keys.row(token as usize).load_with(column, LoadCache::ReadOnlyOnce));
-                let of_value =
-                    channels(values.row(token as usize).load_with(column, LoadCache::ReadOnlyOnce));
-                let mut channel = 0;
-                while channel < 8 {
-                    key[channel] += of_key[channel];
-                    value[channel] += of_value[channel];
-                    channel += 1;
-                }
-                at += groups;
-            }
-            let (mut key, mut value) =
-                (members::of_groups(key, head_words), members::of_groups(value, head_words));
-            let scale = 1.0 / count as f32;
+    let sizes = [first_place, kv_heads, member_pages, page_tokens];
+    of_pages(members, row_pages, sizes, |page, head, before, members| {
+        let is_token = |at: u32| at < page_tokens && members.load(at as usize) != NO_TOKEN;
+        let count = warp_vote_ballot(FULL_MASK, is_token(lane)).count_ones()
+            + warp_vote_ballot(FULL_MASK, is_token(lane + WARP)).count_ones();
+        let (mut key, mut value) = ([0.0_f32; 8], [0.0_f32; 8]);
+        let mut at = group;
+        while at < count {
+            let (token, column) = (first + members.load(at as usize), (head * head_words + word) as usize);
+            let of_key = channels(keys.row(token as usize).load_with(column, LoadCache::ReadOnlyOnce));
+            let of_value = channels(values.row(token as usize).load_with(column, LoadCache::ReadOnlyOnce));
             let mut channel = 0;
             while channel < 8 {
-                key[channel] *= scale;
-                value[channel] *= scale;
+                key[channel] += of_key[channel];
+                value[channel] += of_value[channel];
                 channel += 1;
             }
-            let place = table.place(head, before + page);
-            if group == 0 {
-                summaries.rows(head_words as usize).row(place).store(word as usize, rounded(key));
-                value_means.rows(head_words as usize).row(place).store(word as usize, rounded(value));
-            }
-            if lane == 0 {
-                partition_tokens.store(place, count);
-            }
+            at += groups;
         }
-        warp += thread::grid_dim_x() * (thread::block_dim_x() / WARP);
-    }
+        let (mut key, mut value) = (of_groups(key, head_words), of_groups(value, head_words));
+        let scale = 1.0 / count as f32;
+        let mut channel = 0;
+        while channel < 8 {
+            key[channel] *= scale;
+            value[channel] *= scale;
+            channel += 1;
+        }
+        let place = table.place(head, before + page);
+        if group == 0 {
+            summaries.rows(head_words as usize).row(place).store(word as usize, rounded(key));
+            value_means.rows(head_words as usize).row(place).store(word as usize, rounded(value));
+        }
+        if lane == 0 {
+            partition_tokens.store(place, count);
+        }
+    });
 }

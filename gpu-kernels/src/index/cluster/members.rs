@@ -141,6 +141,32 @@ pub unsafe fn add(
     }
 }
 
+/// Calls `take` for the pages of all rows of a layer that `row_pages` counts, with a page's number among those that are new, its KV head, the row's
+/// pages before them, and the page's tokens in `members`: a warp has a page of a KV head at a time, and the launch's warps share them all.
+///
+/// # Safety
+/// The warp is whole; the views are as [`cluster_pages`](super::cluster_pages()) and [`cluster_list`](super::cluster_list()) left them.
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+#[inline(always)]
+pub unsafe fn of_pages(
+    members: Global<u32>,
+    row_pages: Global<u32>,
+    [first_place, kv_heads, member_pages, page_tokens]: [u32; 4],
+    mut take: impl FnMut(u32, u32, u32, Global<u32>),
+) {
+    let mut warp = thread::index_1d() / WARP;
+    while warp < member_pages * kv_heads {
+        let (page, head) = (warp / kv_heads, warp % kv_heads);
+        let row = row_pages.rows(2).row((first_place + head) as usize);
+        let (before, after) = (row.load(0), row.load(1));
+        if page < after - before {
+            let of_row = members.rows((member_pages * page_tokens) as usize).row(head as usize);
+            take(page, head, before, of_row.slice((page * page_tokens) as usize, page_tokens as usize));
+        }
+        warp += thread::grid_dim_x() * (thread::block_dim_x() / WARP);
+    }
+}
+
 /// The groups' sums, added up in halves of the distance: the same in all groups.
 ///
 /// # Safety

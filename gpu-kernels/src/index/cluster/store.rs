@@ -1,7 +1,8 @@
 use cuda_std::prelude::*;
 
+use super::members::of_pages;
 use crate::abi::cluster::NO_TOKEN;
-use crate::abi::{SLAB_PAGES, WARP, host_page};
+use crate::abi::{SLAB_PAGES, host_page};
 use crate::offload::warp_copy::{copy_words, publish};
 
 /// Stores keys and values in the order of clusters as pages of the host, one layer of one request.
@@ -55,30 +56,22 @@ pub unsafe fn cluster_store(
     let width = (kv_heads * head_words) as usize;
     let (keys, values) = (keys.rows(width), values.rows(width));
     let host_pages = host_pages.rows(2 * half as usize);
-    let mut warp = thread::index_1d() / WARP;
-    while warp < member_pages * kv_heads {
-        let (page, head) = (warp / kv_heads, warp % kv_heads);
-        let row = row_pages.rows(2).row((first_place + head) as usize);
-        let (before, after) = (row.load(0), row.load(1));
-        if page < after - before {
-            let of_row = members.rows((member_pages * page_tokens) as usize).row(head as usize);
-            let members = of_row.slice((page * page_tokens) as usize, page_tokens as usize);
-            let key = before + page;
-            let slab = first_slab + (first_row + head) * slab_stride + key / SLAB_PAGES;
-            let to = host_pages.row(host_page(host_slabs.load(slab as usize), key) as usize);
-            let load = |at: u32| {
-                let (tensor, word) = if at < half { (keys, at) } else { (values, at - half) };
-                let token = members.load((word / head_words) as usize);
-                let column = (head * head_words + word % head_words) as usize;
-                if token == NO_TOKEN {
-                    U32x4::default()
-                } else {
-                    tensor.row((first + token) as usize).load_with(column, LoadCache::ReadOnlyOnce)
-                }
-            };
-            copy_words(2 * half, load, |at, loaded| to.store(at as usize, loaded));
-            publish(host_valid, slab, key);
-        }
-        warp += thread::grid_dim_x() * (thread::block_dim_x() / WARP);
-    }
+    let sizes = [first_place, kv_heads, member_pages, page_tokens];
+    of_pages(members, row_pages, sizes, |page, head, before, members| {
+        let key = before + page;
+        let slab = first_slab + (first_row + head) * slab_stride + key / SLAB_PAGES;
+        let to = host_pages.row(host_page(host_slabs.load(slab as usize), key) as usize);
+        let load = |at: u32| {
+            let (tensor, word) = if at < half { (keys, at) } else { (values, at - half) };
+            let token = members.load((word / head_words) as usize);
+            let column = (head * head_words + word % head_words) as usize;
+            if token == NO_TOKEN {
+                U32x4::default()
+            } else {
+                tensor.row((first + token) as usize).load_with(column, LoadCache::ReadOnlyOnce)
+            }
+        };
+        copy_words(2 * half, load, |at, loaded| to.store(at as usize, loaded));
+        publish(host_valid, slab, key);
+    });
 }

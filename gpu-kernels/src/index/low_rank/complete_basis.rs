@@ -25,7 +25,7 @@ use crate::block::Exchange;
 ///
 /// # Safety
 /// The view has the shape above, and nothing else uses it until the launch has ended.
-#[kernel(collectives(barrier = 7, shuffle = 10, vote = 1, reduce = 2))]
+#[kernel(collectives(barrier = 6, shuffle = 10, vote = 1, reduce = 2))]
 pub unsafe fn complete_basis(vectors: GlobalMut<f32>, rank: u32, width: u32) {
     let (thread, lane, warp) = (thread::thread_idx_x(), warp::lane_id(), thread::thread_idx_x() / WARP);
     let left = shared::dynamic::<f32>(0, width as usize);
@@ -74,8 +74,7 @@ pub unsafe fn complete_basis(vectors: GlobalMut<f32>, rank: u32, width: u32) {
         left.store(axis as usize, rest);
         axis += BLOCK;
     }
-    // A thread looks at its own axes alone.
-    let mut round = 0;
+    // A thread looks at its own axes of `left` alone; of the vectors at others', behind the exchange's barriers.
     while row < rank {
         if empty.load(row as usize) == 0 {
             row += 1;
@@ -91,9 +90,8 @@ pub unsafe fn complete_basis(vectors: GlobalMut<f32>, rank: u32, width: u32) {
             }
             axis += BLOCK;
         }
-        let greatest = !exchange.least(round, !most);
-        let chosen = exchange.least(round + 1, if most == greatest { own } else { u32::MAX });
-        round += 2;
+        let greatest = !exchange.least(0, !most);
+        let chosen = exchange.least(1, if most == greatest { own } else { u32::MAX });
 
         let mut axis = thread;
         while axis < width {
@@ -155,7 +153,6 @@ pub unsafe fn complete_basis(vectors: GlobalMut<f32>, rank: u32, width: u32) {
             left.store(axis as usize, fma(-element, element, left.load(axis as usize)));
             axis += BLOCK;
         }
-        thread::sync_threads();
         row += 1;
     }
 }

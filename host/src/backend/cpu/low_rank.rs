@@ -1,7 +1,7 @@
 //! Keys in low rank: what a layer's keys have in common, found by a subspace iteration.
 //!
 //! Keys before their rotary embedding, all KV heads of a layer side by side, lie near a subspace of far fewer dimensions than they have
-//! elements (ShadowKV, arXiv 2410.21465). [`LowRankKeys`] holds an orthonormal basis of it and each token's coefficients, from which a key
+//! elements (ShadowKV, arXiv 2410.21465). [`LowRankFactors`] holds an orthonormal basis of it and each token's coefficients, from which a key
 //! of any head is rebuilt where it is needed.
 //!
 //! # Method
@@ -71,7 +71,7 @@ pub enum LowRankError {
 
 /// Keys of a layer, in low rank.
 #[derive(Clone, Debug, PartialEq)]
-pub struct LowRankKeys {
+pub struct LowRankFactors {
     kv_heads: usize,
     head_dim: usize,
     rank: usize,
@@ -81,7 +81,7 @@ pub struct LowRankKeys {
     basis: Vec<f32>,
 }
 
-impl LowRankKeys {
+impl LowRankFactors {
     /// The best factors of rank `rank` of a layer's keys before their rotary embedding, `[tokens, kv_heads, head_dim]`.
     ///
     /// Keys that have a lower rank, such as those of fewer than `rank` tokens, are rebuilt as they were but for rounding: basis vectors

@@ -1,6 +1,6 @@
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use spinkv::backend::cpu::low_rank::LowRankKeys;
+use spinkv::backend::cpu::low_rank::LowRankFactors;
 
 use super::{normal, numbers_of, words_of};
 use crate::{POISON, pick};
@@ -85,7 +85,7 @@ impl BasisCase {
         }
         let keys = numbers_of(&self.keys);
         let (found, norm) = self.lost(&keys, &rows);
-        let cpu = LowRankKeys::new(&keys, 1, width, rank).map_err(|error| error.to_string())?;
+        let cpu = LowRankFactors::new(&keys, 1, width, rank).map_err(|error| error.to_string())?;
         let (least, _) = self.lost(&keys, cpu.basis());
         // The rounding of a basis' elements is 2^-9 of each at most, once in the coefficients and once in what they are multiplied by.
         if found.is_nan() || found > 1.02 * least + 4e-3 * norm {

@@ -31,7 +31,7 @@ fn keys(seed: u64, tokens: usize, width: usize, noise: f64, weights: &[f64]) -> 
 }
 
 /// What is left of the keys, in squares.
-fn lost(keys: &[f32], factors: &LowRankKeys, kv_heads: usize, head_dim: usize) -> f64 {
+fn lost(keys: &[f32], factors: &LowRankFactors, kv_heads: usize, head_dim: usize) -> f64 {
     let mut sum = 0.0;
     let mut rebuilt = vec![0.0; head_dim];
     for (at, key) in keys.chunks_exact(head_dim).enumerate() {
@@ -49,7 +49,7 @@ fn squares(keys: &[f32]) -> f64 {
 fn a_basis_is_orthonormal_over_all_heads() {
     let (kv_heads, head_dim, rank) = (3, 32, 40);
     let keys = keys(8, 300, kv_heads * head_dim, 0.1, &[5.0; 30]);
-    let factors = LowRankKeys::new(&keys, kv_heads, head_dim, rank).unwrap();
+    let factors = LowRankFactors::new(&keys, kv_heads, head_dim, rank).unwrap();
     let element = |vector: usize, at: usize| {
         let (head, of_head) = (at / head_dim, at % head_dim);
         f64::from(factors.basis()[(head * rank + vector) * head_dim + of_head])
@@ -74,7 +74,7 @@ fn keys_of_a_lower_rank_are_rebuilt_as_they_were() {
         (vec![0.0; 32 * 4], 0),
     ];
     for (keys, own) in cases {
-        let factors = LowRankKeys::new(&keys, 2, 16, 12).unwrap();
+        let factors = LowRankFactors::new(&keys, 2, 16, 12).unwrap();
         assert_eq!(factors.tokens(), keys.len() / 32);
         let lost = lost(&keys, &factors, 2, 16);
         assert!(lost <= 1e-10 * squares(&keys), "rank {own}: {lost}");
@@ -90,9 +90,9 @@ fn keys_of_a_lower_rank_are_rebuilt_as_they_were() {
 #[test]
 fn a_full_rank_loses_nothing_and_no_token_is_no_fault() {
     let keys = keys(13, 60, 24, 1.0, &[4.0; 3]);
-    let factors = LowRankKeys::new(&keys, 2, 12, 24).unwrap();
+    let factors = LowRankFactors::new(&keys, 2, 12, 24).unwrap();
     assert!(lost(&keys, &factors, 2, 12) < 1e-9 * squares(&keys));
-    let mut none = LowRankKeys::new(&[], 2, 12, 24).unwrap();
+    let mut none = LowRankFactors::new(&[], 2, 12, 24).unwrap();
     assert_eq!((none.tokens(), none.coefficients().len(), none.rank()), (0, 0, 24));
     none.append(&[]).unwrap();
 }
@@ -100,7 +100,7 @@ fn a_full_rank_loses_nothing_and_no_token_is_no_fault() {
 #[test]
 fn later_tokens_get_what_the_basis_has_of_them() {
     let all = keys(14, 200, 32, 0.01, &[3.0; 6]);
-    let mut factors = LowRankKeys::new(&all[..150 * 32], 2, 16, 6).unwrap();
+    let mut factors = LowRankFactors::new(&all[..150 * 32], 2, 16, 6).unwrap();
     factors.append(&all[150 * 32..]).unwrap();
     assert_eq!(factors.tokens(), 200);
     assert!(lost(&all, &factors, 2, 16) < 1e-3 * squares(&all));
@@ -115,7 +115,7 @@ fn later_tokens_get_what_the_basis_has_of_them() {
 #[test]
 fn a_key_is_turned_after_it_is_rebuilt() {
     let keys = keys(15, 30, 32, 1.0, &[]);
-    let factors = LowRankKeys::new(&keys, 2, 16, 32).unwrap();
+    let factors = LowRankFactors::new(&keys, 2, 16, 32).unwrap();
     let mut key = [0.0; 16];
     factors.rebuild(7, 1, &mut key, |key| key.reverse());
     let right = &keys[7 * 32 + 16..][..16];
@@ -125,17 +125,17 @@ fn a_key_is_turned_after_it_is_rebuilt() {
 #[test]
 fn factors_are_the_same_each_time() {
     let keys = keys(16, 100, 32, 0.1, &[2.0; 9]);
-    assert_eq!(LowRankKeys::new(&keys, 2, 16, 8), LowRankKeys::new(&keys, 2, 16, 8));
+    assert_eq!(LowRankFactors::new(&keys, 2, 16, 8), LowRankFactors::new(&keys, 2, 16, 8));
 }
 
 #[test]
 fn what_cannot_be_is_refused() {
     for rank in [0, 33] {
-        let refused = LowRankKeys::new(&[0.0; 64], 2, 16, rank).unwrap_err();
+        let refused = LowRankFactors::new(&[0.0; 64], 2, 16, rank).unwrap_err();
         assert_eq!(refused, LowRankError::Rank { rank, width: 32 });
     }
-    assert_eq!(LowRankKeys::new(&[], 0, 16, 1).unwrap_err(), LowRankError::Rank { rank: 1, width: 0 });
-    let refused = LowRankKeys::new(&[0.0; 33], 2, 16, 4).unwrap_err();
+    assert_eq!(LowRankFactors::new(&[], 0, 16, 1).unwrap_err(), LowRankError::Rank { rank: 1, width: 0 });
+    let refused = LowRankFactors::new(&[0.0; 33], 2, 16, 4).unwrap_err();
     assert_eq!(
         refused.to_string(),
         "33 elements are not whole tokens of 32, the KV heads times the head dimension"
@@ -144,7 +144,7 @@ fn what_cannot_be_is_refused() {
         let mut keys = vec![1.0; 96];
         keys[70] = wrong;
         let refused = LowRankError::NotFinite { token: 2, element: 6 };
-        assert_eq!(LowRankKeys::new(&keys, 2, 16, 4).unwrap_err(), refused);
+        assert_eq!(LowRankFactors::new(&keys, 2, 16, 4).unwrap_err(), refused);
     }
 }
 
