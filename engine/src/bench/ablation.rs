@@ -2,7 +2,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::report::{parts, table};
+use super::report::{cache_label, parts, table};
 use super::{Caching, Facts, How, Point};
 
 /// The hit ratio of a cache of one size.
@@ -10,6 +10,8 @@ use super::{Caching, Facts, How, Point};
 pub struct CurvePoint {
     /// What is kept.
     pub cache: Caching,
+    /// How the host keeps pages.
+    pub host_kv: String,
     /// Buffering pages for each mandatory page.
     pub buffering: f64,
     /// Slots of a row's cache.
@@ -27,6 +29,8 @@ pub struct CurvePoint {
 pub struct Gain {
     /// What was added.
     pub step: Caching,
+    /// How the host keeps pages.
+    pub host_kv: String,
     /// A step with it, milliseconds.
     pub step_ms: f64,
     /// How much faster than the one before.
@@ -46,7 +50,8 @@ pub struct AblationReport {
     pub warm_up: usize,
     /// Timed steps.
     pub steps: usize,
-    /// No cache, what the step before selected, the bucketed LRU at the largest size, and all of it resident, each over the one before.
+    /// No cache, what the step before selected, the bucketed LRU at the largest size, the same with host pages in other formats, and all of it
+    /// resident, each over the one before.
     pub gains: Vec<Gain>,
     /// Hit ratio over cache size.
     pub curve: Vec<CurvePoint>,
@@ -58,19 +63,32 @@ impl AblationReport {
     /// What the points of one batch, context, method and budget come to.
     pub fn new(facts: Facts, (warm_up, steps): (usize, usize), points: Vec<Point>) -> Self {
         let mut gains: Vec<Gain> = Vec::new();
-        for cache in [Caching::NoCache, Caching::PreviousStep, Caching::BucketedLru, Caching::Resident] {
+        let host = points.first().map_or(String::new(), |point| point.host_kv.clone());
+        let mut stages = vec![Caching::NoCache, Caching::PreviousStep, Caching::BucketedLru]
+            .into_iter()
+            .map(|cache| (cache, host.clone()))
+            .collect::<Vec<_>>();
+        for point in points.iter().filter(|point| point.cache == Caching::BucketedLru) {
+            if !stages.iter().any(|(_, host)| *host == point.host_kv) {
+                stages.push((point.cache, point.host_kv.clone()));
+            }
+        }
+        stages.push((Caching::Resident, host));
+        for (cache, host_kv) in stages {
             let largest = |a: &&Point, b: &&Point| a.buffering.total_cmp(&b.buffering);
-            let found = points.iter().filter(|point| point.cache == cache && point.step_ms.is_some());
+            let of_stage = |point: &&Point| point.cache == cache && point.host_kv == host_kv;
+            let found = points.iter().filter(of_stage).filter(|point| point.step_ms.is_some());
             let Some(point) = found.max_by(largest) else { continue };
             let Some(step_ms) = point.step_ms else { continue };
             let over = |other: Option<&Gain>| other.map_or(1.0, |other| other.step_ms / step_ms);
             let (speedup, speedup_of_all) = (over(gains.last()), over(gains.first()));
             let hit_ratio = point.hit_ratio.unwrap_or(0.0);
-            gains.push(Gain { step: cache, step_ms, speedup, speedup_of_all, hit_ratio });
+            gains.push(Gain { step: cache, host_kv, step_ms, speedup, speedup_of_all, hit_ratio });
         }
         let on_curve = points.iter().filter(|point| !point.cache.is_dense() && point.skipped.is_none());
         let curve = on_curve.map(|point| CurvePoint {
             cache: point.cache,
+            host_kv: point.host_kv.clone(),
             buffering: point.buffering,
             slots: point.slots,
             hit_ratio: point.hit_ratio.unwrap_or(0.0),
@@ -86,9 +104,10 @@ impl fmt::Display for AblationReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { facts, warm_up, steps, gains, points, .. } = self;
         writeln!(f, "{facts}\n{steps} steps behind {warm_up}; ~ is a bound or replayed, not measured\n")?;
-        writeln!(f, "  {:<14} {:>9} {:>9} {:>9} {:>6}", "with", "step, ms", "x before", "x first", "hit")?;
-        for Gain { step, step_ms, speedup, speedup_of_all, hit_ratio } in gains {
-            writeln!(f, "  {step:<14} {step_ms:>9.3} {speedup:>9.2} {speedup_of_all:>9.2} {hit_ratio:>6.3}")?;
+        writeln!(f, "  {:<18} {:>9} {:>9} {:>9} {:>6}", "with", "step, ms", "x before", "x first", "hit")?;
+        for Gain { step, host_kv, step_ms, speedup, speedup_of_all, hit_ratio } in gains {
+            let step = cache_label(*step, host_kv);
+            writeln!(f, "  {step:<18} {step_ms:>9.3} {speedup:>9.2} {speedup_of_all:>9.2} {hit_ratio:>6.3}")?;
         }
         writeln!(f)?;
         table(points, f)?;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use spinkv::gates::Gates;
-use spinkv::memory::{RequestPlan, footprint};
+use spinkv::memory::{HostFormat, RequestPlan, footprint};
 use spinkv::pipeline::{Budget, Method, SteadyZone};
 use spinkv::{KvConfig, KvShape};
 
@@ -154,6 +154,8 @@ pub struct DecodeOptions {
     pub steady: SteadyZone,
     /// How KV pages are made.
     pub pages: PageOptions,
+    /// Other formats of host pages, with which the serving cache is measured, too.
+    pub coded: Vec<HostFormat>,
     /// Learned gates, for methods that need them.
     pub gates: Option<Arc<Gates>>,
     /// Seed of what is drawn.
@@ -239,18 +241,26 @@ impl DecodeOptions {
         };
         for context in self.contexts.iter().copied() {
             for batch in self.batches.iter().copied() {
-                let mut add = |method: &MethodChoice, budget, buffering, caches: Vec<Caching>| {
+                let mut add = |method: &MethodChoice, budget, buffering, host, caches: Vec<Caching>| {
                     if caches.is_empty() {
                         return Ok(());
                     }
-                    let place = (context, batch, all_layers);
-                    groups.push(self.group(config, shape, place, (method, budget), buffering, caches)?);
+                    let (place, pages) = ((context, batch, all_layers), PageOptions { host, ..self.pages });
+                    groups.push(self.group(
+                        config,
+                        shape,
+                        place,
+                        (method, budget),
+                        buffering,
+                        (pages, caches),
+                    )?);
                     Ok::<_, crate::Error>(())
                 };
-                add(&dense, None, 0.0, which(&|caching| caching.is_dense()))?;
+                let host = self.pages.host;
+                add(&dense, None, 0.0, HostFormat::Full, which(&|caching| caching.is_dense()))?;
                 for method in &self.methods {
                     for budget in self.budgets_of(config, method) {
-                        add(method, budget, 0.0, which(&|caching| caching.is_bare()))?;
+                        add(method, budget, 0.0, host, which(&|caching| caching.is_bare()))?;
                         // What is drawn can stand still, so that nothing misses in any cache; a model's selections need room for everything.
                         let apart = self.selections == Selections::Model;
                         let largest = self.bufferings.iter().copied().fold(0.0, f64::max);
@@ -260,11 +270,15 @@ impl DecodeOptions {
                                 Caching::Resident => resident,
                                 _ => !caching.is_dense() && !caching.is_bare(),
                             });
-                            add(method, budget, buffering, caches)?;
+                            add(method, budget, buffering, host, caches)?;
+                            for coded in self.coded.iter().copied() {
+                                let serving = which(&|caching| *caching == Caching::BucketedLru);
+                                add(method, budget, buffering, coded, serving)?;
+                            }
                         }
                         if apart {
                             let resident = which(&|caching| *caching == Caching::Resident);
-                            add(method, budget, f64::MAX, resident)?;
+                            add(method, budget, f64::MAX, host, resident)?;
                         }
                     }
                 }
@@ -289,11 +303,11 @@ impl DecodeOptions {
         (context, batch, all_layers): (usize, BatchSize, usize),
         (method, budget): (&MethodChoice, Option<Budget>),
         buffering: f64,
-        caches: Vec<Caching>,
+        (pages, caches): (PageOptions, Vec<Caching>),
     ) -> Result<Group> {
         let budget_or_first = budget.unwrap_or(self.budgets[0]);
         let built = method.build(budget_or_first, self.steady, self.gates.clone(), config.rotary())?;
-        let kv = KvConfig::new(shape, self.pages.layout(shape.head_dim)?, built.clone())?;
+        let kv = KvConfig::new(shape, pages.layout(shape.head_dim)?, built.clone())?;
         let max_tokens = self.max_tokens(context);
         let plan = RequestPlan::new(&kv, max_tokens, buffering)?;
         // Every layer takes the same; K and V of two layers of one prompt are there once.

@@ -5,6 +5,7 @@ use std::path::Path;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
+use super::report::cache_label;
 use super::{AblationReport, Caching, DecodeReport, Point};
 
 const PANEL: (u32, u32) = (520, 360);
@@ -55,14 +56,29 @@ pub fn throughput(path: &Path, report: &DecodeReport) -> Result<(), String> {
 /// What writing the file says, as text.
 pub fn ablation(path: &Path, report: &AblationReport) -> Result<(), String> {
     let caches = [Caching::PreviousStep, Caching::BucketedLru, Caching::ExactLru, Caching::Belady];
-    let curve = caches.into_iter().map(|cache| {
-        let of_cache = report.curve.iter().filter(|point| point.cache == cache);
-        (cache.to_string(), of_cache.map(|point| (1.0 + point.buffering, point.hit_ratio)).collect())
+    // Of codes a line of their own: what they save is time.
+    let mut kinds: Vec<(Caching, String)> = Vec::new();
+    for point in &report.points {
+        let kind = (point.cache, point.host_kv.clone());
+        if !kinds.contains(&kind) {
+            kinds.push(kind);
+        }
+    }
+    let kept = |wanted: &[Caching]| {
+        kinds.iter().filter(|(cache, _)| wanted.contains(cache)).cloned().collect::<Vec<_>>()
+    };
+    let curve = kept(&caches).into_iter().map(|(cache, host_kv)| {
+        let of_cache = report.curve.iter().filter(|point| point.cache == cache && point.host_kv == host_kv);
+        (
+            cache_label(cache, &host_kv),
+            of_cache.map(|point| (1.0 + point.buffering, point.hit_ratio)).collect(),
+        )
     });
-    let steps = caches.into_iter().chain([Caching::NoCache, Caching::Resident]).map(|cache| {
-        let of_cache = report.points.iter().filter(|point| point.cache == cache);
+    let timed = [&caches[..], &[Caching::NoCache, Caching::Resident]].concat();
+    let steps = kept(&timed).into_iter().map(|(cache, host_kv)| {
+        let of_cache = report.points.iter().filter(|point| point.cache == cache && point.host_kv == host_kv);
         let times = of_cache.filter_map(|point| Some((1.0 + point.buffering, point.step_ms?)));
-        (cache.to_string(), times.collect())
+        (cache_label(cache, &host_kv), times.collect())
     });
     let panel = |up, most, lines: Vec<_>| Panel {
         title: report.facts.model.clone(),
@@ -78,8 +94,11 @@ pub fn ablation(path: &Path, report: &AblationReport) -> Result<(), String> {
 fn line(point: &Point) -> String {
     match (&point.budget, point.cache.is_dense()) {
         (_, true) => point.cache.to_string(),
-        (Some(budget), _) => format!("{} {budget}, {} {}", point.method, point.cache, point.buffering),
-        (None, _) => format!("{}, {} {}", point.method, point.cache, point.buffering),
+        (budget, _) => {
+            let budget = budget.as_ref().map_or(String::new(), |budget| format!(" {budget}"));
+            let cache = cache_label(point.cache, &point.host_kv);
+            format!("{}{budget}, {cache} {}", point.method, point.buffering)
+        }
     }
 }
 

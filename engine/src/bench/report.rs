@@ -2,6 +2,7 @@ use std::fmt;
 
 use indicatif::HumanBytes;
 use serde::Serialize;
+use spinkv::memory::HostFormat;
 
 use super::Caching;
 
@@ -130,6 +131,8 @@ pub struct Point {
     pub batch: usize,
     /// What is kept between steps.
     pub cache: Caching,
+    /// How the host keeps pages.
+    pub host_kv: String,
     /// Buffering pages for each mandatory page.
     pub buffering: f64,
     /// Slots of a row's cache.
@@ -170,6 +173,11 @@ pub struct Point {
     pub request_bytes: u64,
 }
 
+/// A cache, and how the host keeps pages, if not in full.
+pub(super) fn cache_label(cache: Caching, host_kv: &str) -> String {
+    if host_kv == HostFormat::Full.to_string() { cache.to_string() } else { format!("{cache}, {host_kv}") }
+}
+
 impl Point {
     /// Fills in what follows from times and counts.
     pub fn finish(mut self, layers: usize, all_layers: usize) -> Self {
@@ -196,7 +204,7 @@ pub fn table(points: &[Point], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let all_layers = points.iter().any(|point| point.tokens_per_s_all_layers.is_some());
     write!(
         f,
-        "  {:>7} {:>5} {:<18} {:>12} {:<14} {:>5} {:>9} {:>9}",
+        "  {:>7} {:>5} {:<18} {:>12} {:<18} {:>5} {:>9} {:>9}",
         "context", "batch", "method", "budget", "cache", "buf.", "step, ms", "tokens/s"
     )?;
     if all_layers {
@@ -211,8 +219,11 @@ pub fn table(points: &[Point], f: &mut fmt::Formatter<'_>) -> fmt::Result {
         };
         write!(
             f,
-            "  {:>7} {:>5} {:<18} {budget:>12} {:<14} {buffering:>5} ",
-            point.context, point.batch, point.method, point.cache
+            "  {:>7} {:>5} {:<18} {budget:>12} {:<18} {buffering:>5} ",
+            point.context,
+            point.batch,
+            point.method,
+            cache_label(point.cache, &point.host_kv)
         )?;
         if let Some(reason) = &point.skipped {
             writeln!(f, "skipped: {reason}")?;
@@ -248,7 +259,7 @@ pub fn table(points: &[Point], f: &mut fmt::Formatter<'_>) -> fmt::Result {
 pub fn parts(points: &[Point], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(
         f,
-        "  {:>7} {:>5} {:<18} {:<14} {:>8} {:>8} {:>8} {:>8} {:>8} {:>9} {:>8} {:>8} {:>9}",
+        "  {:>7} {:>5} {:<18} {:<18} {:>8} {:>8} {:>8} {:>8} {:>8} {:>9} {:>8} {:>8} {:>9}",
         "context",
         "batch",
         "method",
@@ -268,8 +279,11 @@ pub fn parts(points: &[Point], f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Stages { projections, index, offload, select, retrieve, attention, mlp, head, sum } = stages;
         writeln!(
             f,
-            "  {:>7} {:>5} {:<18} {:<14} {projections:>8.3} {index:>8.3} {offload:>8.3} {select:>8.3} {retrieve:>8.3} {attention:>9.3} {mlp:>8.3} {head:>8.3} {sum:>9.3}",
-            point.context, point.batch, point.method, point.cache
+            "  {:>7} {:>5} {:<18} {:<18} {projections:>8.3} {index:>8.3} {offload:>8.3} {select:>8.3} {retrieve:>8.3} {attention:>9.3} {mlp:>8.3} {head:>8.3} {sum:>9.3}",
+            point.context,
+            point.batch,
+            point.method,
+            cache_label(point.cache, &point.host_kv)
         )?;
     }
     Ok(())
@@ -279,7 +293,7 @@ pub fn parts(points: &[Point], f: &mut fmt::Formatter<'_>) -> fmt::Result {
 pub fn memory_table(points: &[Point], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(
         f,
-        "  {:>7} {:>5} {:<18} {:<14} {:>10} {:>11} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}",
+        "  {:>7} {:>5} {:<18} {:<18} {:>10} {:>11} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}",
         "context",
         "batch",
         "method",
@@ -301,11 +315,11 @@ pub fn memory_table(points: &[Point], f: &mut fmt::Formatter<'_>) -> fmt::Result
         let bytes = |bytes: u64| HumanBytes(bytes).to_string();
         writeln!(
             f,
-            "  {:>7} {:>5} {:<18} {:<14} {:>10} {:>11} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}",
+            "  {:>7} {:>5} {:<18} {:<18} {:>10} {:>11} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}",
             point.context,
             point.batch,
             point.method,
-            point.cache,
+            cache_label(point.cache, &point.host_kv),
             bytes(weights),
             bytes(activations),
             bytes(prompt),

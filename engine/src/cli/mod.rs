@@ -56,7 +56,7 @@ pub(crate) enum Command {
     /// the same memory.
     Simulate(simulate::SimulateArguments),
     /// Work out what tables, summaries and pages take, by formula.
-    Metadata(metadata::MetadataArguments),
+    Metadata(Box<metadata::MetadataArguments>),
     /// List this machine's GPUs, or say why there are none.
     ///
     /// The exit code is 0 if there is a GPU and 2 if there is none.

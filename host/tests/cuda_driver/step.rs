@@ -10,6 +10,7 @@ use spinkv::backend::cuda::operators::{
 };
 use spinkv::backend::cuda::{LayerStep, capture_step};
 use spinkv::pipeline::GroupMerge;
+use spinkv_kernels::abi::page_code::PageCode;
 use spinkv_kernels::abi::{Entry, PageCopy, SLAB_PAGES, WORD_BYTES};
 
 use super::{Driver, driver};
@@ -262,6 +263,7 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
         ("gather counts", 6, 2, with_gather(Gather { counts: &two_counts, ..gather })),
         ("gather page_words", 128, 64, with_gather(Gather { page_words: 64, ..gather })),
         ("gather device_words", 128, 129, with_gather(Gather { device_words: 129, ..gather })),
+        ("gather code", 0, 1, with_gather(Gather { code: Some(PageCode::E4m3), ..gather })),
         ("attend requests", 2, 3, with_attend(Attend { entries: &three, ..attend })),
         ("attend kv_heads", 3, 2, with_attend(Attend { kv_heads: 2, ..attend })),
         ("attend layer", 1, 0, with_attend(Attend { layer: 0, ..attend })),

@@ -208,7 +208,7 @@ fn stages(profile: &StepProfile) -> Stages {
 fn memory(model: &CudaModel, group: &Group) -> Result<MemoryByUse> {
     let GpuReport { weights, activations, prompt, kv, .. } = model.memory()?;
     let slabs = group.kv.host_slabs(group.context) * group.kv.shape().rows() * group.batch;
-    let slab_bytes = spinkv::memory::SLAB_PAGES * group.kv.layout().page_bytes();
+    let slab_bytes = group.kv.host_layout().slab_bytes();
     Ok(MemoryByUse {
         weights,
         activations,
@@ -217,7 +217,7 @@ fn memory(model: &CudaModel, group: &Group) -> Result<MemoryByUse> {
         kv_tables: kv.tables,
         kv_summaries: kv.summaries + kv.key_factors,
         kv_lists: kv.lists + kv.operators,
-        host_pages: (slabs * slab_bytes) as u64,
+        host_pages: slabs as u64 * slab_bytes,
         ..MemoryByUse::default()
     }
     .totalled())

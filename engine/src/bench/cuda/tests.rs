@@ -45,6 +45,7 @@ fn options() -> DecodeOptions {
         kv_bytes: None,
         steady: SteadyZone::default(),
         pages: PageOptions::default(),
+        coded: Vec::new(),
         gates: None,
         seed: 5,
     }

@@ -2,6 +2,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use spinkv::backend::BackendKind;
+use spinkv::memory::HostFormat;
 use spinkv::pipeline::{Budget, DEFAULT_BUFFERING};
 use spinkv_engine::bench::{
     AblationReport, BatchSize, Caching, CpuMachine, DecodeOptions, DecodeReport, Facts, Point, Selections,
@@ -36,6 +37,10 @@ struct StepArguments {
     /// Draw selections at the pace at which the cache of the largest --buffering has this hit ratio, such as 0.9
     #[arg(long, value_name = "RATIO", value_parser = share, help_heading = "Steps")]
     hit_ratio: Option<f64>,
+
+    /// Measure the serving cache with the host's pages in these formats, too: fp8, int8
+    #[arg(long, value_name = "FORMATS", value_delimiter = ',', help_heading = "Memory")]
+    coded: Vec<HostFormat>,
 
     #[command(flatten)]
     subject: SubjectArguments,
@@ -245,6 +250,7 @@ impl StepArguments {
             kv_bytes: None,
             steady: subject.steady,
             pages: subject.pages,
+            coded: self.coded.clone(),
             gates: subject.gates.clone(),
             seed: self.subject.seed,
         });

@@ -109,7 +109,7 @@ impl SubjectArguments {
         let pages = self.pages.options()?;
         let layout = pages.layout(config.head_dim)?;
         let facts = Facts {
-            page_bytes: layout.page_bytes() as u64,
+            page_bytes: layout.page().page_bytes() as u64,
             model: self.random_weights.clone().unwrap_or_else(|| directory.display().to_string()),
             layers: config.layers,
             all_layers,

@@ -1,5 +1,6 @@
 use spinkv::backend::cuda::driver::{DeviceBuffer, PinnedArena};
 use spinkv::backend::cuda::kernels::{Append, Kernels, OffloadPages, StorePrompt, ValidBits, WriteBack};
+use spinkv_kernels::abi::page_code::PageCode;
 use spinkv_kernels::abi::{Entry, PageCopy, WORD_BYTES, append, store_prompt, write_back};
 
 use super::{ANY, length, operand, short};
@@ -69,6 +70,11 @@ fn offloads_are_checked_and_launched() {
         let refused = operand("offload host_words", host_words.into(), 1, 48);
         assert_eq!(append(Append { pages: OffloadPages { host_words, ..pages }, ..right }), Err(refused));
     }
+    let code = Some(PageCode::Int8);
+    let refused = operand("offload host_words", 48, 25, 25);
+    assert_eq!(append(Append { pages: OffloadPages { code, ..pages }, ..right }), Err(refused));
+    let odd = OffloadPages { code, head_words: 5, host_words: 21, ..pages };
+    assert_eq!(append(Append { pages: odd, ..right }), Err(operand("offload head_words % 2", 1, 0, 0)));
     let no_slab = OffloadPages { page_tokens: 5, host_words: 60, pool: &words(60), ..pages };
     driver.log();
     assert_eq!(append(Append { pages: no_slab, ..right }), Err(short("offload arena words", 960, 768)));
@@ -101,12 +107,16 @@ fn offloads_are_checked_and_launched() {
     let entries = entries.address();
     let host = host_pages.device_address();
     let places = format!("{steady:#x} {pool:#x} {slabs:#x} {valid:#x} {host:#x}");
-    let parameters = format!("{entries:#x} {keys:#x} {values:#x} {places} 2 2 2 6 4 1 48");
+    let parameters = format!("{entries:#x} {keys:#x} {values:#x} {places} 2 2 2 6 4 1 48 0");
     assert_eq!(driver.log(), [format!("launch append 1 1 1, 128 1 1, 0: {parameters}")]);
     store(prompt).unwrap();
     let parameters =
-        format!("{keys:#x} {values:#x} {entries:#x} {token:#x} {page:#x} {places} 2 2 2 6 4 1 48");
+        format!("{keys:#x} {values:#x} {entries:#x} {token:#x} {page:#x} {places} 2 2 2 6 4 1 48 0");
     assert_eq!(driver.log(), [format!("launch store_prompt 3 1 1, 256 1 1, 0: {parameters}")]);
+    let coded = OffloadPages { code, host_words: 25, ..pages };
+    append(Append { pages: coded, ..right }).unwrap();
+    store(StorePrompt { pages: coded, ..prompt }).unwrap();
+    assert!(driver.log().iter().all(|line| line.ends_with(" 25 2")), "whole numbers are code 2");
     store(StorePrompt { batch_pages: 0, ..prompt }).unwrap();
     assert_eq!(driver.log(), [""; 0], "no page, no launch");
 }

@@ -1,5 +1,6 @@
 use spinkv::backend::cuda::driver::{DeviceBuffer, DriverError, PinnedArena};
 use spinkv::backend::cuda::kernels::{Gather, GatherVariant, Kernels, KvTables, PartitionPages, Resolve};
+use spinkv_kernels::abi::page_code::PageCode;
 use spinkv_kernels::abi::{Entry, PageCopy, WORD_BYTES, gather, gather_bulk, resolve};
 
 use super::{ANY, length, multiple, operand, short};
@@ -48,6 +49,18 @@ fn a_gather_is_checked_and_launched() {
         let refused = operand("gather blocks", blocks.into(), 1, MAX_BLOCKS.into());
         assert_eq!(launch(Gather { blocks, ..right }), Err(refused));
     }
+    // 16 words are 8 of codes, and scales.
+    let coded = Gather { code: Some(PageCode::E4m3), page_words: 9, ..right };
+    for page_words in [8, 10, 16] {
+        let refused = operand("gather page_words", page_words.into(), 9, 9);
+        assert_eq!(launch(Gather { page_words, ..coded }), Err(refused));
+    }
+    let odd = operand("gather device_words % 4", 2, 0, 0);
+    assert_eq!(launch(Gather { device_words: 18, page_words: 10, ..coded }), Err(odd));
+    // SAFETY: as above.
+    let launch_as = |gather: Gather<'_>, variant| unsafe { gather.launch_as(variant, &kernels, &stream) };
+    assert_eq!(launch_as(coded, GatherVariant::ZeroCopy), Err(operand("gather code", 0, 1, 1)));
+    assert_eq!(launch_as(right, GatherVariant::Coded), Err(operand("gather code", 1, 0, 0)));
     let long = operand("gather copies", 3, 0, 1);
     assert_eq!(launch(Gather { page_words: 1 << 31, device_words: 1 << 31, ..right }), Err(long));
     let less_than_a_page = short("gather arena words", 65, 64);
@@ -70,6 +83,9 @@ fn a_gather_is_checked_and_launched() {
         launch(accepted).unwrap();
         assert_eq!(driver.log(), [line(accepted)]);
     }
+    launch(coded).unwrap();
+    let codes = line(right).replace("launch gather", "launch gather_coded").replace(" 16 16 ", " 9 16 ");
+    assert_eq!(driver.log(), [codes + " 1"]);
     launch(Gather { copies: &none, ..right }).unwrap();
     assert_eq!(driver.log().len(), 1, "an empty list is a list");
 

@@ -15,6 +15,7 @@ use spinkv::algorithms::{
 };
 use spinkv::backend::cuda::CudaLimits;
 use spinkv::gates::{Gates, LayerGate};
+use spinkv::memory::{HostLayout, KvDtype, PageLayout};
 use spinkv::partition::PartitionMap;
 use spinkv::pipeline::{Budget, GroupMerge, LowRank, Method, SteadyZone};
 use spinkv::{Error, KvShape, Rotary};
@@ -36,6 +37,7 @@ pub fn tests() -> Vec<Test> {
         test("backend::prompts_of_every_length_near_a_border", borders),
         test("backend::emptied_caches_change_no_output", emptied),
         test("backend::keys_in_low_rank_are_rebuilt", low_rank),
+        test("backend::coded_pages_are_read_as_their_codes_say", coded),
         test("backend::gates_select_as_on_the_cpu", gates),
         test("backend::clusters_are_those_of_the_definition", clusters),
         test("backend::soak_1000_steps", soak),
@@ -93,6 +95,39 @@ fn outputs(machine: &Machine) -> Outcome {
                     })
                     .collect::<Result<_, _>>()?;
             for _ in 0..120 {
+                run.step(&requests)?;
+            }
+            for request in requests {
+                run.audit(request)?;
+                run.release(request);
+            }
+            run.ensure_empty()?;
+        }
+    }
+    Ok(())
+}
+
+/// The same where the host has a byte an element, with caches that are emptied at times: all pages are read as their codes say once they are full.
+fn coded(machine: &Machine) -> Outcome {
+    for (number, (group, head_dim, page_tokens, format)) in
+        [(5, 128, 8, "fp8"), (4, 64, 16, "int8"), (8, 128, 32, "fp8")].into_iter().enumerate()
+    {
+        let shape = shape(group, head_dim);
+        let layout = PageLayout::new(page_tokens, head_dim, KvDtype::Bf16)?;
+        let pages = HostLayout::new(layout, format.parse()?)?;
+        for method in methods(page_tokens) {
+            let mut run = Run::with_pages(machine, shape, pages, method, &limits(3, 400))?;
+            let requests: Vec<_> = [0, 90, 257]
+                .into_iter()
+                .map(|prompt| {
+                    let seed = machine.seed + number as u64 + prompt as u64;
+                    run.start(sequence(shape, Style::Random, prompt + 80, seed), prompt)
+                })
+                .collect::<Result<_, _>>()?;
+            for step in 0..75 {
+                if step % 10 == 7 {
+                    run.empty_caches()?;
+                }
                 run.step(&requests)?;
             }
             for request in requests {

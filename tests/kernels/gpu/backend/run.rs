@@ -10,7 +10,7 @@ use spinkv::backend::cpu::{
 use spinkv::backend::cuda::driver::{DeviceBuffer, DriverError};
 use spinkv::backend::cuda::{CudaBackend, CudaLimits};
 use spinkv::gates::Gates;
-use spinkv::memory::{KvDtype, MemoryUsage, PageLayout, Word};
+use spinkv::memory::{HostLayout, KvDtype, MemoryUsage, PageLayout, Word};
 use spinkv::pipeline::{
     Counters, GroupMerge, Index, Method, PartitionScore, Pipeline, Place, Reach, RequestId, Select,
 };
@@ -92,6 +92,8 @@ pub struct Run<'a> {
     pub(super) sequences: HashMap<RequestId, Sequence>,
     /// Those that the method selects by, if it does by any.
     gates: Option<Arc<Gates>>,
+    /// Where host pages are coded: the sequences with all full pages as their codes say, and the lengths of their prompts.
+    coded: HashMap<RequestId, (Sequence, usize)>,
 }
 
 impl<'a> Run<'a> {
@@ -103,10 +105,21 @@ impl<'a> Run<'a> {
         limits: &CudaLimits,
     ) -> Result<Self, Wrong> {
         let layout = PageLayout::new(page_tokens, shape.head_dim, KvDtype::Bf16)?;
-        let config = KvConfig::new(shape, layout, method)?;
+        Self::with_pages(machine, shape, layout.into(), method, limits)
+    }
+
+    /// The same with other pages on the host.
+    pub fn with_pages(
+        machine: &'a Machine,
+        shape: KvShape,
+        pages: HostLayout,
+        method: Arc<dyn Method>,
+        limits: &CudaLimits,
+    ) -> Result<Self, Wrong> {
+        let config = KvConfig::new(shape, pages, method)?;
         let backend = CudaBackend::new(&machine.context, config, limits)?;
         let pipeline = Pipeline::new(backend).with_buffering(limits.buffering);
-        Ok(Self { machine, pipeline, sequences: HashMap::new(), gates: None })
+        Ok(Self { machine, pipeline, sequences: HashMap::new(), gates: None, coded: HashMap::new() })
     }
 
     /// The same for a method that selects by `gates`.
@@ -136,6 +149,10 @@ impl<'a> Run<'a> {
                     self.step(&batch)?;
                 }
             }
+        }
+        let pages = self.pipeline.config().host_layout();
+        if pages.code().is_some() {
+            self.coded.insert(request, (rounded(&sequence, &pages), prompt));
         }
         self.sequences.insert(request, sequence);
         self.check_always(request, prompt)?;
@@ -221,13 +238,26 @@ impl<'a> Run<'a> {
                 let seen = (0..kv_heads)
                     .map(|kv_head| self.seen(*request, layer, index, kv_head, token))
                     .collect::<Result<Vec<_>, Wrong>>()?;
-                let expected = self.sequences[request].attention(layer, token, &seen);
+                let expected = self.read(*request, token + 1).attention(layer, token, &seen);
                 let rebuilt = self.pipeline.config().low_rank().is_some();
                 let tolerance = if rebuilt { REBUILT } else { TOLERANCE };
                 close(found, &expected, tolerance).map_err(off)?;
             }
         }
         Ok(())
+    }
+
+    /// The sequence as it is read at a length: pages that are full as the host's codes say, if they are coded.
+    fn read(&self, request: RequestId, tokens: usize) -> Sequence {
+        let sequence = &self.sequences[&request];
+        let Some((coded, _)) = self.coded.get(&request) else { return sequence.clone() };
+        let (config, mut read) = (self.pipeline.config(), coded.clone());
+        let page_tokens = config.layout().page_tokens();
+        let full = tokens / page_tokens * page_tokens * config.shape().kv_heads * config.shape().head_dim;
+        for (to, from) in [(&mut read.keys, &sequence.keys), (&mut read.values, &sequence.values)] {
+            to.iter_mut().zip(from).for_each(|(to, from)| to[full..].copy_from_slice(&from[full..]));
+        }
+        read
     }
 
     /// The tokens that a row attended to in the layer that ran last: all but the partitions that were not selected.
@@ -301,9 +331,15 @@ impl<'a> Run<'a> {
 
     /// The keys of a partition of a row.
     fn keys(&self, request: RequestId, layer: usize, kv_head: usize, id: u32) -> Vec<f32> {
-        let (config, sequence) = (self.pipeline.config(), &self.sequences[&request]);
+        let (config, mut sequence) = (self.pipeline.config(), &self.sequences[&request]);
         let KvShape { head_dim, .. } = *config.shape();
         let first = id as usize * config.partition_tokens();
+        // What leaves the steady zone with a prompt is summarised as it came, and later out of its pages.
+        if let Some((coded, prompt)) = self.coded.get(&request)
+            && !config.retrievable_partitions(*prompt).contains(&id)
+        {
+            sequence = coded;
+        }
         let of_token =
             |token: usize| &sequence.keys(layer, token..token + 1)[kv_head * head_dim..][..head_dim];
         (first..first + config.partition_tokens()).flat_map(of_token).copied().collect()
@@ -412,6 +448,7 @@ impl<'a> Run<'a> {
 
     pub fn release(&mut self, request: RequestId) {
         self.pipeline.release(request);
+        self.coded.remove(&request);
         self.sequences.remove(&request);
     }
 
@@ -433,6 +470,35 @@ impl<'a> Run<'a> {
         ensure(usage == MemoryUsage::default(), format!("{usage:?} is still held"))?;
         ensure(backend.is_empty(), "pages, segments, slabs or places are still held")
     }
+}
+
+/// The sequence with all its full pages as a host page says.
+fn rounded(sequence: &Sequence, pages: &HostLayout) -> Sequence {
+    let (mut sequence, layout) = (sequence.clone(), pages.page());
+    let KvShape { layers, kv_heads, head_dim, .. } = sequence.shape;
+    let tokens = layout.page_tokens();
+    let mut page = vec![0; layout.page_words()];
+    for (layer, kv_head, first) in (0..layers).flat_map(|layer| {
+        let full = (0..sequence.tokens / tokens).map(move |page| page * tokens);
+        (0..kv_heads).flat_map(move |head| full.clone().map(move |first| (layer, head, first)))
+    }) {
+        let at = |token: usize| ((first + token) * kv_heads + kv_head) * head_dim;
+        let (keys, values) = (&mut sequence.keys[layer], &mut sequence.values[layer]);
+        for token in 0..tokens {
+            layout.write_token(
+                &mut page,
+                token,
+                &keys[at(token)..][..head_dim],
+                &values[at(token)..][..head_dim],
+            );
+        }
+        pages.round(&mut page);
+        for token in 0..tokens {
+            layout.read_key(&page, token, &mut keys[at(token)..][..head_dim]);
+            layout.read_value(&page, token, &mut values[at(token)..][..head_dim]);
+        }
+    }
+    sequence
 }
 
 fn upload(machine: &Machine, elements: &[f32]) -> Result<DeviceBuffer<Word>, DriverError> {
