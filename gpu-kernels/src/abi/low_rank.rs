@@ -171,10 +171,10 @@ pub mod complete_basis {
     /// Threads of the block.
     pub const BLOCK: u32 = 1024;
 
-    /// Where the exchange of the block's warps starts in shared memory, in bytes: after what is left of each axis, the row under way, the
-    /// dot products with it, which rows are empty, and a sum of each warp.
+    /// Where the exchange of the block's warps starts in shared memory, in bytes: after what is left of each axis, the row under way,
+    /// which rows are empty, and a sum of each warp.
     pub const fn exchange_start(rank: u32, width: u32) -> u32 {
-        4 * (2 * width + 2 * rank + BLOCK / WARP)
+        4 * (2 * width + rank + BLOCK / WARP)
     }
 
     /// Shared memory in bytes.

@@ -5,13 +5,15 @@ mod operators;
 
 use std::sync::Arc;
 
-use spinkv::algorithms::{Dense, HeadRule, PerRow, Quest, RowRules, ShadowKv, StreamingLlm, TokenTopK};
+use spinkv::algorithms::{
+    Dense, HeadRule, LowRankKeys, PerRow, Quest, RowRules, ShadowKv, StreamingLlm, TokenTopK,
+};
 use spinkv::backend::cuda::driver::{Context, DeviceBuffer, DriverError};
 use spinkv::backend::cuda::{CudaBackend, CudaBytes, CudaLimits};
 use spinkv::backend::{Backend, Step};
-use spinkv::memory::{KvDtype, PageLayout, Word};
-use spinkv::pipeline::{Budget, Method, Pipeline, RequestId, SteadyZone};
-use spinkv::{Error, KvConfig, KvShape};
+use spinkv::memory::{HostLayout, KvDtype, PageLayout, Word};
+use spinkv::pipeline::{Budget, LowRank, Method, Pipeline, RequestId, SteadyZone};
+use spinkv::{Error, KvConfig, KvShape, Rotary};
 use spinkv_kernels::abi::Entry;
 
 use super::{Driver, driver};
@@ -43,6 +45,13 @@ fn token_topk() -> Arc<dyn Method> {
 fn per_row(method: Arc<dyn Method>) -> Arc<dyn Method> {
     let steady_heads = vec![HeadRule { layer: None, kv_head: 1 }];
     Arc::new(PerRow::new(method, RowRules { dense_layers: 1, steady_heads }))
+}
+
+/// A method over heads of 64 with keys in a rank.
+fn low_rank(method: Arc<dyn Method>, rank: usize) -> Arc<dyn Method> {
+    let frequencies = (0..32).map(|at| 1e4_f32.powf(-at as f32 / 32.0)).collect();
+    let rotary = Arc::new(Rotary::new(frequencies, 1.0));
+    Arc::new(LowRankKeys::new(method, LowRank { rank, rotary }))
 }
 
 fn config(page_tokens: usize, head_dim: usize, dtype: KvDtype, method: Arc<dyn Method>) -> KvConfig {
@@ -115,6 +124,9 @@ fn what_the_kernels_do_not_have_is_refused() {
     let (context, _) = driver.open();
     let refused = |config, limits: CudaLimits| CudaBackend::new(&context, config, &limits).unwrap_err();
     let dense = || Arc::new(Dense { steady: STEADY });
+    let page = PageLayout::new(8, 64, KvDtype::Bf16).unwrap();
+    let pages = HostLayout::new(page, "fp8".parse().unwrap()).unwrap();
+    let coded = KvConfig::new(KvShape::new(LAYERS, 4, 2, 64).unwrap(), pages, shadowkv()).unwrap();
     for (config, part) in [
         (config(8, 64, KvDtype::F32, dense()), "F32"),
         (config(8, 96, KvDtype::Bf16, dense()), "heads of 96"),
@@ -122,6 +134,8 @@ fn what_the_kernels_do_not_have_is_refused() {
         (config(4, 64, KvDtype::Bf16, dense()), "pages of 4"),
         (config(24, 64, KvDtype::Bf16, dense()), "pages of 24"),
         (config(128, 64, KvDtype::Bf16, dense()), "pages of 128"),
+        (config(8, 64, KvDtype::Bf16, low_rank(shadowkv(), 40)), "rank of 40"),
+        (coded, "host pages in fp8"),
     ] {
         let error = refused(config, limits(2));
         assert!(matches!(&error, Error::UnsupportedOnGpu { what } if what.contains(part)), "{part}: {error}");
@@ -174,6 +188,29 @@ fn usage_adds_up_to_what_is_allocated() {
         assert_eq!(usage.gpu.summaries, allocated.summaries);
         // 25 pages are 2 slabs a row, each of 16 pages of 2 KiB.
         assert_eq!(usage.host.pages, 2 * (LAYERS as u64 * 2) * 2 * 16 * 2048);
+        assert_eq!((usage.gpu.key_coefficients, usage.gpu.key_bases), (0, 0));
+    }
+}
+
+/// The host has values alone, half the bytes; the GPU has coefficients of a segment of each request, and bases.
+#[test]
+fn keys_in_low_rank_are_counted() {
+    let driver = driver();
+    for rank in [32, 96] {
+        let mut run = Run::new(&driver, low_rank(shadowkv(), rank), &limits(2));
+        for _ in 0..2 {
+            run.pipeline.admit(200).unwrap();
+        }
+        let (usage, allocated) = (run.pipeline.usage(), run.pipeline.backend().allocated());
+        assert_eq!(usage.gpu.pages(), allocated.pages);
+        assert_eq!(usage.gpu.tables(), allocated.tables);
+        assert_eq!(usage.gpu.summaries, allocated.summaries);
+        assert_eq!(usage.host.pages, 2 * (LAYERS as u64 * 2) * 2 * 16 * 1024);
+        let coefficients = 2 * (LAYERS * 512 * 8 * rank * 2) as u64;
+        let bases = 2 * (LAYERS * 2 * 64 * rank * 2) as u64;
+        assert_eq!((usage.gpu.key_coefficients, usage.gpu.key_bases), (coefficients, bases));
+        // What prompts find them with comes on top: keys turned back, at least.
+        assert!(allocated.key_factors > coefficients + bases + 200 * 2 * 64 * 2, "{allocated:?}");
     }
 }
 
@@ -206,7 +243,12 @@ fn a_decode_step_launches_its_stages_in_order_and_uploads_entries_once() {
     let all = ["chunk_mean_step", "append", "score", "select", "resolve", "gather", "attend_64"];
     let none = ["append", "resolve", "gather", "attend_64"];
     let bounds = ["chunk_bounds_step", "append", "score", "select", "resolve", "gather", "attend_64"];
-    let cases: [(Arc<dyn Method>, &[&str]); 6] = [
+    // Index reads keys as they came; who reads the pages behind it finds those that are rebuilt.
+    let rebuilding = ["project_keys", "rebuild_keys_64"];
+    let of_select = ["append", "score", "select", "resolve", "rebuild_keys_64", "gather", "attend_64"];
+    let low_rank_all = [&["chunk_mean_step"][..], &rebuilding, &of_select].concat();
+    let cases: [(Arc<dyn Method>, &[&str]); 7] = [
+        (low_rank(shadowkv(), 64), &low_rank_all),
         (shadowkv(), &all),
         (with_outliers(), &all),
         (quest(), &bounds),
@@ -230,6 +272,43 @@ fn a_decode_step_launches_its_stages_in_order_and_uploads_entries_once() {
         assert_eq!(launched(1, &requests[..1]), with(&["entries 1"]), "the other's were there");
         assert_eq!(launched(1, &requests[1..]), with(&["entries 1"]));
     }
+}
+
+/// Half a page arrives where keys are rebuilt, so attention cannot count words: it comes behind all of `gather`. Elsewhere it runs beside it.
+#[test]
+fn attention_overlaps_what_it_can_count() {
+    let driver = driver();
+    for (method, overlaps) in [(shadowkv(), true), (low_rank(shadowkv(), 32), false)] {
+        let mut run = Run::new(&driver, method, &limits(1));
+        let request = run.pipeline.admit(200).unwrap();
+        driver.log();
+        run.decode(0, &[request]).unwrap();
+        let log = driver.log();
+        let attend: Vec<_> = log.iter().filter(|line| line.contains("launch attend_64")).collect();
+        assert_eq!(attend.len(), 1, "{log:?}");
+        assert_eq!(attend[0].starts_with("overlapping "), overlaps, "{attend:?}");
+        let gather = log.iter().find(|line| line.starts_with("launch gather ")).unwrap();
+        let numbers: Vec<_> = gather.split(' ').collect();
+        let [page_words, device_words, _, counted] = numbers[numbers.len() - 4..] else { unreachable!() };
+        let words = if overlaps { ["128", "128", "1"] } else { ["64", "128", "0"] };
+        assert_eq!([page_words, device_words, counted], words, "{gather}");
+    }
+}
+
+/// The first token of a request without a prompt comes with bases of axes: vector `i` of rank 32 is element `i` of the first head.
+#[test]
+fn requests_without_a_prompt_keep_the_first_axes() {
+    let driver = driver();
+    let mut run = Run::new(&driver, low_rank(shadowkv(), 32), &limits(1));
+    let request = run.pipeline.admit(200).unwrap();
+    let basis = LAYERS * 2 * 64 * 32 * 2;
+    let copies =
+        |log: &[String]| log.iter().filter(|line| **line == format!("copy {}", basis / LAYERS)).count();
+    driver.log();
+    run.step(&[request]);
+    assert_eq!(copies(&driver.log()), LAYERS, "a layer at a time");
+    run.step(&[request]);
+    assert_eq!(copies(&driver.log()), 0);
 }
 
 /// By the zones' definition: a page is steady as a sink, or while the window, rounded outwards to whole pages, reaches it.
@@ -320,8 +399,20 @@ fn a_prompt_is_attended_chunk_by_chunk_and_kept_with_its_last_query() {
     let selecting = ["store_prompt", "score", "select", "resolve", "gather"];
     let with = |index: &[&'static str]| [index, &selecting].concat();
     let outliers = with(&["chunk_mean", "chunk_spread", "top_k", "mark"]);
+    // The basis of the whole prompt, and the coefficients of what it leaves to be selected; the keys of the pages that the last query selects.
+    let orthogonalise = ["row_dots", "inverse_factor", "row_sums"];
+    let iteration = [&["row_dots"][..], &orthogonalise].concat();
+    let basis = [
+        &["unrotate", "gram", "gram_sum"][..],
+        &iteration.repeat(8),
+        &orthogonalise.repeat(2),
+        &["complete_basis", "store_basis", "gemm_wgmma"],
+        &["chunk_mean", "store_prompt", "score", "select", "resolve", "rebuild_keys_64", "gather"],
+    ]
+    .concat();
     for (method, stages) in [
-        (shadowkv(), &with(&["chunk_mean"])[..]),
+        (low_rank(shadowkv(), 32), &basis[..]),
+        (shadowkv(), &with(&["chunk_mean"])),
         (with_outliers(), &outliers),
         (quest(), &with(&["chunk_bounds"])),
         (token_topk(), &with(&["chunk_mean"])),
@@ -382,8 +473,9 @@ fn a_step_at_once_advances_all_or_fails_all() {
 #[test]
 fn short_requests_run() {
     let driver = driver();
-    let methods: [Arc<dyn Method>; 6] = [
+    let methods: [Arc<dyn Method>; 7] = [
         shadowkv(),
+        low_rank(shadowkv(), 64),
         with_outliers(),
         quest(),
         token_topk(),

@@ -3,12 +3,12 @@
 use spinkv::backend::cuda::driver::{DeviceBuffer, DriverError, PinnedArena, Stream};
 use spinkv::backend::cuda::kernels::{
     Append, Attend, Awaited, Gather, IndexOperator, IndexStep, Kernels, KvTables, Marks, OffloadPages,
-    PartitionPages, Resolve, Score, SelectPartitions, SummaryTable,
+    PartitionPages, ProjectKeys, RebuildKeys, Resolve, Score, SelectPartitions, SummaryTable,
 };
 use spinkv::backend::cuda::operators::{
     GpuIndex, GpuSelect, LayerIndex, LayerSelect, PromptIndex, SelectStage, StepIndex, SummaryRows,
 };
-use spinkv::backend::cuda::{LayerStep, capture_step};
+use spinkv::backend::cuda::{LayerStep, LowRankStages, capture_step};
 use spinkv::pipeline::GroupMerge;
 use spinkv_kernels::abi::page_code::PageCode;
 use spinkv_kernels::abi::{Entry, PageCopy, SLAB_PAGES, WORD_BYTES};
@@ -309,6 +309,112 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
     assert_eq!(other_layer, Err(DriverError::Length { what: "index first_row", expected: 0, found: 3 }));
     assert_eq!(driver.log(), [""; 0], "nothing was launched");
 
+    // Keys in low rank: the host has values alone, and attention comes behind all of them.
+    let (left_copies, left_keys, left_counts, missed) = (copies(6), table(6), table(6), table(6 * 4));
+    let (frequencies, bases, coefficients) = (floats(32), words(2 * 3 * 64 * 4), words(2 * 512 * 8 * 4));
+    let (more_bases, three_keys) = (words(2 * 2 * 3 * 64 * 4), table(6 * 4));
+    let project = ProjectKeys {
+        entries: &two,
+        steady: &steady,
+        pool: &pool,
+        kv_heads: 3,
+        head_words: 8,
+        layer: 1,
+        layers: 2,
+        page_tokens: 8,
+        frequencies: &frequencies,
+        magnitude: 1.0,
+        bases: &bases,
+        rank: 32,
+        directories: &directories,
+        coefficients: &coefficients,
+        copies: &left_copies,
+        copy_keys: &left_keys,
+        counts: &left_counts,
+    };
+    let replace = RebuildKeys {
+        copies: &left_copies,
+        copy_keys: &left_keys,
+        counts: &left_counts,
+        entries: &two,
+        kv_heads: 3,
+        head_words: 8,
+        layer: 1,
+        layers: 2,
+        directories: &directories,
+        coefficients: &coefficients,
+        rank: 32,
+        bases: &bases,
+        frequencies: &frequencies,
+        magnitude: 1.0,
+        page_tokens: 8,
+        pool: &pool,
+        blocks: 2,
+    };
+    let rebuild = RebuildKeys { copies: &page_copies, copy_keys: &missed, counts: &counts, ..replace };
+    let stages = LowRankStages { project, replace, rebuild };
+    let of_low_rank = LayerStep {
+        append: Append { pages: OffloadPages { host_words: 64, ..of_append }, ..append },
+        resolve: Resolve { copy_keys: Some(&missed), ..resolve },
+        gather: Gather { page_words: 64, arrived: None, ..gather },
+        attend: Attend { awaited: None, ..attend },
+        low_rank: Some(stages),
+        ..right
+    };
+    driver.log();
+    launch(of_low_rank).unwrap();
+    let rebuilt = [
+        "chunk_mean_step",
+        "project_keys",
+        "rebuild_keys_64",
+        "append",
+        "score",
+        "select",
+        "resolve",
+        "rebuild_keys_64",
+        "gather",
+        "attend_64",
+    ];
+    assert_eq!(launched(&driver), rebuilt);
+    let with = |stages| LayerStep { low_rank: Some(stages), ..of_low_rank };
+    let with_project = |project| with(LowRankStages { project, ..stages });
+    let with_replace = |replace| with(LowRankStages { replace, ..stages });
+    let with_rebuild = |rebuild| with(LowRankStages { rebuild, ..stages });
+    let awaited = Attend { awaited: Some(Awaited { copy_counts: &counts, arrived: &arrived }), ..attend };
+    for (what, expected, found, wrong) in [
+        ("project entries", 2, 3, with_project(ProjectKeys { entries: &three, ..project })),
+        ("project kv_heads", 3, 2, with_project(ProjectKeys { kv_heads: 2, ..project })),
+        ("project layer", 1, 0, with_project(ProjectKeys { layer: 0, ..project })),
+        ("project head_words", 8, 16, with_project(ProjectKeys { head_words: 16, ..project })),
+        ("project page_tokens", 8, 16, with_project(ProjectKeys { page_tokens: 16, ..project })),
+        ("replace copies", 6, 24, with_replace(RebuildKeys { copies: &page_copies, ..replace })),
+        ("rebuild copies", 24, 6, with_rebuild(RebuildKeys { copies: &left_copies, ..rebuild })),
+        ("rebuild entries", 2, 3, with_rebuild(RebuildKeys { entries: &three, ..rebuild })),
+        ("rebuild kv_heads", 3, 2, with_replace(RebuildKeys { kv_heads: 2, ..replace })),
+        ("rebuild layer", 1, 0, with_rebuild(RebuildKeys { layer: 0, ..rebuild })),
+        ("rebuild layers", 2, 3, with_rebuild(RebuildKeys { layers: 3, ..rebuild })),
+        ("rebuild head_words", 8, 16, with_replace(RebuildKeys { head_words: 16, ..replace })),
+        ("rebuild page_tokens", 8, 16, with_rebuild(RebuildKeys { page_tokens: 16, ..rebuild })),
+        ("rebuild rank", 32, 64, with_replace(RebuildKeys { rank: 64, ..replace })),
+        ("gather awaited words", 128, 64, LayerStep { attend: awaited, ..of_low_rank }),
+    ] {
+        assert_eq!(launch(wrong), Err(DriverError::Length { what, expected, found }));
+    }
+    for (what, wrong) in [
+        ("project steady", with_project(ProjectKeys { steady: &nine_counts, ..project })),
+        ("project pool", with_project(ProjectKeys { pool: &other_pool, ..project })),
+        ("replace counts", with_replace(RebuildKeys { counts: &other_counts, ..replace })),
+        ("replace copy_keys", with_replace(RebuildKeys { copy_keys: &other_counts, ..replace })),
+        ("rebuild copy_keys", with_rebuild(RebuildKeys { copy_keys: &three_keys, ..rebuild })),
+        ("rebuild copy_keys", LayerStep { resolve, ..of_low_rank }),
+        ("rebuild counts", with_rebuild(RebuildKeys { counts: &left_counts, ..rebuild })),
+        ("rebuild bases", with_rebuild(RebuildKeys { bases: &more_bases, ..rebuild })),
+        ("rebuild pool", with_replace(RebuildKeys { pool: &other_pool, ..replace })),
+    ] {
+        assert_eq!(launch(wrong), Err(DriverError::OtherBuffer { what }));
+    }
+    assert_eq!(driver.log(), [""; 0], "nothing was launched");
+
     // A method's own stages are held to the same, but for what they make of summaries.
     let (own_index, own_select) = (Idle, Idle);
     let own_rows = SummaryRows::from(summary_table);
@@ -354,6 +460,10 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
     assert_eq!(overlapping.count(), 2, "attention that awaits its pages begins beside their gather");
     assert_eq!(log[0], "capture, mode 1");
     assert_eq!(log[14..], ["captured", "instantiate, flags 0", "upload", "destroy graph"]);
+    drop(graph);
+    driver.log();
+    let graph = capture(&[of_low_rank]).unwrap();
+    assert_eq!(launched(&driver), rebuilt, "all of a step over keys in low rank is in its graph");
     drop(graph);
 
     driver.log();

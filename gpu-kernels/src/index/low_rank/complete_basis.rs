@@ -18,22 +18,21 @@ use crate::block::Exchange;
 /// | `width` | at least `rank` | |
 ///
 /// # Mapping
-/// A warp looks at every 32nd row; after that a thread has every 1024th axis, and of the dot products a warp every 32nd row.
+/// A warp looks at every 32nd row; after that a thread has every 1024th axis.
 ///
 /// # Launch
 /// One block of [`BLOCK`] threads, [`shared_bytes`](crate::abi::low_rank::complete_basis::shared_bytes) of shared memory.
 ///
 /// # Safety
 /// The view has the shape above, and nothing else uses it until the launch has ended.
-#[kernel(collectives(barrier = 6, shuffle = 10, vote = 1, reduce = 2))]
+#[kernel(collectives(barrier = 4, shuffle = 5, vote = 1, reduce = 2))]
 pub unsafe fn complete_basis(vectors: GlobalMut<f32>, rank: u32, width: u32) {
     let (thread, lane, warp) = (thread::thread_idx_x(), warp::lane_id(), thread::thread_idx_x() / WARP);
     let left = shared::dynamic::<f32>(0, width as usize);
     let added = shared::dynamic::<f32>(4 * width as usize, width as usize);
-    let dots = shared::dynamic::<f32>(8 * width as usize, rank as usize);
-    let empty = shared::dynamic::<u32>((8 * width + 4 * rank) as usize, rank as usize);
+    let empty = shared::dynamic::<u32>(8 * width as usize, rank as usize);
     let warps = BLOCK / WARP;
-    let squares = shared::dynamic::<f32>(8 * (width + rank) as usize, warps as usize);
+    let squares = shared::dynamic::<f32>((8 * width + 4 * rank) as usize, warps as usize);
     let values = shared::dynamic(exchange_start(rank, width) as usize, Exchange::words(warps));
     let exchange = Exchange::new(values, warps);
     let of = |row: u32, axis: u32| (row * width + axis) as usize;
@@ -93,41 +92,14 @@ pub unsafe fn complete_basis(vectors: GlobalMut<f32>, rank: u32, width: u32) {
         let greatest = !exchange.least(0, !most);
         let chosen = exchange.least(1, if most == greatest { own } else { u32::MAX });
 
+        // What the rows have of an axis is their element there. Once is enough: f32 leaves far less than the rounding of the basis to bf16.
+        let mut square = 0.0;
         let mut axis = thread;
         while axis < width {
             let mut element = if axis == chosen { 1.0 } else { 0.0 };
             let mut other = 0;
             while other < rank {
                 element = fma(-vectors.load(of(other, chosen)), vectors.load(of(other, axis)), element);
-                other += 1;
-            }
-            added.store(axis as usize, element);
-            axis += BLOCK;
-        }
-        thread::sync_threads();
-        // Once more, for what rounding left.
-        let mut other = warp;
-        while other < rank {
-            let mut dot = 0.0;
-            let mut axis = lane;
-            while axis < width {
-                dot = fma(added.load(axis as usize), vectors.load(of(other, axis)), dot);
-                axis += WARP;
-            }
-            let dot = warp_sum(dot);
-            if lane == 0 {
-                dots.store(other as usize, dot);
-            }
-            other += warps;
-        }
-        thread::sync_threads();
-        let mut square = 0.0;
-        let mut axis = thread;
-        while axis < width {
-            let mut element = added.load(axis as usize);
-            let mut other = 0;
-            while other < rank {
-                element = fma(-dots.load(other as usize), vectors.load(of(other, axis)), element);
                 other += 1;
             }
             added.store(axis as usize, element);

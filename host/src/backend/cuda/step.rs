@@ -120,6 +120,7 @@ impl LayerStep<'_> {
                 ("project entries", requests, project.entries.len()),
                 ("project kv_heads", kv_heads, project.kv_heads as usize),
                 ("project layer", layer, project.layer as usize),
+                ("project head_words", head_words, project.head_words as usize),
                 ("project page_tokens", page_tokens, project.page_tokens as usize),
                 ("replace copies", project.copies.len(), replace.copies.len()),
                 ("rebuild copies", resolve.copies.len(), rebuild.copies.len()),
@@ -129,6 +130,8 @@ impl LayerStep<'_> {
                     ("rebuild entries", requests, rebuild.entries.len()),
                     ("rebuild kv_heads", kv_heads, rebuild.kv_heads as usize),
                     ("rebuild layer", layer, rebuild.layer as usize),
+                    ("rebuild layers", project.layers as usize, rebuild.layers as usize),
+                    ("rebuild head_words", head_words, rebuild.head_words as usize),
                     ("rebuild page_tokens", page_tokens, rebuild.page_tokens as usize),
                     ("rebuild rank", project.rank as usize, rebuild.rank as usize),
                 ])?;
@@ -146,6 +149,10 @@ impl LayerStep<'_> {
             ("attend steady", resolve.tables.steady.len(), attend.steady.len()),
             ("attend pool", gather.device_pages.len(), attend.pool.len()),
         ])?;
+        if attend.awaited.is_some() {
+            // Whole pages are awaited, and `gather` counts what it brings.
+            check_length("gather awaited words", page_words, gather.page_words as usize)?;
+        }
         if let Some(ClusterStages { biases, .. }) = clusters {
             // Of each page of a row's list there are biases, at its place.
             let rows = requests * kv_heads;

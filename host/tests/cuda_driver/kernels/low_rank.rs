@@ -1,10 +1,12 @@
 use spinkv::backend::cuda::driver::{DeviceBuffer, DriverError};
 use spinkv::backend::cuda::kernels::{
-    BasisScratch, Gram, InverseFactor, Kernels, LowRankBasis, RebuildKeys, RowProduct, SmallPivots,
-    StoreBasis, Unrotate, Weights,
+    BasisScratch, CompleteBasis, Gram, InverseFactor, Kernels, LowRankBasis, ProjectKeys, RebuildKeys,
+    RowProduct, SmallPivots, StoreBasis, Unrotate, Weights,
 };
 use spinkv::memory::Word;
-use spinkv_kernels::abi::low_rank::{complete_basis, gram, inverse_factor, product, rebuild_keys};
+use spinkv_kernels::abi::low_rank::{
+    complete_basis, gram, inverse_factor, product, project_keys, rebuild_keys,
+};
 use spinkv_kernels::abi::{Entry, PageCopy};
 
 use super::{ANY, length, operand, short};
@@ -301,4 +303,106 @@ fn a_rebuilding_of_keys_is_checked_and_launched() {
     })
     .unwrap();
     assert!(driver.log()[0].starts_with("launch rebuild_keys_128 264 1 1, 128 1 1, "));
+}
+
+#[test]
+fn a_completion_is_checked() {
+    let driver = driver();
+    let (context, stream) = driver.open();
+    let kernels = Kernels::load(&context).unwrap();
+    let floats = |len| DeviceBuffer::<f32>::zeroed(&stream, len).unwrap();
+    let (vectors, few) = (floats(5 * 6), floats(5 * 6 - 1));
+    let right = CompleteBasis { vectors: &vectors, rank: 5, width: 6 };
+    driver.log();
+    // SAFETY: the stand-in's kernels touch nothing.
+    let launch = |complete: CompleteBasis<'_>| unsafe { complete.launch(&kernels, &stream) };
+    for (what, value, min, max, wrong) in [
+        ("complete_basis rank", 0, 1, 224, CompleteBasis { rank: 0, ..right }),
+        ("complete_basis rank", 225, 1, 224, CompleteBasis { rank: 225, ..right }),
+        ("complete_basis width", 4, 5, 65535, CompleteBasis { width: 4, ..right }),
+        ("complete_basis width", 65536, 5, 65535, CompleteBasis { width: 65536, ..right }),
+    ] {
+        assert_eq!(launch(wrong), Err(operand(what, value, min, max)));
+    }
+    let wrong = CompleteBasis { vectors: &few, ..right };
+    assert_eq!(launch(wrong), Err(length("complete_basis vectors", 30, 29)));
+    assert_eq!(driver.log(), [""; 0], "nothing was launched");
+    launch(right).unwrap();
+    let (vectors, shared) = (vectors.address(), complete_basis::shared_bytes(5, 6));
+    assert_eq!(driver.log(), [format!("launch complete_basis 1 1 1, 1024 1 1, {shared}: {vectors:#x} 5 6")]);
+}
+
+#[test]
+fn a_projection_of_keys_is_checked_and_launched() {
+    let driver = driver();
+    let (context, stream) = driver.open();
+    let kernels = Kernels::load(&context).unwrap();
+    let table = |len| DeviceBuffer::<u32>::zeroed(&stream, len).unwrap();
+    let words = |len| DeviceBuffer::<Word>::zeroed(&stream, len).unwrap();
+    let floats = |len| DeviceBuffer::<f32>::zeroed(&stream, len).unwrap();
+    let list = |len| DeviceBuffer::from_slice(&stream, &vec![PageCopy::default(); len]).unwrap();
+    let entries = DeviceBuffer::from_slice(&stream, &[Entry::default(); 3]).unwrap();
+    let (copies, copy_keys, counts) = (list(6 * 5), table(6 * 5), table(6));
+    let (directories, steady) = (table(4), table(30));
+    // As for a rebuilding: two segments of three layers, pages of a token, rank 96; two bases of 2 heads of 64.
+    let (coefficients, bases) = (words(2 * 3 * 512 * 12), words(2 * 3 * 2 * 64 * 12));
+    let (frequencies, pool) = (floats(32), words(10 * 2 * 8));
+    let right = ProjectKeys {
+        entries: &entries,
+        steady: &steady,
+        pool: &pool,
+        kv_heads: 2,
+        head_words: 8,
+        layer: 2,
+        layers: 3,
+        page_tokens: 1,
+        frequencies: &frequencies,
+        magnitude: 2.0,
+        bases: &bases,
+        rank: 96,
+        directories: &directories,
+        coefficients: &coefficients,
+        copies: &copies,
+        copy_keys: &copy_keys,
+        counts: &counts,
+    };
+    driver.log();
+    // SAFETY: the stand-in's kernels touch nothing.
+    let launch = |project: ProjectKeys<'_>| unsafe { project.launch(&kernels, &stream) };
+    assert!(matches!(launch(ProjectKeys { head_words: 4, ..right }), Err(DriverError::Choice { .. })));
+    assert!(matches!(launch(ProjectKeys { magnitude: 0.0, ..right }), Err(DriverError::Positive { .. })));
+    for (what, value, min, max, wrong) in [
+        ("project_keys rank", 0, 1, 224, ProjectKeys { rank: 0, ..right }),
+        ("project_keys rank", 256, 1, 224, ProjectKeys { rank: 256, ..right }),
+        ("project_keys kv_heads", 0, 1, 65535, ProjectKeys { kv_heads: 0, ..right }),
+        ("project_keys layers", 0, 1, 65535, ProjectKeys { layers: 0, ..right }),
+        ("project_keys layer", 3, 0, 2, ProjectKeys { layer: 3, ..right }),
+        ("project_keys page_tokens", 0, 1, 65535, ProjectKeys { page_tokens: 0, ..right }),
+    ] {
+        assert_eq!(launch(wrong), Err(operand(what, value, min, max)));
+    }
+    let uneven = DriverError::Multiple { what: "project_keys rank", value: 80, of: 32 };
+    assert_eq!(launch(ProjectKeys { rank: 80, ..right }), Err(uneven));
+    for (what, expected, found, wrong) in [
+        ("project_keys copies", 30, 31, ProjectKeys { copies: &list(31), ..right }),
+        ("project_keys copy_keys", 30, 29, ProjectKeys { copy_keys: &table(29), ..right }),
+        ("project_keys counts", 6, 7, ProjectKeys { counts: &table(7), ..right }),
+        ("project_keys coefficients", 36_864, 36_865, ProjectKeys { coefficients: &words(36_865), ..right }),
+        ("project_keys bases", 4608, 4609, ProjectKeys { bases: &words(4609), ..right }),
+        ("project_keys frequencies", 32, 31, ProjectKeys { frequencies: &floats(31), ..right }),
+    ] {
+        assert_eq!(launch(wrong), Err(length(what, expected, found)));
+    }
+    driver.log();
+    launch(right).unwrap();
+    let [of_entries, steady, pool, frequencies] =
+        [entries.address(), steady.address(), pool.address(), frequencies.address()];
+    let [bases, directories, coefficients] = [bases.address(), directories.address(), coefficients.address()];
+    let [copies, keys, counts] = [copies.address(), copy_keys.address(), counts.address()];
+    // A block for each entry and 32 of the rank.
+    let shared = project_keys::shared_bytes(128);
+    let line = format!(
+        "launch project_keys 9 1 1, 256 1 1, {shared}: {of_entries:#x} {steady:#x} {pool:#x} 2 2 3 8 1 {frequencies:#x} 0.50 {bases:#x} 12 {directories:#x} {coefficients:#x} {copies:#x} {keys:#x} {counts:#x} 5"
+    );
+    assert_eq!(driver.log(), [line]);
 }
