@@ -159,14 +159,14 @@ fn selections_that_no_block_can_hold_are_refused() {
     let (context, _) = driver.open();
     let new = |budget| {
         let method = Arc::new(ShadowKv { budget, steady: STEADY, outliers: 0 });
-        let limits = CudaLimits { max_tokens: 131_072, gpu_pages: Some(64), ..limits(1) };
+        let limits = CudaLimits { max_tokens: 262_144, gpu_pages: Some(64), ..limits(1) };
         CudaBackend::new(&context, config(8, 64, KvDtype::Bf16, method), &limits).map(|_| ())
     };
     let wide = new(Budget::Fraction(0.9)).unwrap_err();
     let Error::Driver(DriverError::SharedMemory { function, wanted, limit }) = wide else { panic!("{wide}") };
-    assert!(function == "resolve" && wanted > 4 * 4 * 14_000 && limit == 226 << 10, "{wanted} of {limit}");
+    assert!(function == "resolve" && wanted > 4 * 4 * 28_000 && limit == 226 << 10, "{wanted} of {limit}");
     // These come as far as the tables, which the stand-in has no memory for; with the latter all pages stay.
-    for budget in [Budget::Fraction(0.1), Budget::Tokens(131_072)] {
+    for budget in [Budget::Fraction(0.1), Budget::Tokens(262_144)] {
         let next = new(budget).unwrap_err();
         assert!(matches!(next, Error::Driver(DriverError::OutOfGpuMemory { .. })), "{next}");
     }

@@ -95,7 +95,7 @@ fn a_device_is_described_and_opened() {
     assert_eq!(context.driver_version().to_string(), "13.0");
     let stream = Stream::with_priority(&context, Priority::High).unwrap();
     let memory = context.memory().unwrap();
-    assert_eq!((memory.free_bytes, memory.total_bytes), (1000, 6 << 20));
+    assert_eq!((memory.free_bytes, memory.total_bytes), (1000, 9 << 20));
     drop(context);
     assert_eq!(driver.log(), ["retain", "stream flags 1 priority -5"]);
     drop(stream);
@@ -127,8 +127,8 @@ fn a_buffer_holds_what_is_written_and_waits_before_it_is_freed() {
 
     let empty = DeviceBuffer::<u64>::zeroed(&stream, 0).unwrap();
     assert_eq!((empty.to_vec(&stream).unwrap(), empty.address()), (vec![], 0));
-    let full = DeviceBuffer::<u8>::uninit(&context, (6 << 20) + 1).unwrap_err();
-    assert_eq!(full, DriverError::OutOfGpuMemory { wanted: (6 << 20) + 1, free: 1000, total: 6 << 20 });
+    let full = DeviceBuffer::<u8>::uninit(&context, (9 << 20) + 1).unwrap_err();
+    assert_eq!(full, DriverError::OutOfGpuMemory { wanted: (9 << 20) + 1, free: 1000, total: 9 << 20 });
     let absurd = DeviceBuffer::<u64>::uninit(&context, usize::MAX).unwrap_err();
     assert!(matches!(absurd, DriverError::OutOfGpuMemory { wanted: u64::MAX, .. }), "{absurd}");
 }

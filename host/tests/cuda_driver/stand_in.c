@@ -9,7 +9,7 @@ typedef unsigned long long address;
 
 /* What the GPU has, and what of it is said to be free. */
 #ifndef MEMORY_BYTES
-#define MEMORY_BYTES (6 << 20)
+#define MEMORY_BYTES (9 << 20)
 #define FREE_BYTES 1000
 #endif
 
@@ -117,7 +117,7 @@ int cuEventDestroy_v2(void *event) { return 0; }
 
 /* The kernels, and the types of their parameters: an address, an unsigned, a float. */
 static const struct kernel { const char *name, *parameters; } kernels[] = {
-    {"scale", "auf"}, {"fault", "auf"}, {"gather", "aauuaauau"}, {"gather_bulk", "aauuaauau"},
+    {"scale", "auf"}, {"fault", "auf"}, {"gather", "aauuaauuau"}, {"gather_bulk", "aauuaauuau"},
     {"resolve", "auuuaauuuaaaaaaaauuuaaaauaaa"},
     {"score", "aaaauuuuuuufuauauaa"}, {"select", "aaauuuuuffaauuuauufuauaaaa"}, {"top_k", "aaauuauaa"},
     {"attend_64", "auuuaauaauauafaauuaaaa"}, {"attend_128", "auuuaauaauauafaauuaaaa"},
@@ -134,11 +134,12 @@ static const struct kernel { const char *name, *parameters; } kernels[] = {
     {"cluster_list", "auuuuaau"}, {"cluster_means", "aauuuuuaauauuuuaaa"}, {"gather_run", "auuuuuuuauuaa"}, {"cluster_store", "aauuuuuaauauuuaa"},
     {"page_biases", "auaauauuuaua"}, {"estimate", "auuuaauauauuuaaaa"},
     {"fill_random", "auuuf"},
-    {"append", "aaaaaaaauuuuuu"}, {"store_prompt", "aaaaaaaaaauuuuuu"}, {"write_back", "aauaauuaa"},
+    {"append", "aaaaaaaauuuuuuu"}, {"store_prompt", "aaaaaaaaaauuuuuuu"}, {"write_back", "aauaauuaa"},
     {"embed", "aauua"}, {"rms_norm", "aauufa"}, {"rotate", "auuuuauuafaaufuauaa"}, {"swiglu", "aua"},
     {"argmax", "auuaaa"}, {"sample", "auuaa"},
     {"unrotate", "auuuuafa"}, {"gram", "auuua"}, {"gram_sum", "auua"},
-    {"row_dots", "aauuua"}, {"row_sums", "aauuua"}, {"inverse_factor", "auua"}, {"store_basis", "auuaua"},
+    {"row_dots", "aauuua"}, {"row_sums", "aauuua"}, {"inverse_factor", "auua"}, {"complete_basis", "auu"},
+    {"store_basis", "auuaua"}, {"project_keys", "aaauuuuuafauaaaaau"},
     {"rebuild_keys_64", "aaauuauuuaauaafua"}, {"rebuild_keys_128", "aaauuauuuaauaafua"},
 };
 

@@ -66,6 +66,14 @@ fn complete_basis_on_random_rows() {
 }
 
 #[test]
+fn complete_basis_looks_at_all_axes_of_a_thread() {
+    let case = CompleteCase::wide();
+    let vectors = case.emulate(0).unwrap_or_else(|fault| panic!("{fault}"));
+    assert_eq!(vectors[2085..].iter().position(|element| *element != 0.0), Some(1500));
+    case.check(&vectors).unwrap_or_else(|wrong| panic!("{wrong}"));
+}
+
+#[test]
 fn complete_basis_stays_within_rows_that_are_no_numbers() {
     let vectors = CompleteCase::not_finite().emulate(0).unwrap_or_else(|fault| panic!("{fault}"));
     assert!(vectors[..5].iter().all(|element| element.is_nan()), "{vectors:?}");

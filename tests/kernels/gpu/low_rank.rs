@@ -53,6 +53,7 @@ pub fn tests() -> Vec<Test> {
             machine.on_seeds(|seed| complete(machine, &CompleteCase::random(seed)))
         }),
         test("complete_basis::of_a_short_prompt", |machine| {
+            complete(machine, &CompleteCase::wide())?;
             complete(machine, &CompleteCase::large(machine.seed))
         }),
         test("project_keys::random_entries", |machine| {

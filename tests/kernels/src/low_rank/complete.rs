@@ -57,6 +57,14 @@ impl CompleteCase {
         Self { rank, width, vectors: rows.concat().into_iter().map(|element| element as f32).collect() }
     }
 
+    /// More axes than a block has threads, of which the first that nothing is taken of is another than its thread's first.
+    pub fn wide() -> Self {
+        let (rank, width, used) = (2, 2085, 1500);
+        let mut vectors = vec![0.0; rank * width];
+        vectors[..used].fill(1.0 / (used as f32).sqrt());
+        Self { rank, width, vectors }
+    }
+
     /// Rows of which one is no number, and one is empty.
     pub fn not_finite() -> Self {
         let (rank, width) = (3, 5);
