@@ -175,7 +175,8 @@ impl Evaluation {
         }
         let layout = options.pages.layout(shape.head_dim)?;
         let cells = cells(&options, config, shape, layout)?;
-        let dense = KvConfig::new(shape, layout, Arc::new(Dense { steady: options.steady }))?;
+        // It fetches nothing, so nothing of it is coded.
+        let dense = KvConfig::new(shape, *layout.page(), Arc::new(Dense { steady: options.steady }))?;
         let haystack = Haystack::open(haystack_dir, tokenizer)?;
         let model = fingerprint::of_model(dir)?;
         let gates = options.gates.as_deref().map(fingerprint::of_gates);

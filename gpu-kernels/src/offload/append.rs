@@ -42,7 +42,7 @@ use crate::codes::encode_page;
 /// The views have the shapes above; no page, steady or host, is named by two rows; nothing else uses those pages or bits until the
 /// launch has ended; `batch * kv_heads` is at most [`MAX_ROWS`](crate::abi::append::MAX_ROWS), a page has at most
 /// [`MAX_PAGE_WORDS`](crate::abi::MAX_PAGE_WORDS) words.
-#[kernel(collectives(barrier = 2))]
+#[kernel(collectives(barrier = 2, reduce = 1))]
 pub unsafe fn append(
     entries: Global<U32x4>,
     keys: Global<U32x4>,
@@ -98,24 +98,25 @@ pub unsafe fn append(
     let slab = entry.slab_place(row, key);
     let host_page = host_page(host_slabs.load(slab as usize), key);
     let host_page = host_pages.rows(host_words as usize).row(host_page as usize);
-    if code != NO_CODE {
-        let full = page.as_global();
+    let full = page.as_global();
+    if code == NO_CODE {
+        let full = full.slice((2 * half - host_words) as usize, host_words as usize);
+        copy_words(
+            host_words,
+            |word| full.load(word as usize),
+            |word, loaded| host_page.store(word as usize, loaded),
+        );
+    } else {
         encode_page(
             PageCode::of(code),
             half,
-            |word| full.load(word as usize),
+            |word| [full.load(word as usize), full.load(word as usize + 1)],
             |word, codes| host_page.store(word as usize, codes),
-            |word, rounded| page.store(word as usize, rounded),
+            |word, [even, odd]| {
+                page.store(word as usize, even);
+                page.store(word as usize + 1, odd);
+            },
         );
-        publish(host_valid, slab, key);
-        return;
     }
-    let page = page.slice((2 * half - host_words) as usize, host_words as usize);
-    let page = page.as_global();
-    copy_words(
-        host_words,
-        |word| page.load(word as usize),
-        |word, loaded| host_page.store(word as usize, loaded),
-    );
     publish(host_valid, slab, key);
 }

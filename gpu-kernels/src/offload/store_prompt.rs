@@ -45,7 +45,7 @@ use crate::ragged::request_of;
 /// The views have the shapes above; no page, steady or host, is named by two pages of the batch; nothing else uses those pages or bits, or
 /// writes `keys` or `values`, until the launch has ended; `first_page[requests] * kv_heads` is at most
 /// [`MAX_PAGES`](crate::abi::store_prompt::MAX_PAGES), a page has at most [`MAX_PAGE_WORDS`](crate::abi::MAX_PAGE_WORDS) words.
-#[kernel(collectives(barrier = 1))]
+#[kernel(collectives(barrier = 1, reduce = 1))]
 pub unsafe fn store_prompt(
     keys: Global<U32x4>,
     values: Global<U32x4>,
@@ -107,13 +107,25 @@ pub unsafe fn store_prompt(
                 let skipped = 2 * half - host_words;
                 copy_words(host_words, |at| load(skipped + at), |at, loaded| page.store(at as usize, loaded));
             } else {
-                let store = |at: u32, codes| page.store(at as usize, codes);
-                let round = |at: u32, rounded| {
-                    if stays {
-                        pool.row(steady_page as usize).store(at as usize, rounded);
-                    }
-                };
-                encode_page(PageCode::of(code), half, load, store, round);
+                encode_page(
+                    PageCode::of(code),
+                    half,
+                    // Both are of one token.
+                    |at| {
+                        let (tensor, word) = if at < half { (keys, at) } else { (values, at - half) };
+                        let words = tensor.row((first + word / head_words) as usize);
+                        let column = (head * head_words + word % head_words) as usize;
+                        [words.load(column), words.load(column + 1)]
+                    },
+                    |at, codes| page.store(at as usize, codes),
+                    |at, [even, odd]| {
+                        if stays {
+                            let page = pool.row(steady_page as usize);
+                            page.store(at as usize, even);
+                            page.store(at as usize + 1, odd);
+                        }
+                    },
+                );
             }
             publish(host_valid, slab, key);
         }

@@ -7,6 +7,7 @@ use crate::abi::gather::{BLOCK, PIECE_WORDS};
 use crate::abi::page_code::PageCode;
 use crate::abi::{PageCopy, WARP};
 use crate::codes::decode_word;
+use crate::unroll::unrolled;
 
 /// What [`gather`](super::gather()) does where host pages are [coded](crate::abi::page_code): half the bytes cross the bus, and become bf16 as they
 /// arrive.
@@ -64,36 +65,30 @@ pub unsafe fn gather_coded(
         let position = first + warp::lane_id();
         let mut loaded = [U32x4::default(); 4];
         let mut scales = [U32x4::default(); 4];
-        let mut page = u32::MAX;
-        let mut row = 0;
-        while row < 4 {
-            let at = position + row * WARP;
+        let mut of_page = U32x4::default();
+        unrolled!(row < 4, {
+            let at = position + row as u32 * WARP;
             if at < words {
-                let host_page = host_pages.row(lists.copy(at / code_words).host_page as usize);
-                loaded[row as usize] =
-                    host_page.load_with((at % code_words) as usize, LoadCache::ReadOnlyOnce);
-                scales[row as usize] = if at / code_words == page {
-                    scales[row.saturating_sub(1) as usize]
-                } else {
-                    host_page.load_with(code_words as usize, LoadCache::ReadOnlyOnce)
-                };
-                page = at / code_words;
+                let page = at / code_words;
+                let host_page = host_pages.row(lists.copy(page).host_page as usize);
+                loaded[row] = host_page.load_with((at % code_words) as usize, LoadCache::ReadOnlyOnce);
+                if row == 0 || (at - WARP) / code_words != page {
+                    of_page = host_page.load_with(code_words as usize, LoadCache::ReadOnlyOnce);
+                }
+                scales[row] = of_page;
             }
-            row += 1;
-        }
-        let mut row = 0;
-        while row < 4 {
-            let at = position + row * WARP;
+        });
+        unrolled!(row < 4, {
+            let at = position + row as u32 * WARP;
             if at < words {
-                let (word, scales) = (at % code_words, scales[row as usize]);
+                let (word, scales) = (at % code_words, scales[row]);
                 let scale = f32::from_bits(if 2 * word < code_words { scales.x } else { scales.y });
-                let [even, odd] = decode_word(code, loaded[row as usize], scale);
+                let [even, odd] = decode_word(code, loaded[row], scale);
                 let page = device_pages.row(lists.copy(at / code_words).device_page as usize);
                 page.store(2 * word as usize, even);
                 page.store(2 * word as usize + 1, odd);
             }
-            row += 1;
-        }
+        });
         if counted != 0 {
             warp::sync_warp(FULL_MASK);
             if warp::lane_id() == 0 {

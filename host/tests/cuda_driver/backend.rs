@@ -124,9 +124,6 @@ fn what_the_kernels_do_not_have_is_refused() {
     let (context, _) = driver.open();
     let refused = |config, limits: CudaLimits| CudaBackend::new(&context, config, &limits).unwrap_err();
     let dense = || Arc::new(Dense { steady: STEADY });
-    let page = PageLayout::new(8, 64, KvDtype::Bf16).unwrap();
-    let pages = HostLayout::new(page, "fp8".parse().unwrap()).unwrap();
-    let coded = KvConfig::new(KvShape::new(LAYERS, 4, 2, 64).unwrap(), pages, shadowkv()).unwrap();
     for (config, part) in [
         (config(8, 64, KvDtype::F32, dense()), "F32"),
         (config(8, 96, KvDtype::Bf16, dense()), "heads of 96"),
@@ -135,7 +132,6 @@ fn what_the_kernels_do_not_have_is_refused() {
         (config(24, 64, KvDtype::Bf16, dense()), "pages of 24"),
         (config(128, 64, KvDtype::Bf16, dense()), "pages of 128"),
         (config(8, 64, KvDtype::Bf16, low_rank(shadowkv(), 40)), "rank of 40"),
-        (coded, "host pages in fp8"),
     ] {
         let error = refused(config, limits(2));
         assert!(matches!(&error, Error::UnsupportedOnGpu { what } if what.contains(part)), "{part}: {error}");

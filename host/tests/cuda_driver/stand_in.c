@@ -117,7 +117,7 @@ int cuEventDestroy_v2(void *event) { return 0; }
 
 /* The kernels, and the types of their parameters: an address, an unsigned, a float. */
 static const struct kernel { const char *name, *parameters; } kernels[] = {
-    {"scale", "auf"}, {"fault", "auf"}, {"gather", "aauuaauuau"}, {"gather_bulk", "aauuaauuau"},
+    {"scale", "auf"}, {"fault", "auf"}, {"gather", "aauuaauuau"}, {"gather_bulk", "aauuaauuau"}, {"gather_coded", "aauuaauuauu"},
     {"resolve", "auuuaauuuaaaaaaaauuuaaaauaaa"},
     {"score", "aaaauuuuuuufuauauaa"}, {"select", "aaauuuuuffaauuuauufuauaaaa"}, {"top_k", "aaauuauaa"},
     {"attend_64", "auuuaauaauauafaauuaaaa"}, {"attend_128", "auuuaauaauauafaauuaaaa"},
@@ -134,7 +134,7 @@ static const struct kernel { const char *name, *parameters; } kernels[] = {
     {"cluster_list", "auuuuaau"}, {"cluster_means", "aauuuuuaauauuuuaaa"}, {"gather_run", "auuuuuuuauuaa"}, {"cluster_store", "aauuuuuaauauuuaa"},
     {"page_biases", "auaauauuuaua"}, {"estimate", "auuuaauauauuuaaaa"},
     {"fill_random", "auuuf"},
-    {"append", "aaaaaaaauuuuuuu"}, {"store_prompt", "aaaaaaaaaauuuuuuu"}, {"write_back", "aauaauuaa"},
+    {"append", "aaaaaaaauuuuuuuu"}, {"store_prompt", "aaaaaaaaaauuuuuuuu"}, {"write_back", "aauaauuaa"},
     {"embed", "aauua"}, {"rms_norm", "aauufa"}, {"rotate", "auuuuauuafaaufuauaa"}, {"swiglu", "aua"},
     {"argmax", "auuaaa"}, {"sample", "auuaa"},
     {"unrotate", "auuuuafa"}, {"gram", "auuua"}, {"gram_sum", "auua"},
