@@ -181,6 +181,13 @@ fn methods_whose_pages_are_not_kept_so_are_refused() {
         matches!(&clusters, Error::InvalidMethod { reason, .. } if reason.contains("int8")),
         "{clusters}"
     );
+    let layout = PageLayout::new(8, 16, KvDtype::Bf16).unwrap();
+    let values = HostLayout::new(layout, HostFormat::Values).unwrap();
+    let alone = KvConfig::new(shape(), values, Arc::new(SPARSE)).unwrap_err();
+    assert!(
+        matches!(&alone, Error::InvalidMethod { reason, .. } if reason.contains("values alone")),
+        "{alone}"
+    );
     let low_rank = refused(Arc::new(low_rank(SPARSE, 8, 16)));
     assert!(
         matches!(&low_rank, Error::InvalidMethod { reason, .. } if reason.contains("low rank")),

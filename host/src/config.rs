@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use spinkv_kernels::abi::cluster::{max_clusters, max_pages};
 
-use crate::memory::{HostLayout, PageLayout, SLAB_PAGES};
+use crate::memory::{HostFormat, HostLayout, PageLayout, SLAB_PAGES};
 use crate::paging::SEGMENT_KEYS;
 use crate::partition::{CLUSTER_RUN_UNIT, PartitionKind, PartitionMap};
 use crate::pipeline::{
@@ -47,8 +47,8 @@ impl KvConfig {
     /// [`Error::SteadyZoneTooLarge`], [`Error::InvalidBudget`], [`Error::BudgetBelowSteady`] and
     /// [`Error::PageSizeDoesNotDivide`] as the method's numbers deserve; [`Error::InvalidMethod`] if a method's Index does not make what its
     /// Select reads or its partitions are, or if it does not fit the shape; [`Error::KeyRank`] and [`Error::GateRotary`] for keys in a rank, or with
-    /// a rotary embedding, that the shape does not have; [`Error::InvalidMethod`] for [coded](crate::memory::HostFormat::Coded) pages of a method that keeps keys in
-    /// low rank or makes clusters.
+    /// a rotary embedding, that the shape does not have; [`Error::InvalidMethod`] for [coded](HostFormat::Coded) pages of a method that keeps keys in
+    /// low rank or makes clusters, and for [values](HostFormat::Values) alone of any other.
     pub fn new(shape: KvShape, pages: impl Into<HostLayout>, method: Arc<dyn Method>) -> Result<Self> {
         let pages = pages.into();
         let layout = *pages.page();
@@ -92,7 +92,13 @@ impl KvConfig {
             let beside = if clusters { "partitions that are clusters" } else { "keys in low rank" };
             return Err(invalid(format!("host pages in {} beside {beside}", pages.format())));
         }
-        let pages = if low_rank.is_some() { pages.values() } else { pages };
+        let pages = match (low_rank.is_some(), pages.format()) {
+            (true, _) => pages.values(),
+            (false, HostFormat::Values) => {
+                return Err(invalid("values alone on the host, keys nowhere".to_owned()));
+            }
+            (false, _) => pages,
+        };
         let zone_unit = kind.zone_unit(layout.page_tokens());
         let places = (0..shape.layers)
             .flat_map(|layer| (0..shape.kv_heads).map(move |kv_head| Place { layer, kv_head }));

@@ -8,7 +8,7 @@ use spinkv::backend::cpu::{score_partitions, top_k};
 #[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 use spinkv::backend::cuda::operators::{LoadSelect, OperatorSizes};
 use spinkv::partition::PartitionKind;
-use spinkv::pipeline::{Budget, Candidates, Index, Method, Pick, Place, Reach, Select, SteadyZone};
+use spinkv::pipeline::{Budget, Candidates, Index, KeyStore, Method, Pick, Place, Reach, Select, SteadyZone};
 use spinkv::{KvConfig, KvShape};
 
 use super::drawn::WantedHits;
@@ -105,6 +105,10 @@ impl Method for Traced {
 
     fn steady(&self) -> SteadyZone {
         self.inner.steady()
+    }
+
+    fn keys(&self) -> KeyStore {
+        self.inner.keys()
     }
 
     fn reach(&self, place: Place) -> Reach {

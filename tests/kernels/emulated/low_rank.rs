@@ -74,6 +74,15 @@ fn complete_basis_looks_at_all_axes_of_a_thread() {
 }
 
 #[test]
+fn complete_basis_of_a_layer() {
+    for seed in 0..3 {
+        let case = CompleteCase::large(seed);
+        let vectors = case.emulate(seed).unwrap_or_else(|fault| panic!("{fault}"));
+        case.check(&vectors).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
+    }
+}
+
+#[test]
 fn complete_basis_stays_within_rows_that_are_no_numbers() {
     let vectors = CompleteCase::not_finite().emulate(0).unwrap_or_else(|fault| panic!("{fault}"));
     assert!(vectors[..5].iter().all(|element| element.is_nan()), "{vectors:?}");

@@ -149,8 +149,8 @@ impl LayerStep<'_> {
             ("attend steady", resolve.tables.steady.len(), attend.steady.len()),
             ("attend pool", gather.device_pages.len(), attend.pool.len()),
         ])?;
-        if attend.awaited.is_some() {
-            // Whole pages are awaited, and `gather` counts what it brings.
+        if attend.awaited.is_some() && gather.code.is_none() {
+            // Whole pages are awaited, and `gather` counts what it brings; of codes, what they become.
             check_length("gather awaited words", page_words, gather.page_words as usize)?;
         }
         if let Some(ClusterStages { biases, .. }) = clusters {
