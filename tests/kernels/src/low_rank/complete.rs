@@ -1,7 +1,6 @@
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use spinkv::backend::cpu::low_rank::complete;
 
 use super::normal;
 use crate::pick;
@@ -74,28 +73,57 @@ impl CompleteCase {
         Self { rank, width, vectors }
     }
 
-    /// Whether `found` are the rows that there were and those that the CPU adds, orthonormal as far as f32 allows.
+    /// Whether `found` are the rows that there were and, one after the other, axes of which the rows have least, less what they have of it, at length
+    /// 1; orthonormal as far as f32 allows. Of axes that are as good but for rounding it may be another than the CPU's.
     ///
     /// # Errors
-    /// The first element that is wrong.
+    /// The first row that is wrong.
     pub fn check(&self, found: &[f32]) -> Result<(), String> {
-        let mut right: Vec<f64> = self.vectors.iter().map(|element| f64::from(*element)).collect();
-        complete(&mut right, self.width);
-        let rows = self.vectors.chunks_exact(self.width).zip(found.chunks_exact(self.width));
-        for (row, (before, found)) in rows.enumerate() {
-            let filled = before.iter().all(|element| *element == 0.0);
-            if !filled && before != found {
-                return Err(format!("row {row} was not empty, and is another"));
-            }
-            for (at, found) in found.iter().enumerate() {
-                let off = (f64::from(*found) - right[row * self.width + at]).abs();
-                if off.is_nan() || off > 1e-4 {
-                    return Err(format!(
-                        "row {row}, element {at}: {found} for {}",
-                        right[row * self.width + at]
-                    ));
+        let width = self.width;
+        let mut known: Vec<f64> = self.vectors.iter().map(|element| f64::from(*element)).collect();
+        let is_empty =
+            |row: usize| self.vectors[row * width..][..width].iter().all(|element| *element == 0.0);
+        for row in 0..self.rank {
+            let here = row * width..(row + 1) * width;
+            if !is_empty(row) {
+                if self.vectors[here.clone()] != found[here] {
+                    return Err(format!("row {row} was not empty, and is another"));
                 }
+                continue;
             }
+            let mut left = vec![1.0; width];
+            for of in known.chunks_exact(width) {
+                left.iter_mut().zip(of).for_each(|(left, element)| *left -= element * element);
+            }
+            let best = (0..width).fold(0, |best, axis| if left[axis] > left[best] { axis } else { best });
+            let found = &found[here.clone()];
+            let longest = (0..width).fold(0, |a, b| if found[b].abs() > found[a].abs() { b } else { a });
+            let off = |axis: usize| {
+                let mut right = vec![0.0; width];
+                right[axis] = 1.0;
+                for of in known.chunks_exact(width) {
+                    right.iter_mut().zip(of).for_each(|(right, element)| *right -= of[axis] * element);
+                }
+                let length = right.iter().map(|element| element * element).sum::<f64>().sqrt();
+                let off = |(right, found): (&f64, &f32)| (f64::from(*found) - right / length).abs();
+                // A NaN is off.
+                right
+                    .iter()
+                    .zip(found)
+                    .map(off)
+                    .fold(0.0, |most: f64, off| if off > most || off.is_nan() { off } else { most })
+            };
+            let good = |axis: usize| left[axis] >= left[best] - 1e-4 && off(axis) <= 1e-4;
+            if !good(best) && !good(longest) {
+                return Err(format!(
+                    "row {row}: of axis {best} it is off by {:e}, of {longest}, of which the rows leave {} of {}, by {:e}",
+                    off(best),
+                    left[longest],
+                    left[best],
+                    off(longest)
+                ));
+            }
+            known[here].iter_mut().zip(found).for_each(|(known, found)| *known = f64::from(*found));
         }
         let rows: Vec<&[f32]> = found.chunks_exact(self.width).collect();
         let before = self.vectors.chunks_exact(self.width);
