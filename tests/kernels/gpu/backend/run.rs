@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
@@ -248,16 +249,16 @@ impl<'a> Run<'a> {
     }
 
     /// The sequence as it is read at a length: pages that are full as the host's codes say, if they are coded.
-    fn read(&self, request: RequestId, tokens: usize) -> Sequence {
+    fn read(&self, request: RequestId, tokens: usize) -> Cow<'_, Sequence> {
         let sequence = &self.sequences[&request];
-        let Some((coded, _)) = self.coded.get(&request) else { return sequence.clone() };
+        let Some((coded, _)) = self.coded.get(&request) else { return Cow::Borrowed(sequence) };
         let (config, mut read) = (self.pipeline.config(), coded.clone());
         let page_tokens = config.layout().page_tokens();
         let full = tokens / page_tokens * page_tokens * config.shape().kv_heads * config.shape().head_dim;
         for (to, from) in [(&mut read.keys, &sequence.keys), (&mut read.values, &sequence.values)] {
             to.iter_mut().zip(from).for_each(|(to, from)| to[full..].copy_from_slice(&from[full..]));
         }
-        read
+        Cow::Owned(read)
     }
 
     /// The tokens that a row attended to in the layer that ran last: all but the partitions that were not selected.
