@@ -3,8 +3,10 @@
 #![cfg(feature = "serve")]
 
 mod command;
+mod fake;
 mod http;
 mod limits;
+mod load;
 mod openai;
 mod pressure;
 mod protocol;
