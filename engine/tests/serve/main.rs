@@ -10,4 +10,5 @@ mod load;
 mod openai;
 mod pressure;
 mod protocol;
+mod replicas;
 mod server;
