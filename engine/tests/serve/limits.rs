@@ -206,7 +206,7 @@ fn slow_readers_hold_up_nobody() {
 /// More than there is memory for is refused at once, with what is missing.
 #[test]
 fn what_can_never_fit_is_refused_at_once() {
-    let limits = MemoryLimits { gpu_pages: Some(600), host_bytes: Some(16 << 20), ..MemoryLimits::default() };
+    let limits = MemoryLimits { gpu_pages: Some(800), host_bytes: Some(16 << 20), ..MemoryLimits::default() };
     let server = Server::start(Setup { limits, ..Setup::default() });
     let mut body = short(1);
     body["max_tokens"] = json!(9000);

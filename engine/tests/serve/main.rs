@@ -12,3 +12,4 @@ mod pressure;
 mod protocol;
 mod replicas;
 mod server;
+mod storms;
