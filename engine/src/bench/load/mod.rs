@@ -1,6 +1,6 @@
 //! Load on a server: requests that arrive by the clock, whatever has become of those before them, and what their answers took.
 //!
-//! [`Plan`] says what arrives when, from a seed; [`Client`] asks any endpoint of OpenAI's API for streamed completions; [`run`] lets a plan happen and gives a
+//! [`Plan`] says what arrives when, from a seed; [`Client`] asks any endpoint of OpenAI's API for streamed completions; [`run()`] lets a plan happen and gives a
 //! [`Record`] for each request; [`LoadPoint`] is what the records of one rate come to, and [`LoadReport`] a sweep over rates.
 
 mod client;
