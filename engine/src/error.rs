@@ -243,6 +243,11 @@ pub enum Error {
     #[error(transparent)]
     Bench(#[from] crate::bench::BenchError),
 
+    /// A load that cannot be put on a server.
+    #[cfg(feature = "serve")]
+    #[error(transparent)]
+    Load(#[from] crate::bench::load::LoadError),
+
     /// A plot could not be drawn.
     #[error("{}: {reason}", path.display())]
     Plot {

@@ -2,9 +2,11 @@
 
 use std::fmt;
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde::de::IgnoredAny;
 use tokenizers::DecoderWrapper;
 
 use crate::error::{Error, Result};
@@ -45,8 +47,10 @@ impl Tokenizer {
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let path = dir.as_ref().join("tokenizer.json");
         let bytes = fs::read(&path).map_err(Error::io(&path))?;
+        // What is no JSON, as a file that was cut short, is told with its place.
+        serde_json::from_slice::<IgnoredAny>(&bytes).map_err(Error::json(&path))?;
         let fail = |error| tokenizer_error(&path, error);
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(fail)?;
+        let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(bytes)).map_err(fail)?;
         inner.with_truncation(None).map_err(fail)?;
         inner.with_padding(None);
         let vocab = inner.get_vocab(true);
@@ -54,7 +58,7 @@ impl Tokenizer {
         // The vocabulary spells some bytes with two; that only makes a token look longer.
         let whole_text = is_byte_level(&inner) && inner.get_normalizer().is_none();
         let longest_token = vocab.keys().map(String::len).max().filter(|_| whole_text);
-        let probe = inner.encode("a", true).map_err(fail)?;
+        let probe = guarded(|| inner.encode("a", true)).map_err(fail)?;
         let added = probe.get_special_tokens_mask().iter().take_while(|&&special| special == 1).count();
         let prefix = probe.get_ids()[..added].to_vec();
         Ok(Self { tables: Arc::new(Tables { path, inner, vocab_size, longest_token, prefix }) })
@@ -71,7 +75,7 @@ impl Tokenizer {
     /// Fails if the tokenizer refuses the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let Tables { inner, prefix, .. } = &*self.tables;
-        let encoding = inner.encode_fast(text, true).map_err(|error| self.tables.error(error))?;
+        let encoding = guarded(|| inner.encode_fast(text, true)).map_err(|error| self.tables.error(error))?;
         let ids = encoding.get_ids();
         let doubled = ids.strip_prefix(prefix.as_slice()).filter(|rest| rest.starts_with(prefix));
         Ok(doubled.unwrap_or(ids).to_vec())
@@ -140,7 +144,7 @@ impl Tables {
             // Some decoders of the library count down from the number of tokens.
             return Ok(String::new());
         }
-        self.inner.decode(ids, true).map_err(|error| self.error(error))
+        guarded(|| self.inner.decode(ids, true)).map_err(|error| self.error(error))
     }
 
     /// Whether a token is bytes in the GPT-2 alphabet, and a text all its tokens' bytes in turn.
@@ -155,6 +159,15 @@ impl Tables {
 
 fn is_byte_level(tokenizer: &tokenizers::Tokenizer) -> bool {
     matches!(tokenizer.get_decoder(), Some(DecoderWrapper::ByteLevel(_)))
+}
+
+/// Calls the library. It panics at some files that it does not understand: that is an error of the file, not the end of a server.
+fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().map(String::as_str);
+        let said = said.or(panic.downcast_ref::<&str>().copied()).unwrap_or("without a word");
+        Err(format!("the library that reads it panicked: {said}").into())
+    })
 }
 
 fn tokenizer_error(path: &Path, error: tokenizers::Error) -> Error {

@@ -226,3 +226,97 @@ fn what_cannot_be_measured_is_refused_by_name() {
     refused(&["prefill", "--methods", ""], &["no method"]);
     refused(&["ablation", "--model", "/nonexistent"], &["/nonexistent"]);
 }
+
+#[cfg(feature = "serve")]
+mod serve {
+    use super::*;
+
+    const LOAD: [&str; 7] = ["serve", "--lengths", "longgenbench", "--scale", "0.002", "--requests", "3"];
+
+    #[test]
+    fn a_sweep_over_a_server_of_its_own() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let (earlier, plot) = (dir.path().join("earlier.json"), dir.path().join("load.svg"));
+        let (earlier, plot) = (earlier.to_str().unwrap(), plot.to_str().unwrap());
+        let flags = ["--slo-ttft", "60000", "--", "--max-batch", "4", "--budget", "256"];
+        // Its key is its client's, too.
+        let command = |more: &[&str]| {
+            let mut command = bench(&[&LOAD[..], more, &flags[..]].concat());
+            command.env("SPINKV_API_KEY", "secret");
+            command.assert().success()
+        };
+        let first = command(&["--rates", "8,inf", "--name", "first", "--json"]);
+        std::fs::write(earlier, &first.get_output().stdout).unwrap();
+        let report: Value = serde_json::from_slice(&first.get_output().stdout).unwrap();
+        assert_eq!((&report["model"], &report["name"]), (&Value::from("needle-tiny"), &Value::from("first")));
+        assert!(report["notes"].to_string().contains("no data set"), "{report}");
+        assert_eq!(
+            (&points(&report)[0]["rate"], &points(&report)[1]["rate"]),
+            (&Value::from(8.0), &Value::Null)
+        );
+        for point in points(&report) {
+            assert_eq!(
+                (&point["sent"], &point["completed"], &point["faults"]),
+                (&Value::from(3), &Value::from(3), &serde_json::json!({}))
+            );
+            let seconds = number(&point["seconds"]);
+            for (rate, count) in [
+                ("output_tokens_per_s", "output_tokens"),
+                ("requests_per_s", "completed"),
+                ("goodput_per_s", "completed"),
+            ] {
+                assert!(
+                    (number(&point[rate]) * seconds / number(&point[count]) - 1.0).abs() < 1e-6,
+                    "{rate}: {point}"
+                );
+            }
+            assert_eq!(point["server"]["generated_tokens"], point["output_tokens"].as_u64().unwrap() as f64);
+            assert_eq!(point["server"]["prompt_tokens"], point["prompt_tokens"].as_u64().unwrap() as f64);
+            for times in ["ttft_ms", "tpot_ms", "itl_ms", "e2e_ms", "late_ms"] {
+                assert!(number(&point[times]["p50"]) <= number(&point[times]["p99"]), "{times}: {point}");
+            }
+        }
+        // Both rates ask as much.
+        assert_eq!(points(&report)[0]["output_tokens"], points(&report)[1]["output_tokens"]);
+
+        let second = command(&["--rates", "inf", "--name", "second", "--plot", plot, "--beside", earlier]);
+        let table = String::from_utf8_lossy(&second.get_output().stdout).into_owned();
+        for part in [
+            "second: needle-tiny at http://127.0.0.1:",
+            "3/3",
+            "TTFT",
+            "by the server",
+            "good: TTFT 60000 ms",
+        ] {
+            assert!(table.contains(part), "{part:?} is missing in {table}");
+        }
+        let drawn = std::fs::read_to_string(plot).unwrap();
+        for part in [
+            "first, p99",
+            "second, p50",
+            "output tokens/s",
+            "requests that decode at a time",
+            "needle-tiny, longgenbench x 0.002",
+        ] {
+            assert!(drawn.contains(part), "{part:?} is missing in the plot");
+        }
+    }
+
+    #[test]
+    fn loads_that_cannot_be_put_are_refused() {
+        refused(&["serve", "--lengths", "long"], &["lengths is \"long\"", "longbench-v2"]);
+        refused(&["serve", "--rates", "0"], &["--rates", "or inf"]);
+        refused(&["serve", "--scale", "0"], &["scale is 0"]);
+        refused(&["serve", "--requests", "0"], &["requests is 0"]);
+        refused(&["serve", "--lengths", "32k:100"], &["32868 tokens", "32768", "--scale"]);
+        refused(&["serve", "--url", "https://127.0.0.1:1"], &["https://127.0.0.1:1", "no TLS"]);
+        refused(&["serve", "--url", "http://127.0.0.1:1"], &["http://127.0.0.1:1", "refused"]);
+        refused(&["serve", "--url", "http://127.0.0.1:1", "--model", "m", "--text"], &["--tokenizer"]);
+        refused(&["serve", "--url", "http://127.0.0.1:1", "--model", "m", "--turns", "2"], &["--tokenizer"]);
+        refused(&["serve", "--url", "http://127.0.0.1:1", "--", "--port", "1"], &["cannot be used with"]);
+        refused(&["serve", "--", "--max-batch", "0"], &["max-batch", "at least 1"]);
+        refused(&["serve", "--", "--no-such-flag"], &["--no-such-flag"]);
+        refused(&["serve", "--plot", "x.svg", "--beside", "no/such.json"], &["no/such.json"]);
+        refused(&["serve", "--requests", "1", "--plot", "/no/such/x.svg"], &["/no/such/x.svg"]);
+    }
+}

@@ -11,6 +11,8 @@ pub mod cuda;
 mod decode;
 mod drawn;
 mod error;
+#[cfg(feature = "serve")]
+pub mod load;
 mod plan;
 pub mod plot;
 mod prefill;
@@ -32,6 +34,16 @@ pub use traced::Traced;
 
 /// Hears how far a bench has come: what is done next, how much is done, of how much.
 pub type Listen<'a> = &'a mut dyn FnMut(&str, usize, usize);
+
+/// Tokens, as 4096 or 4k; at least 1, at most 16M.
+pub fn tokens(text: &str) -> Option<usize> {
+    let (digits, unit) = match text.strip_suffix(['k', 'K']) {
+        Some(digits) => (digits, 1024),
+        None => (text, 1),
+    };
+    let tokens = digits.parse::<usize>().ok()?.checked_mul(unit)?;
+    (1..=16_777_216).contains(&tokens).then_some(tokens)
+}
 
 /// The median of some numbers; 0 of none.
 fn median(mut numbers: Vec<f64>) -> f64 {

@@ -5,6 +5,8 @@ use std::path::Path;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
+#[cfg(feature = "serve")]
+use super::load::{LoadPoint, LoadReport};
 use super::report::cache_label;
 use super::{AblationReport, Caching, DecodeReport, Point};
 
@@ -90,6 +92,47 @@ pub fn ablation(path: &Path, report: &AblationReport) -> Result<(), String> {
     draw(path, &[panel("hit ratio", Some(1.0), curve.collect()), panel("ms a step", None, steps.collect())])
 }
 
+/// Draws throughput, TTFT, TPOT and batch over the rate at which requests arrive to `path`: a line for each report, for times one more, of the slowest
+/// hundredth. What arrived all at once stands at the right edge.
+///
+/// # Errors
+/// What writing the file says, as text.
+#[cfg(feature = "serve")]
+pub fn load(path: &Path, reports: &[LoadReport]) -> Result<(), String> {
+    type Value = fn(&LoadPoint) -> Option<f64>;
+    let first = reports.first();
+    let title = first.map(|report| format!("{}, {} x {}", report.model, report.lengths, report.scale));
+    let panel = |up, values: &[(&str, Value)]| {
+        let lines = reports.iter().flat_map(|report| {
+            values.iter().map(move |(of, value)| {
+                let x = |point: &LoadPoint| point.rate.unwrap_or(f64::MAX);
+                let points = report.points.iter().filter_map(|point| Some((x(point), value(point)?)));
+                (format!("{}{of}", report.name), points.collect())
+            })
+        });
+        Panel {
+            title: title.clone().unwrap_or_default(),
+            across: "sessions that arrive a second",
+            up,
+            most: None,
+            lines: lines.collect(),
+        }
+    };
+    let panels = [
+        panel("output tokens/s", &[("", |point| Some(point.output_tokens_per_s))]),
+        panel(
+            "ms to the first token",
+            &[(", p50", |point| Some(point.ttft_ms?.p50)), (", p99", |point| Some(point.ttft_ms?.p99))],
+        ),
+        panel(
+            "ms for each further token",
+            &[(", p50", |point| Some(point.tpot_ms?.p50)), (", p99", |point| Some(point.tpot_ms?.p99))],
+        ),
+        panel("requests that decode at a time", &[("", |point| Some(point.mean_batch))]),
+    ];
+    draw(path, &panels)
+}
+
 /// What a line is of.
 fn line(point: &Point) -> String {
     match (&point.budget, point.cache.is_dense()) {
@@ -104,11 +147,14 @@ fn line(point: &Point) -> String {
 
 fn draw(path: &Path, panels: &[Panel]) -> Result<(), String> {
     let lines = panels.iter().map(|panel| panel.lines.len() as u32).max().unwrap_or(0);
-    let size = (PANEL.0 * panels.len().max(1) as u32, PANEL.1 + LEGEND * lines + 12);
+    // Four of them are a square.
+    let columns = if panels.len() == 4 { 2 } else { panels.len().max(1) };
+    let rows = panels.len().div_ceil(columns).max(1);
+    let size = (PANEL.0 * columns as u32, (PANEL.1 + LEGEND * lines + 12) * rows as u32);
     let root = SVGBackend::new(path, size).into_drawing_area();
     let all = || -> Result<(), Failure> {
         root.fill(&WHITE)?;
-        let areas = root.split_evenly((1, panels.len().max(1)));
+        let areas = root.split_evenly((rows, columns));
         areas.iter().zip(panels).try_for_each(|(area, panel)| draw_panel(area, panel))
     };
     all().map_err(|error| error.to_string())?;
@@ -118,7 +164,8 @@ fn draw(path: &Path, panels: &[Panel]) -> Result<(), String> {
 fn draw_panel(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel) -> Result<(), Failure> {
     let (above, below) = area.split_vertically(PANEL.1);
     let all = || panel.lines.iter().flat_map(|(_, points)| points);
-    let widest = all().map(|(x, _)| *x).filter(|x| *x < 1e6).fold(1.0, f64::max);
+    let widest = all().map(|(x, _)| *x).filter(|x| *x < 1e6).fold(0.0, f64::max);
+    let widest = if widest > 0.0 { widest } else { 1.0 };
     let highest = panel.most.unwrap_or_else(|| all().map(|(_, y)| *y).fold(1e-6, f64::max));
     let body = (FONT, 12).into_font().color(&RGBColor(60, 60, 60));
     let mut chart = ChartBuilder::on(&above)

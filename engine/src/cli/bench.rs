@@ -2,6 +2,8 @@
 
 mod decode;
 mod prefill;
+#[cfg(feature = "serve")]
+mod serve;
 mod subject;
 
 use clap::{Args, Subcommand};
@@ -35,6 +37,12 @@ enum What {
     ///
     /// No cache, what the step before selected, the bucketed LRU in growing sizes, everything resident; an exact LRU and Belady's choice in the same sizes.
     Ablation(decode::AblationArguments),
+    /// Put a load on a server: requests that arrive at a rate, whatever becomes of those before them, and what their answers take.
+    ///
+    /// Any endpoint of OpenAI's API with --url; without it, a server of its own on a free port, with the flags of `spinkv serve` behind --. Arrivals are a
+    /// Poisson process that does not wait for answers: times count from when a request should arrive, so a server that falls behind cannot hide it.
+    #[cfg(feature = "serve")]
+    Serve(Box<serve::LoadArguments>),
 }
 
 /// Runs `spinkv bench`.
@@ -43,20 +51,14 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<()> {
         What::Prefill(arguments) => prefill::run(arguments),
         What::Decode(arguments) => decode::run(arguments),
         What::Ablation(arguments) => decode::run_ablation(arguments),
+        #[cfg(feature = "serve")]
+        What::Serve(arguments) => serve::run(arguments),
     }
 }
 
 /// Tokens, as 4096 or 4k.
 fn tokens(text: &str) -> std::result::Result<usize, String> {
-    let (digits, unit) = match text.strip_suffix(['k', 'K']) {
-        Some(digits) => (digits, 1024),
-        None => (text, 1),
-    };
-    let tokens = digits.parse::<usize>().ok().and_then(|tokens| tokens.checked_mul(unit));
-    match tokens {
-        Some(tokens @ 1..=16_777_216) => Ok(tokens),
-        _ => Err("tokens, such as 4096 or 4k".to_owned()),
-    }
+    spinkv_engine::bench::tokens(text).ok_or_else(|| "tokens, such as 4096 or 4k".to_owned())
 }
 
 fn gib(text: &str) -> std::result::Result<f64, String> {

@@ -156,7 +156,15 @@ fn bad_files_name_themselves() {
     }
     let whole = read("needle-tiny/tokenizer.json").to_string();
     fs::write(dir.path().join("tokenizer.json"), &whole[..whole.len() / 2]).unwrap();
-    assert!(matches!(Tokenizer::open(dir.path()), Err(Error::Tokenizer { .. })));
+    assert!(matches!(Tokenizer::open(dir.path()), Err(Error::Json { .. })));
+    // Cut short inside of the decoder, at which the library panics.
+    let cut = whole.find("\"decoder\":{").unwrap() + 20;
+    fs::write(dir.path().join("tokenizer.json"), &whole[..cut]).unwrap();
+    assert!(matches!(Tokenizer::open(dir.path()), Err(Error::Json { .. })));
+    // The same of JSON that is whole, but for a character that is none.
+    let broken = whole.replace("\"decoder\":{", "\"decoder\":{\"x\":\"\\ud800\",");
+    fs::write(dir.path().join("tokenizer.json"), broken).unwrap();
+    assert!(Tokenizer::open(dir.path()).unwrap_err().to_string().contains("tokenizer.json: "));
 }
 
 #[test]

@@ -135,6 +135,37 @@ fn a_drain_has_an_end() {
     assert!(process.child.wait().unwrap().success());
 }
 
+/// A process that is killed leaves nothing behind that its successor on the same port would stumble over.
+#[test]
+#[cfg(unix)]
+fn a_killed_server_is_replaced_on_its_port() {
+    let mut command = spinkv();
+    command.args(["--port", "0"]);
+    let mut process = Process::start(command);
+    process.wait_until_ready();
+    let ask = |address| {
+        let body = json!({"model": "needle-tiny", "prompt": "<|bos|>The", "max_tokens": 8, "temperature": 0});
+        post(address, "/v1/completions", &body).json()["choices"][0]["text"].clone()
+    };
+    let expected = ask(process.address);
+    let body = json!({"model": "needle-tiny", "prompt": "<|bos|>The", "max_tokens": 30_000, "ignore_eos": true, "stream": true});
+    let mut going: Vec<_> = (0..3).map(|_| begin(process.address, "/v1/completions", &body)).collect();
+    assert!(going.iter_mut().all(|stream| stream.chunk().is_some()));
+    // SIGKILL: nothing of it is run any more.
+    process.child.kill().unwrap();
+    assert!(!process.child.wait().unwrap().success());
+    for stream in going {
+        let text = stream.until_it_ends();
+        assert!(!text.contains("[DONE]"), "a broken stream is seen to be broken: {text}");
+    }
+    let mut command = spinkv();
+    command.args(["--port", &process.address.port().to_string()]);
+    let successor = Process::start(command);
+    assert_eq!(successor.address, process.address);
+    successor.wait_until_ready();
+    assert_eq!(ask(successor.address), expected);
+}
+
 #[track_caller]
 fn refused(command: &mut Command, parts: &[&str]) {
     let assert =

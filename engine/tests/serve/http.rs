@@ -105,6 +105,13 @@ impl Lines {
         Answer { status: self.status, headers: self.headers, body }
     }
 
+    /// What comes until the connection ends, in whatever way.
+    pub fn until_it_ends(mut self) -> String {
+        let mut all = Vec::new();
+        let _ = self.reader.read_to_end(&mut all);
+        String::from_utf8_lossy(&all).into_owned()
+    }
+
     /// The next chunk of a chunked body.
     pub fn chunk(&mut self) -> Option<Vec<u8>> {
         let mut size = String::new();

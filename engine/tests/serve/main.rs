@@ -3,9 +3,13 @@
 #![cfg(feature = "serve")]
 
 mod command;
+mod fake;
 mod http;
 mod limits;
+mod load;
 mod openai;
 mod pressure;
 mod protocol;
+mod replicas;
 mod server;
+mod storms;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use spinkv::algorithms::{self, MethodOptions};
 use spinkv::backend::cpu::CpuBackend;
-use spinkv::memory::{KvDtype, MemoryLimits, PageLayout};
+use spinkv::memory::{Allocator, KvDtype, MemoryLimits, PageLayout};
 use spinkv::pipeline::{Budget, Pipeline};
 use spinkv::{KvConfig, KvShape};
 use spinkv_engine::config::ModelConfig;
@@ -72,6 +72,8 @@ impl Default for Setup {
 pub struct Server {
     pub address: SocketAddr,
     pub engine: EngineHandle,
+    /// Where the storage of both tiers comes from: a test can let it refuse.
+    pub allocator: Allocator,
     thread: Option<JoinHandle<()>>,
     runtime: Option<tokio::runtime::Runtime>,
 }
@@ -80,8 +82,10 @@ impl Server {
     pub fn start(setup: Setup) -> Self {
         let Setup { limits, scheduling, options, template } = setup;
         let (engine, handle) = Engine::new();
+        let backend = CpuBackend::new(kv(), limits);
+        let allocator = backend.allocator().clone();
         let thread = std::thread::spawn(move || {
-            let pipeline = Pipeline::new(CpuBackend::new(kv(), limits));
+            let pipeline = Pipeline::new(backend);
             let runner = CpuRunner::new(&MODEL, pipeline);
             engine.run(Scheduler::new(runner, Some(TOKENIZER.clone()), scheduling), 4096);
         });
@@ -91,7 +95,8 @@ impl Server {
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
         runtime.spawn(server::serve(listener, router, std::future::pending()));
-        let server = Self { address, engine: handle, thread: Some(thread), runtime: Some(runtime) };
+        let server =
+            Self { address, engine: handle, allocator, thread: Some(thread), runtime: Some(runtime) };
         server.wait("the engine is ready", |status| status["status"] == "ready");
         server
     }

@@ -79,6 +79,9 @@ impl From<Error> for ApiError {
                 | spinkv::Error::OutOfGpuMemory { .. }
                 | spinkv::Error::OutOfHostMemory { .. },
             ) => invalid(None, Some("context_length_exceeded")),
+            Error::Kv(spinkv::Error::AllocationFailed { .. }) => {
+                Self::of_server(StatusCode::SERVICE_UNAVAILABLE, message, "out_of_memory")
+            }
             _ => Self::of_server(StatusCode::INTERNAL_SERVER_ERROR, message, "internal_error"),
         }
     }

@@ -79,6 +79,15 @@ pub fn check_bind(address: &SocketAddr, api_keys: &[String], open: bool) -> Resu
     })
 }
 
+/// Reads a body as `/v1/completions` does, or as `/v1/chat/completions` with `chat`, without a model behind it.
+///
+/// # Errors
+/// The status and the body that refuse it.
+pub fn check_body(body: &[u8], chat: bool) -> std::result::Result<(), (u16, Value)> {
+    let asked = if chat { request::chat(body) } else { request::completion(body) };
+    asked.map(drop).map_err(|error| (error.status.as_u16(), error.body()))
+}
+
 /// The API in front of an engine.
 pub fn router(
     engine: EngineHandle,

@@ -1,0 +1,91 @@
+use spinkv::backend::BackendKind;
+use spinkv::backend::cpu::CpuBackend;
+use spinkv::pipeline::Pipeline;
+use spinkv_engine::Result;
+use spinkv_engine::model::Model;
+use spinkv_engine::runner::CpuRunner;
+use spinkv_engine::serve::{Engine, Scheduler};
+use spinkv_engine::tokenizer::Tokenizer;
+
+use super::settings::Settings;
+
+/// Loads the model and serves until told to end; on the engine's thread.
+pub(super) fn run_engine(engine: Engine, settings: Settings, tokenizer: Tokenizer) -> Result<()> {
+    match settings.backend {
+        BackendKind::Cpu => {
+            let loaded = Model::open(&settings.directory, settings.config.clone(), |_, _| {});
+            let made = loaded.and_then(|model| Ok((model, cpu_backend(&settings)?)));
+            let (model, backend) = match made {
+                Ok(made) => made,
+                Err(error) => {
+                    engine.abandon(&error);
+                    return Err(error);
+                }
+            };
+            let pipeline = Pipeline::new(backend).with_buffering(settings.buffering);
+            let runner = CpuRunner::new(&model, pipeline);
+            tracing::info!("ready");
+            engine.run(
+                Scheduler::new(runner, Some(tokenizer), settings.scheduling),
+                settings.kv.host_layout().page_bytes(),
+            );
+        }
+        #[cfg(all(
+            feature = "cuda",
+            target_os = "linux",
+            any(target_arch = "x86_64", target_arch = "aarch64")
+        ))]
+        BackendKind::Cuda => {
+            let page_bytes = settings.kv.host_layout().page_bytes();
+            let scheduling = settings.scheduling;
+            let model = match cuda_model(settings) {
+                Ok(model) => model,
+                Err(error) => {
+                    engine.abandon(&error);
+                    return Err(error);
+                }
+            };
+            tracing::info!(products = model.products(), "ready");
+            engine.run(Scheduler::new(model, Some(tokenizer), scheduling), page_bytes);
+        }
+    }
+    Ok(())
+}
+
+fn cpu_backend(settings: &Settings) -> Result<CpuBackend> {
+    let backend = CpuBackend::new(settings.kv.clone(), settings.limits);
+    if settings.reserve_host_bytes == 0 {
+        return Ok(backend);
+    }
+    Ok(backend.with_reserved_host(settings.reserve_host_bytes, &mut |_| {})?)
+}
+
+#[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn cuda_model(settings: Settings) -> Result<spinkv_engine::cuda::CudaModel> {
+    use spinkv::backend::cuda::driver::{Device, Stream};
+    use spinkv::backend::cuda::{CudaBackend, CudaLimits};
+    use spinkv_engine::cuda::{BlasUse, CudaModel, CudaOptions, DeviceWeights};
+
+    let Settings { config, kv, limits, buffering, directory, .. } = settings;
+    let limits = CudaLimits {
+        requests: settings.scheduling.max_batch,
+        max_tokens: config.max_position_embeddings,
+        buffering,
+        gpu_pages: limits.gpu_pages,
+        host_bytes: limits.host_bytes,
+    };
+    CudaBackend::check(&kv, &limits)?;
+    let context = &Device::open(0)?;
+    let weights = DeviceWeights::open(&Stream::new(context)?, &directory, &config, |_, _| {})?;
+    let blas = match settings.cublaslt.as_str() {
+        "require" => BlasUse::Required,
+        "off" => BlasUse::Never,
+        _ => BlasUse::IfPresent,
+    };
+    let mut model = CudaModel::new(context, config, weights, kv, &CudaOptions { limits, blas })?;
+    if settings.reserve_host_bytes > 0 {
+        let backend = model.pipeline_mut().backend_mut();
+        backend.reserve_host(settings.reserve_host_bytes, &mut |_| {})?;
+    }
+    Ok(model)
+}
