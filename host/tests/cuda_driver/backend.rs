@@ -9,7 +9,7 @@ use spinkv::algorithms::{
     Dense, HeadRule, LowRankKeys, PerRow, Quest, RowRules, ShadowKv, StreamingLlm, TokenTopK,
 };
 use spinkv::backend::cuda::driver::{Context, DeviceBuffer, DriverError};
-use spinkv::backend::cuda::{CudaBackend, CudaBytes, CudaLimits};
+use spinkv::backend::cuda::{CudaBackend, CudaBytes, CudaLimits, StepTensors};
 use spinkv::backend::{Backend, Step};
 use spinkv::memory::{HostLayout, KvDtype, PageLayout, Word};
 use spinkv::pipeline::{Budget, LowRank, Method, Pipeline, RequestId, SteadyZone};
@@ -75,8 +75,11 @@ impl Run {
     }
 
     fn with_pages(driver: &Driver, page_tokens: usize, method: Arc<dyn Method>, limits: &CudaLimits) -> Self {
+        Self::over(driver, config(page_tokens, 64, KvDtype::Bf16, method), limits)
+    }
+
+    fn over(driver: &Driver, config: KvConfig, limits: &CudaLimits) -> Self {
         let (context, _) = driver.open();
-        let config = config(page_tokens, 64, KvDtype::Bf16, method);
         let backend = CudaBackend::new(&context, config, limits).unwrap();
         driver.log();
         Self { pipeline: Pipeline::new(backend).with_buffering(limits.buffering), context }
@@ -267,6 +270,41 @@ fn a_decode_step_launches_its_stages_in_order_and_uploads_entries_once() {
         assert_eq!(launched(0, &requests[1..]), with(&["entries 1"]));
         assert_eq!(launched(1, &requests[..1]), with(&["entries 1"]), "the other's were there");
         assert_eq!(launched(1, &requests[1..]), with(&["entries 1"]));
+    }
+}
+
+/// As a graph captures it: what one stage hands to the next is checked before anything is launched.
+#[test]
+fn a_layers_stages_agree_for_every_method_and_format_of_host_pages() {
+    let driver = driver();
+    let methods: [Arc<dyn Method>; 6] = [
+        shadowkv(),
+        with_outliers(),
+        quest(),
+        token_topk(),
+        per_row(shadowkv()),
+        Arc::new(StreamingLlm { steady: STEADY }),
+    ];
+    let formats = ["full", "fp8", "int8"];
+    let all = methods.iter().flat_map(|method| formats.map(|format| (method.clone(), format)));
+    for (method, format) in all.chain([(low_rank(shadowkv(), 64), "full")]) {
+        let shape = KvShape::new(LAYERS, 4, 2, 64).unwrap();
+        let layout = PageLayout::new(8, 64, KvDtype::Bf16).unwrap();
+        let pages = HostLayout::new(layout, format.parse().unwrap()).unwrap();
+        let mut run = Run::over(&driver, KvConfig::new(shape, pages, method.clone()).unwrap(), &limits(2));
+        run.pipeline.admit(200).unwrap();
+        let [queries, out] = [(); 2].map(|()| run.tensor(1, 4));
+        let [keys, values] = [(); 2].map(|()| run.tensor(1, 2));
+        let tensors = StepTensors { queries: &queries, keys: &keys, values: &values, out: &out };
+        driver.log();
+        for layer in 0..LAYERS {
+            // SAFETY: the stand-in's kernels touch nothing.
+            let launched = unsafe { run.pipeline.backend().launch_layer(layer, 1, false, &tensors) };
+            launched.unwrap_or_else(|error| panic!("{method:?}, {format}: {error}"));
+        }
+        let log = launches(&driver.log());
+        let gather = if format == "full" { "gather" } else { "gather_coded" };
+        assert_eq!(log.iter().filter(|kernel| **kernel == gather).count(), LAYERS, "{format}: {log:?}");
     }
 }
 

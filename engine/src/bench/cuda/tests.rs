@@ -45,7 +45,7 @@ fn options() -> DecodeOptions {
         kv_bytes: None,
         steady: SteadyZone::default(),
         pages: PageOptions::default(),
-        coded: Vec::new(),
+        coded: vec!["fp8".parse().unwrap()],
         gates: None,
         seed: 5,
     }
@@ -70,6 +70,8 @@ fn every_cache_is_run_or_replayed_and_none_is_refused() {
             (method, ExactLru, How::Replayed),
             (method, Belady, How::Replayed),
             (method, Resident, How::Measured),
+            // With host pages in FP8.
+            (method, BucketedLru, How::Measured),
         ]);
     }
     assert_eq!(found, expected, "{:?}", points.iter().find_map(|point| point.skipped.as_ref()));
@@ -144,8 +146,8 @@ fn what_memory_has_no_room_for_is_said_and_the_next_one_runs() {
     };
     let mut machine = machine();
     let points = decode(&mut machine, &options, 2, nobody()).unwrap();
-    assert_eq!(points.len(), 4);
-    assert!(points[..2].iter().any(|point| point.how == How::Skipped), "{:?}", &points[..2]);
-    assert!(points[2..].iter().all(|point| point.how == How::Measured), "{:?}", &points[2..]);
+    assert_eq!(points.len(), 6);
+    assert!(points[..3].iter().any(|point| point.how == How::Skipped), "{:?}", &points[..3]);
+    assert!(points[3..].iter().all(|point| point.how == How::Measured), "{:?}", &points[3..]);
     assert_eq!(Machine::config(&machine).layers, 2);
 }
