@@ -14,7 +14,7 @@ use spinkv_tests::{Run, Setup};
 
 /// A run whose transfers complete only when somebody waits for them.
 fn late(setup: &Setup, seed: u64) -> Run {
-    let Setup { shape, page_tokens, dtype, ref method, limits, buffering } = *setup;
+    let Setup { shape, page_tokens, dtype, ref method, limits, buffering, .. } = *setup;
     let layout = PageLayout::new(page_tokens, shape.head_dim, dtype).unwrap();
     let config = KvConfig::new(shape, layout, method.clone()).unwrap();
     let mut run = setup.start();

@@ -6,11 +6,11 @@ use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex};
 
 use proptest::prelude::*;
+use spinkv::Error;
 use spinkv::algorithms::Dense;
 use spinkv::backend::cpu::CpuBackend;
-use spinkv::memory::{MemoryLimits, MemoryUsage, PageLayout, SUMMARY_ELEMENT_BYTES, footprint};
+use spinkv::memory::{MemoryLimits, MemoryUsage, SUMMARY_ELEMENT_BYTES, footprint};
 use spinkv::pipeline::{Pipeline, RequestId};
-use spinkv::{Error, KvConfig};
 use spinkv_tests::small::{SPARSE, STEADY, alone, sequence, setups, shape};
 use spinkv_tests::{Layers, Run, Sequence, Setup};
 
@@ -58,6 +58,11 @@ fn all_setups() -> Vec<Setup> {
     let mut all = setups();
     all.push(Setup::new(shape(), 1, SPARSE));
     all.push(Setup::new(shape(), 1, Dense { steady: STEADY }));
+    // Pages are rounded in place while transfers come and go.
+    for (page_tokens, format) in [(8, "fp8"), (4, "int8")] {
+        let format = format.parse().expect("a format of host pages");
+        all.push(Setup { format, ..Setup::new(shape(), page_tokens, SPARSE) });
+    }
     all
 }
 
@@ -114,10 +119,8 @@ fn state(machine: &Machine) -> impl PartialEq + std::fmt::Debug + use<> {
 
 impl Machine {
     fn new(setup: usize, limits: MemoryLimits, buffering: f64, late: Option<u64>) -> Self {
-        let Setup { shape, page_tokens, dtype, method, .. } = all_setups().swap_remove(setup);
-        let layout = PageLayout::new(page_tokens, shape.head_dim, dtype).unwrap();
-        let mut run = Setup { shape, page_tokens, dtype, method: method.clone(), limits, buffering }.start();
-        let mut backend = CpuBackend::new(KvConfig::new(shape, layout, method).unwrap(), limits);
+        let mut run = Setup { limits, buffering, ..all_setups().swap_remove(setup) }.start();
+        let mut backend = CpuBackend::new(run.pipeline.config().clone(), limits);
         if let Some(seed) = late {
             backend = backend.with_late_transfers(seed);
         }

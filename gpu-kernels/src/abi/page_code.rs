@@ -141,7 +141,8 @@ mod tests {
             let greatest = numbers.iter().map(|(_, number)| *number).fold(0.0, f64::max);
             for bits in 0..=u16::MAX {
                 let element = f32::from_bits(u32::from(bits) << 16);
-                if !(f64::from(element).abs() <= greatest) {
+                let within = f64::from(element).abs() <= greatest;
+                if !within {
                     continue;
                 }
                 let far = |number: f64| (number - f64::from(element)).abs();

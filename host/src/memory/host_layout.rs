@@ -153,15 +153,13 @@ impl HostLayout {
         let (scales, codes) = host.split_last().expect("a page has words");
         let scales: [f32; 4] = bytemuck::cast(*scales);
         let codes = bytemuck::cast_slice::<_, u8>(codes);
-        let halves = codes.chunks_exact(self.elements() / 2).zip(scales);
-        let mut elements =
-            halves.flat_map(|(half, scale)| half.iter().map(move |byte| code.decode(*byte, scale)));
-        let halves: [Vec<f32>; 2] =
-            std::array::from_fn(|_| elements.by_ref().take(self.elements() / 2).collect());
-        let head_dim = self.page.head_dim();
-        for (token, (key, value)) in
-            halves[0].chunks_exact(head_dim).zip(halves[1].chunks_exact(head_dim)).enumerate()
-        {
+        let (half, head_dim) = (self.elements() / 2, self.page.head_dim());
+        let halves = codes.chunks_exact(half).zip(scales);
+        let elements: Vec<f32> =
+            halves.flat_map(|(half, scale)| half.iter().map(move |byte| code.decode(*byte, scale))).collect();
+        let (keys, values) = elements.split_at(half);
+        let tokens = keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
+        for (token, (key, value)) in tokens.enumerate() {
             self.page.write_token(page, token, key, value);
         }
     }
