@@ -21,7 +21,7 @@ const OVERHEAD_BYTES: u64 = 96 << 20;
 /// weights      4 x parameters
 /// checkpoint   the safetensors files, which are mapped while they are read
 /// gpu_pages    rows x (steady + mandatory + buffering pages) x page bytes
-/// host_pages   rows x slabs x 16 pages x page bytes, or what is reserved if that is more
+/// host_pages   rows x slabs x 16 pages x host page bytes, or what is reserved if that is more
 /// summaries    rows x segments x partitions of a segment x width x 4
 /// key_factors  4 rank (layers x segments x tokens of a segment + rows x d), of keys in low rank
 /// activations  4 (T (H + 2 K + d) + C (2 H + 2 Q + 2 F)) + threads x one attention tile + 4 vocab;

@@ -150,6 +150,14 @@ fn ablation_adds_one_part_after_the_other() {
     let folder = tempfile::TempDir::new().expect("a temporary folder");
     let svg = folder.path().join("ablation.svg");
     let plot = ["--plot", svg.to_str().expect("a UTF-8 path")];
+    let formats = ["--host-kv", "int8", "--coded", "fp8,int8,fp8"];
+    let coded = json(&[&["ablation"][..], &small, &["--buffering", "2"], &formats].concat());
+    let gains: Vec<_> = coded["gains"].as_array().expect("a list of gains").iter().collect();
+    let added: Vec<_> = gains.iter().map(|gain| (gain["step"].as_str(), gain["host_kv"].as_str())).collect();
+    let of = |cache, format| (Some(cache), Some(format));
+    let caches = [of("no-cache", "int8"), of("previous-step", "int8"), of("bucketed-lru", "int8")];
+    assert_eq!(added, [&caches[..], &[of("bucketed-lru", "fp8"), of("resident", "int8")]].concat());
+
     let report = json(&[&["ablation"][..], &small, &["--buffering", "0.5,2"], &plot].concat());
     let drawn = std::fs::read_to_string(svg).expect("a figure");
     for text in ["hit ratio", "ms a step", "belady", "resident"] {

@@ -81,6 +81,22 @@ fn json_holds_text_tokens_and_figures() {
     assert!(report["decode_tokens_per_second"].as_f64().is_some_and(|speed| speed > 0.0));
 }
 
+/// A page of 8 tokens of 128 elements: its keys and values in a byte an element, and 16 bytes of scales.
+#[test]
+fn host_pages_may_have_a_byte_an_element() {
+    for (format, page_bytes) in [("full", 4096), ("fp8", 2064), ("int8", 2064)] {
+        let report = json(&["--prompt", QUESTION, "--max-tokens", "9", "--host-kv", format]);
+        assert_eq!(report["text"], " 2286315.\n", "{format}");
+        assert_eq!(report["cache"]["page_bytes"], 4096);
+        let offloaded = &report["pages"]["offloaded"];
+        let pages = offloaded["pages"].as_u64().expect("a number of pages");
+        assert!(pages > 0 && offloaded["bytes"] == pages * page_bytes, "{format}: {offloaded}");
+    }
+    refused(&["--host-kv", "fp4"], &["fp4", "fp8"]);
+    refused(&["--method", "retroinfer", "--host-kv", "fp8"], &["retroinfer", "fp8", "clusters"]);
+    refused(&["--method-option", "keys=low-rank", "--host-kv", "int8"], &["shadowkv", "int8", "low rank"]);
+}
+
 #[test]
 fn a_prompt_comes_from_a_file_or_from_standard_input() {
     let dir = TempDir::new().expect("a temporary folder");

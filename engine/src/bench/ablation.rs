@@ -63,7 +63,9 @@ impl AblationReport {
     /// What the points of one batch, context, method and budget come to.
     pub fn new(facts: Facts, (warm_up, steps): (usize, usize), points: Vec<Point>) -> Self {
         let mut gains: Vec<Gain> = Vec::new();
-        let host = points.first().map_or(String::new(), |point| point.host_kv.clone());
+        // Dense attention's pages are always full.
+        let sparse = points.iter().find(|point| !point.cache.is_dense());
+        let host = sparse.map_or(String::new(), |point| point.host_kv.clone());
         let mut stages = vec![Caching::NoCache, Caching::PreviousStep, Caching::BucketedLru]
             .into_iter()
             .map(|cache| (cache, host.clone()))

@@ -271,7 +271,7 @@ impl DecodeOptions {
                                 _ => !caching.is_dense() && !caching.is_bare(),
                             });
                             add(method, budget, buffering, host, caches)?;
-                            for coded in self.coded.iter().copied() {
+                            for coded in self.coded.iter().copied().filter(|coded| *coded != host) {
                                 let serving = which(&|caching| *caching == Caching::BucketedLru);
                                 add(method, budget, buffering, coded, serving)?;
                             }

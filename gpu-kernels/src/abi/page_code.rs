@@ -2,7 +2,7 @@
 //!
 //! A coded host page is the codes of its keys and then of its values, in their order, and a last word with the scales of the keys and of the
 //! values, f32. An element is its code's number times its half's scale. Scales are powers of two, the least by which the half's greatest element
-//! is within the code's range, so numbers come back as exact bf16, and a page that has come back is the same when it is coded once more.
+//! is within the code's range, so numbers come back as exact bf16 (short of 0.96 * 2^128, above which they may round to infinity), and a page that has come back reads the same when it is coded once more.
 
 /// A code of one byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -181,6 +181,9 @@ impl<M: HostMemory> HostArena<M> {
     /// If `to` is not a whole GPU page.
     pub fn load(&self, page: HostPage, to: &mut [Word]) {
         assert_eq!(to.len(), self.layout.page().page_words(), "a page is read whole");
+        if self.layout.code().is_none() {
+            return self.memory.read(self.first_word(page), &mut to[self.layout.kept()]);
+        }
         let mut host = vec![0; self.layout.page_words()];
         self.read(page, &mut host);
         self.layout.to_gpu(&host, to);
@@ -192,6 +195,9 @@ impl<M: HostMemory> HostArena<M> {
     /// If `from` is not a whole GPU page.
     pub fn store(&mut self, page: HostPage, from: &[Word]) {
         assert_eq!(from.len(), self.layout.page().page_words(), "a page is written whole");
+        if self.layout.code().is_none() {
+            return self.memory.write(self.first_word(page), &from[self.layout.kept()]);
+        }
         let mut host = vec![0; self.layout.page_words()];
         self.layout.to_host(from, &mut host);
         self.write(page, &host);

@@ -173,8 +173,8 @@ impl HostLayout {
         }
     }
 
-    /// The words of a GPU page that its host page holds, one for one.
-    fn kept(&self) -> Range<usize> {
+    /// The words of a GPU page that its host page holds, one for one where they are not coded.
+    pub(super) fn kept(&self) -> Range<usize> {
         let words = self.page.page_words();
         match self.format {
             HostFormat::Values => words / 2..words,

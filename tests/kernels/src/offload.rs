@@ -20,7 +20,7 @@ use super::{POISON, WILD, entry_words, pick, wild_entry};
 pub struct Pages {
     /// `[pages, 2, page_tokens, head_words]`.
     pub pool: Vec<u128>,
-    /// `[slabs, 16, 2, page_tokens, head_words]`.
+    /// `[slabs, 16, host_words]`.
     pub host_pages: Vec<u128>,
     /// A u32 for each place of the host tables.
     pub host_valid: Vec<u32>,

@@ -38,9 +38,9 @@ struct StepArguments {
     #[arg(long, value_name = "RATIO", value_parser = share, help_heading = "Steps")]
     hit_ratio: Option<f64>,
 
-    /// Measure the serving cache with the host's pages in these formats, too: fp8, int8
-    #[arg(long, value_name = "FORMATS", value_delimiter = ',', help_heading = "Memory")]
-    coded: Vec<HostFormat>,
+    /// Measure the serving cache with the host's pages in these formats, too; not for clusters and keys in low rank
+    #[arg(long, value_name = "FORMATS", value_delimiter = ',', value_parser = ["fp8", "int8"], help_heading = "Memory")]
+    coded: Vec<String>,
 
     #[command(flatten)]
     subject: SubjectArguments,
@@ -237,6 +237,10 @@ impl StepArguments {
             (None, None) if !self.subject.is_random() => Selections::Model,
             (_, hit_ratio) => Selections::Drawn { hit_ratio },
         };
+        let mut names = self.coded.clone();
+        names.sort_unstable();
+        names.dedup();
+        let coded = names.iter().map(|name| name.parse::<HostFormat>()).collect::<spinkv::Result<_>>()?;
         let options = with(DecodeOptions {
             methods,
             budgets: budgets.map(|budget| budget.parse::<Budget>()).collect::<spinkv::Result<_>>()?,
@@ -250,7 +254,7 @@ impl StepArguments {
             kv_bytes: None,
             steady: subject.steady,
             pages: subject.pages,
-            coded: self.coded.clone(),
+            coded,
             gates: subject.gates.clone(),
             seed: self.subject.seed,
         });

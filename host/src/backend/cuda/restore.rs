@@ -3,7 +3,7 @@ use spinkv_kernels::abi::PageCopy;
 use super::driver::{DeviceBuffer, PinnedArena, Result, Stream, check_operand, check_range};
 use crate::memory::Word;
 
-/// Pages that the host has back on the GPU between steps, by the copy engine: whole runs of them where they lie one after another on both
+/// Full pages that the host has, not coded ones, back on the GPU between steps, by the copy engine: whole runs of them where they lie one after another on both
 /// tiers. It needs no multiprocessor and moves long runs at the bus's speed; single pages are [`Gather`](super::kernels::Gather)'s.
 #[derive(Clone, Copy, Debug)]
 pub struct Restore<'a> {

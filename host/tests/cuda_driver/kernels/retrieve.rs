@@ -62,6 +62,8 @@ fn a_gather_is_checked_and_launched() {
     assert_eq!(launch_as(coded, GatherVariant::ZeroCopy), Err(operand("gather code", 0, 1, 1)));
     assert_eq!(launch_as(right, GatherVariant::Coded), Err(operand("gather code", 1, 0, 0)));
     let long = operand("gather copies", 3, 0, 1);
+    let of_codes = Gather { page_words: (1 << 30) + 1, device_words: 1 << 31, ..coded };
+    assert_eq!(launch(of_codes), Err(long.clone()), "of GPU pages");
     assert_eq!(launch(Gather { page_words: 1 << 31, device_words: 1 << 31, ..right }), Err(long));
     let less_than_a_page = short("gather arena words", 65, 64);
     assert_eq!(launch(Gather { page_words: 65, device_words: 65, ..right }), Err(less_than_a_page.clone()));

@@ -116,6 +116,7 @@ fn coded(machine: &Machine) -> Outcome {
         let layout = PageLayout::new(page_tokens, head_dim, KvDtype::Bf16)?;
         let pages = HostLayout::new(layout, format.parse()?)?;
         for method in methods(page_tokens) {
+            let selects = method.select().budget().is_some();
             let mut run = Run::with_pages(machine, shape, pages, method, &limits(3, 400))?;
             let requests: Vec<_> = [0, 90, 257]
                 .into_iter()
@@ -130,10 +131,12 @@ fn coded(machine: &Machine) -> Outcome {
                 }
                 run.step(&requests)?;
             }
+            let mut audited = 0;
             for request in requests {
-                run.audit(request)?;
+                audited += run.audit(request)?;
                 run.release(request);
             }
+            ensure(!selects || audited > 0 && run.counters().misses > 0, "caches that nothing came into")?;
             run.ensure_empty()?;
         }
     }

@@ -122,7 +122,9 @@ impl Gather<'_> {
         let (reads_codes, coded) = (variant == GatherVariant::Coded, u64::from(self.code.is_some()));
         check_operand("gather code", reads_codes.into(), coded..=coded)?;
         check_operand("gather blocks", self.blocks.into(), 1..=gather::MAX_BLOCKS.into())?;
-        let max_copies = gather::max_copies(self.page_words).into();
+        // Words are counted as they come out: of codes twice as many and more.
+        let words = if self.code.is_some() { self.device_words } else { self.page_words };
+        let max_copies = gather::max_copies(words).into();
         check_operand("gather copies", self.copies.len() as u64, 0..=max_copies)?;
         check_range("gather arena words", 0, self.page_words as usize, self.host_pages.len() / WORD_BYTES)?;
         if let Some(arrived) = self.arrived {
