@@ -1,8 +1,9 @@
 use std::fmt;
 
 use serde::Serialize;
+use spinkv::memory::HostFormat;
 
-use super::report::{cache_label, parts, table};
+use super::report::{by_name, cache_label, parts, table};
 use super::{Caching, Facts, How, Point};
 
 /// The hit ratio of a cache of one size.
@@ -11,7 +12,8 @@ pub struct CurvePoint {
     /// What is kept.
     pub cache: Caching,
     /// How the host keeps pages.
-    pub host_kv: String,
+    #[serde(serialize_with = "by_name")]
+    pub host_kv: HostFormat,
     /// Buffering pages for each mandatory page.
     pub buffering: f64,
     /// Slots of a row's cache.
@@ -30,7 +32,8 @@ pub struct Gain {
     /// What was added.
     pub step: Caching,
     /// How the host keeps pages.
-    pub host_kv: String,
+    #[serde(serialize_with = "by_name")]
+    pub host_kv: HostFormat,
     /// A step with it, milliseconds.
     pub step_ms: f64,
     /// How much faster than the one before.
@@ -65,14 +68,13 @@ impl AblationReport {
         let mut gains: Vec<Gain> = Vec::new();
         // Dense attention's pages are always full.
         let sparse = points.iter().find(|point| !point.cache.is_dense());
-        let host = sparse.map_or(String::new(), |point| point.host_kv.clone());
-        let mut stages = vec![Caching::NoCache, Caching::PreviousStep, Caching::BucketedLru]
-            .into_iter()
-            .map(|cache| (cache, host.clone()))
-            .collect::<Vec<_>>();
+        let host = sparse.map_or(HostFormat::Full, |point| point.host_kv);
+        let caches = [Caching::NoCache, Caching::PreviousStep, Caching::BucketedLru];
+        let mut stages = caches.map(|cache| (cache, host)).to_vec();
         for point in points.iter().filter(|point| point.cache == Caching::BucketedLru) {
-            if !stages.iter().any(|(_, host)| *host == point.host_kv) {
-                stages.push((point.cache, point.host_kv.clone()));
+            let stage = (point.cache, point.host_kv);
+            if !stages.contains(&stage) {
+                stages.push(stage);
             }
         }
         stages.push((Caching::Resident, host));
@@ -90,7 +92,7 @@ impl AblationReport {
         let on_curve = points.iter().filter(|point| !point.cache.is_dense() && point.skipped.is_none());
         let curve = on_curve.map(|point| CurvePoint {
             cache: point.cache,
-            host_kv: point.host_kv.clone(),
+            host_kv: point.host_kv,
             buffering: point.buffering,
             slots: point.slots,
             hit_ratio: point.hit_ratio.unwrap_or(0.0),
@@ -108,7 +110,7 @@ impl fmt::Display for AblationReport {
         writeln!(f, "{facts}\n{steps} steps behind {warm_up}; ~ is a bound or replayed, not measured\n")?;
         writeln!(f, "  {:<18} {:>9} {:>9} {:>9} {:>6}", "with", "step, ms", "x before", "x first", "hit")?;
         for Gain { step, host_kv, step_ms, speedup, speedup_of_all, hit_ratio } in gains {
-            let step = cache_label(*step, host_kv);
+            let step = cache_label(*step, *host_kv);
             writeln!(f, "  {step:<18} {step_ms:>9.3} {speedup:>9.2} {speedup_of_all:>9.2} {hit_ratio:>6.3}")?;
         }
         writeln!(f)?;

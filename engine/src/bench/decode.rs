@@ -149,7 +149,7 @@ pub(super) fn point(group: &Group, caching: Caching, slots: usize) -> Point {
         context: group.context,
         batch: group.batch,
         cache: caching,
-        host_kv: group.kv.host_layout().format().to_string(),
+        host_kv: group.kv.host_layout().format(),
         buffering: group.buffering,
         slots,
         how: How::Measured,

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use plotters::coord::Shift;
 use plotters::prelude::*;
+use spinkv::memory::HostFormat;
 
 #[cfg(feature = "serve")]
 use super::load::{LoadPoint, LoadReport};
@@ -59,20 +60,20 @@ pub fn throughput(path: &Path, report: &DecodeReport) -> Result<(), String> {
 pub fn ablation(path: &Path, report: &AblationReport) -> Result<(), String> {
     let caches = [Caching::PreviousStep, Caching::BucketedLru, Caching::ExactLru, Caching::Belady];
     // Of codes a line of their own: what they save is time.
-    let mut kinds: Vec<(Caching, String)> = Vec::new();
+    let mut kinds: Vec<(Caching, HostFormat)> = Vec::new();
     for point in &report.points {
-        let kind = (point.cache, point.host_kv.clone());
+        let kind = (point.cache, point.host_kv);
         if !kinds.contains(&kind) {
             kinds.push(kind);
         }
     }
     let kept = |wanted: &[Caching]| {
-        kinds.iter().filter(|(cache, _)| wanted.contains(cache)).cloned().collect::<Vec<_>>()
+        kinds.iter().filter(|(cache, _)| wanted.contains(cache)).copied().collect::<Vec<_>>()
     };
     let curve = kept(&caches).into_iter().map(|(cache, host_kv)| {
         let of_cache = report.curve.iter().filter(|point| point.cache == cache && point.host_kv == host_kv);
         (
-            cache_label(cache, &host_kv),
+            cache_label(cache, host_kv),
             of_cache.map(|point| (1.0 + point.buffering, point.hit_ratio)).collect(),
         )
     });
@@ -80,7 +81,7 @@ pub fn ablation(path: &Path, report: &AblationReport) -> Result<(), String> {
     let steps = kept(&timed).into_iter().map(|(cache, host_kv)| {
         let of_cache = report.points.iter().filter(|point| point.cache == cache && point.host_kv == host_kv);
         let times = of_cache.filter_map(|point| Some((1.0 + point.buffering, point.step_ms?)));
-        (cache_label(cache, &host_kv), times.collect())
+        (cache_label(cache, host_kv), times.collect())
     });
     let panel = |up, most, lines: Vec<_>| Panel {
         title: report.facts.model.clone(),
@@ -139,7 +140,7 @@ fn line(point: &Point) -> String {
         (_, true) => point.cache.to_string(),
         (budget, _) => {
             let budget = budget.as_ref().map_or(String::new(), |budget| format!(" {budget}"));
-            let cache = cache_label(point.cache, &point.host_kv);
+            let cache = cache_label(point.cache, point.host_kv);
             format!("{}{budget}, {cache} {}", point.method, point.buffering)
         }
     }

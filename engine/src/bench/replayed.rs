@@ -79,7 +79,7 @@ mod tests {
             context: 1000,
             batch: 4,
             cache,
-            host_kv: "full".to_owned(),
+            host_kv: spinkv::memory::HostFormat::Full,
             buffering: 1.0,
             slots: 10,
             how,

@@ -1,7 +1,7 @@
 use std::fmt;
 
 use indicatif::HumanBytes;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use spinkv::memory::HostFormat;
 
 use super::Caching;
@@ -132,7 +132,8 @@ pub struct Point {
     /// What is kept between steps.
     pub cache: Caching,
     /// How the host keeps pages.
-    pub host_kv: String,
+    #[serde(serialize_with = "by_name")]
+    pub host_kv: HostFormat,
     /// Buffering pages for each mandatory page.
     pub buffering: f64,
     /// Slots of a row's cache.
@@ -174,8 +175,13 @@ pub struct Point {
 }
 
 /// A cache, and how the host keeps pages, if not in full.
-pub(super) fn cache_label(cache: Caching, host_kv: &str) -> String {
-    if host_kv == HostFormat::Full.to_string() { cache.to_string() } else { format!("{cache}, {host_kv}") }
+pub(super) fn cache_label(cache: Caching, host_kv: HostFormat) -> String {
+    if host_kv == HostFormat::Full { cache.to_string() } else { format!("{cache}, {host_kv}") }
+}
+
+/// As users give it.
+pub(super) fn by_name<S: Serializer>(format: &HostFormat, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(format)
 }
 
 impl Point {
@@ -223,7 +229,7 @@ pub fn table(points: &[Point], f: &mut fmt::Formatter<'_>) -> fmt::Result {
             point.context,
             point.batch,
             point.method,
-            cache_label(point.cache, &point.host_kv)
+            cache_label(point.cache, point.host_kv)
         )?;
         if let Some(reason) = &point.skipped {
             writeln!(f, "skipped: {reason}")?;
@@ -283,7 +289,7 @@ pub fn parts(points: &[Point], f: &mut fmt::Formatter<'_>) -> fmt::Result {
             point.context,
             point.batch,
             point.method,
-            cache_label(point.cache, &point.host_kv)
+            cache_label(point.cache, point.host_kv)
         )?;
     }
     Ok(())
@@ -319,7 +325,7 @@ pub fn memory_table(points: &[Point], f: &mut fmt::Formatter<'_>) -> fmt::Result
             point.context,
             point.batch,
             point.method,
-            cache_label(point.cache, &point.host_kv),
+            cache_label(point.cache, point.host_kv),
             bytes(weights),
             bytes(activations),
             bytes(prompt),
