@@ -49,7 +49,11 @@ impl Tokenizer {
         let bytes = fs::read(&path).map_err(Error::io(&path))?;
         // What is no JSON, as a file that was cut short, is told with its place.
         serde_json::from_slice::<IgnoredAny>(&bytes).map_err(Error::json(&path))?;
-        let fail = |error| tokenizer_error(&path, error);
+        Self::from_bytes(&path, bytes)
+    }
+
+    fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self> {
+        let fail = |error| tokenizer_error(path, error);
         let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(bytes)).map_err(fail)?;
         inner.with_truncation(None).map_err(fail)?;
         inner.with_padding(None);
@@ -61,7 +65,29 @@ impl Tokenizer {
         let probe = guarded(|| inner.encode("a", true)).map_err(fail)?;
         let added = probe.get_special_tokens_mask().iter().take_while(|&&special| special == 1).count();
         let prefix = probe.get_ids()[..added].to_vec();
-        Ok(Self { tables: Arc::new(Tables { path, inner, vocab_size, longest_token, prefix }) })
+        Ok(Self {
+            tables: Arc::new(Tables { path: path.to_owned(), inner, vocab_size, longest_token, prefix }),
+        })
+    }
+
+    /// A tokenizer for models whose tokens mean nothing: the text of token 17 is `17`, texts are such numbers with spaces between them. None is special.
+    ///
+    /// # Errors
+    /// For no tokens at all.
+    pub fn numbered(vocab_size: usize) -> Result<Self> {
+        let vocab: serde_json::Map<_, _> = (0..vocab_size).map(|id| (id.to_string(), id.into())).collect();
+        let described = serde_json::json!({
+            "version": "1.0",
+            "truncation": null,
+            "padding": null,
+            "added_tokens": [],
+            "normalizer": null,
+            "pre_tokenizer": {"type": "WhitespaceSplit"},
+            "post_processor": null,
+            "decoder": null,
+            "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "0"},
+        });
+        Self::from_bytes(Path::new("numbered tokens"), described.to_string().into_bytes())
     }
 
     /// The token ids of `text`.

@@ -4,6 +4,8 @@
 mod attend;
 #[path = "emulated/cluster.rs"]
 mod cluster;
+#[path = "emulated/drift.rs"]
+mod drift;
 #[path = "emulated/estimate.rs"]
 mod estimate;
 #[path = "emulated/fill_random.rs"]

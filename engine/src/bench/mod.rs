@@ -10,6 +10,7 @@ mod cpu;
 pub mod cuda;
 mod decode;
 mod drawn;
+mod drifting;
 mod error;
 #[cfg(feature = "serve")]
 pub mod load;
@@ -19,12 +20,14 @@ mod prefill;
 mod prompts;
 mod replayed;
 mod report;
+mod scored;
 mod traced;
 
 pub use ablation::{AblationReport, CurvePoint, Gain};
 pub use cpu::CpuMachine;
 pub use decode::{DecodeReport, Machine, Outcome, Selected, decode};
 pub use drawn::{DrawnSelections, WantedHits};
+pub use drifting::Drifting;
 pub use error::BenchError;
 pub use plan::{BatchSize, Caching, DecodeOptions, Group, Selections};
 pub use prefill::{PrefillOptions, PrefillReport, PrefillRow};

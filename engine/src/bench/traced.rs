@@ -1,10 +1,8 @@
-use std::hint::black_box;
 use std::sync::Arc;
 #[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use spinkv::backend::cpu::{score_partitions, top_k};
 #[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 use spinkv::backend::cuda::operators::{LoadSelect, OperatorSizes};
 use spinkv::partition::PartitionKind;
@@ -12,7 +10,7 @@ use spinkv::pipeline::{Budget, Candidates, Index, KeyStore, Method, Pick, Place,
 use spinkv::{KvConfig, KvShape};
 
 use super::drawn::WantedHits;
-use super::{BenchError, DrawnSelections};
+use super::{BenchError, DrawnSelections, scored};
 use crate::error::Result;
 
 #[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
@@ -122,19 +120,7 @@ impl Method for Traced {
 
 impl Pick for Traced {
     fn pick(&self, candidates: &Candidates<'_>, ids: &mut Vec<u32>) {
-        let mut own = Vec::new();
-        match self.inner.select() {
-            Select::TopK { score, merge, budget } => {
-                let mut scores = vec![0.0; candidates.count];
-                let Candidates { queries, summaries, head_dim, .. } = *candidates;
-                score_partitions(score, queries, summaries, head_dim, merge, &mut scores);
-                let tokens = self.inner.partition().tokens(1);
-                top_k(&scores, budget.partitions(candidates.position + 1, tokens), &mut own);
-            }
-            Select::Custom { picker, .. } => picker.pick(candidates, &mut own),
-            Select::Nothing | Select::Everything => {}
-        }
-        black_box(own);
+        scored::score(&*self.inner, candidates);
         let Place { layer, kv_head } = candidates.place;
         ids.extend(self.drawn.ids(0, layer, kv_head, self.step.load(Ordering::Relaxed)));
     }

@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use spinkv_engine::serve::server;
 use spinkv_engine::serve::{ChatTemplate, Engine, EngineHandle};
-use spinkv_engine::tokenizer::Tokenizer;
 use spinkv_engine::{Error, Result};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, oneshot};
 
 pub(crate) use self::arguments::ServeArguments;
 pub(super) use self::own::OwnServer;
+pub(super) use self::settings::Source;
 
 /// How long is waited for clients that do not take in the end of their answers.
 const LAST_WAIT: Duration = Duration::from_secs(5);
@@ -80,8 +80,8 @@ async fn start(arguments: &ServeArguments, port: u16) -> Result<Started> {
     );
     let options = arguments.server(&settings)?;
     server::check_bind(&address, &options.api_keys, arguments.allow_open.unwrap_or(false))?;
-    let tokenizer = Tokenizer::open(&settings.directory)?;
-    let template = ChatTemplate::open(&settings.directory)?;
+    let tokenizer = settings.source.tokenizer(settings.config.vocab_size)?;
+    let template = settings.source.directory().map(ChatTemplate::open).transpose()?.flatten();
     if template.is_none() {
         tracing::warn!("the checkpoint has no chat template: /v1/chat/completions will refuse");
     }

@@ -253,3 +253,17 @@ proptest! {
         prop_assert_eq!(streamed(tokenizer, &ids).concat(), tokenizer.decode(&ids).unwrap());
     }
 }
+
+#[test]
+fn numbers_are_the_text_of_tokens_that_mean_nothing() {
+    let numbered = Tokenizer::numbered(151_936).unwrap();
+    assert_eq!(numbered.vocab_size(), 151_936);
+    let ids = [17, 0, 151_935, 17];
+    assert_eq!(numbered.encode("17 0 151935 17").unwrap(), ids);
+    assert_eq!(numbered.decode(&ids).unwrap(), "17 0 151935 17");
+    let mut stream = numbered.stream();
+    let mut text: String = ids.iter().filter_map(|id| stream.push(*id).unwrap()).collect();
+    text += &stream.finish().unwrap().unwrap_or_default();
+    assert_eq!(text, "17 0 151935 17");
+    assert!(Tokenizer::numbered(0).is_err());
+}

@@ -196,5 +196,16 @@ fn settings_that_cannot_work_are_refused() {
     refused(spinkv().env("SPINKV_API_KEY", " "), &["api-key", "not empty"]);
     refused(spinkv().arg("--api-key-file").arg(file("\n \n")), &["settings.toml", "holds no key"]);
     refused(spinkv().arg("--model").arg("no/such/model"), &["no/such/model"]);
+    let random = ["--random-weights", "qwen3-14b"];
+    refused(spinkv().args(random), &["cpu", "make random weights"]);
+    refused(
+        spinkv().args(["--backend", "cuda", "--random-weights", "qwen3-41b"]),
+        &["did you mean \"qwen3-14b\"?"],
+    );
+    refused(spinkv().args(["--layers", "2"]), &["layers", "only random weights can be cut"]);
+    refused(
+        spinkv().args(["--method", "retroinfer", "--selections", "drifting"]),
+        &["retroinfer cannot be drawn"],
+    );
     refused(spinkv().args(["--backend", "tpu"]), &["\"tpu\"", "known: cpu, cuda"]);
 }

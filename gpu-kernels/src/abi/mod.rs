@@ -2,6 +2,7 @@
 
 pub mod attend;
 pub mod cluster;
+pub mod drift;
 mod entry;
 pub mod estimate;
 pub mod fill_random;

@@ -4,6 +4,8 @@
 mod attend;
 #[path = "kernels/cluster.rs"]
 mod cluster;
+#[path = "kernels/drift.rs"]
+mod drift;
 #[path = "kernels/fill_random.rs"]
 mod fill_random;
 #[path = "kernels/gate.rs"]

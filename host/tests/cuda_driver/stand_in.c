@@ -133,7 +133,7 @@ static const struct kernel { const char *name, *parameters; } kernels[] = {
     {"cluster_assign_128", "auuuuuaaaua"}, {"cluster_update", "auuuuuuaaaa"}, {"cluster_pages", "auuuaa"},
     {"cluster_list", "auuuuaau"}, {"cluster_means", "aauuuuuaauauuuuaaa"}, {"gather_run", "auuuuuuuauuaa"}, {"cluster_store", "aauuuuuaauauuuaa"},
     {"page_biases", "auaauauuuaua"}, {"estimate", "auuuaauauauuuaaaa"},
-    {"fill_random", "auuuf"},
+    {"fill_random", "auuuf"}, {"drift", "auuuuaa"},
     {"append", "aaaaaaaauuuuuuuu"}, {"store_prompt", "aaaaaaaaaauuuuuuuu"}, {"write_back", "aauaauuaa"},
     {"embed", "aauua"}, {"rms_norm", "aauufa"}, {"rotate", "auuuuauuafaaufuauaa"}, {"swiglu", "aua"},
     {"argmax", "auuaaa"}, {"sample", "auuaa"},

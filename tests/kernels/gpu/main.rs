@@ -11,6 +11,7 @@ mod backend;
 mod blas;
 mod cluster;
 mod conformance;
+mod drift;
 mod driver;
 mod engine;
 mod estimate;
@@ -112,6 +113,7 @@ fn main() -> ExitCode {
         attend::tests(),
         blas::tests(),
         cluster::tests(),
+        drift::tests(),
         engine::tests(),
         estimate::tests(),
         fill_random::tests(),

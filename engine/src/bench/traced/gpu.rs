@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use spinkv::backend::cuda::driver::{DeviceBuffer, Result as DriverResult, Stream};
-use spinkv::backend::cuda::kernels::{Kernels, Score, SelectPartitions};
+use spinkv::backend::cuda::kernels::Kernels;
 use spinkv::backend::cuda::operators::{GpuSelect, LoadSelect, OperatorSizes, SelectStage};
-use spinkv::pipeline::{GroupMerge, PartitionScore, Select};
 
 use super::Traced;
+use crate::bench::scored::{ScoredSelect, scored};
 
 /// The drawn ids on the GPU.
 #[derive(Debug)]
@@ -77,57 +77,34 @@ impl Traced {
 
 /// Loads the Select of a traced method.
 pub(super) fn load<'a>(traced: &'a Traced, sizes: OperatorSizes) -> spinkv::Result<Option<LoadSelect<'a>>> {
-    let (own, kind) = match traced.inner.select() {
-        Select::Custom { picker, .. } => match picker.on_gpu(&sizes)? {
-            Some(load) => (Some(load), None),
-            None => return Ok(None),
-        },
-        Select::TopK { score, merge, .. } => (None, Some((score, merge))),
-        Select::Nothing | Select::Everything => return Ok(None),
-    };
-    Ok(Some(Box::new(move |stream: &Stream| {
-        let own = own.map(|load| load(stream)).transpose()?;
-        let staged = Arc::new(Staged::new(traced, &sizes, stream)?);
-        // A method is loaded by one backend; another would have other sizes.
-        let staged = traced.staged.get_or_init(|| staged).clone();
-        let select: Box<dyn GpuSelect> = Box::new(DrawnSelect { own, kind, staged });
-        Ok(select)
-    })))
+    Ok(scored(&*traced.inner, &sizes)?.map(|load| -> LoadSelect<'a> {
+        Box::new(move |stream: &Stream| {
+            let inner = load(stream)?;
+            let staged = Arc::new(Staged::new(traced, &sizes, stream)?);
+            // A method is loaded by one backend; another would have other sizes.
+            let staged = traced.staged.get_or_init(|| staged).clone();
+            let select: Box<dyn GpuSelect> = Box::new(DrawnSelect { inner, staged });
+            Ok(select)
+        })
+    }))
 }
 
 /// A method's Select, and the drawn ids over its.
 #[derive(Debug)]
 struct DrawnSelect {
-    /// The method's own.
-    own: Option<Box<dyn GpuSelect>>,
-    /// Else how the launches in the tree score.
-    kind: Option<(PartitionScore, GroupMerge)>,
+    inner: ScoredSelect,
     staged: Arc<Staged>,
 }
 
 impl GpuSelect for DrawnSelect {
     fn scratch_words(&self) -> usize {
-        self.own.as_ref().map_or(0, |own| own.scratch_words())
+        self.inner.scratch_words()
     }
 
     unsafe fn select(&self, kernels: &Kernels, stream: &Stream, stage: &SelectStage<'_>) -> DriverResult<()> {
+        // SAFETY: the caller's part.
+        unsafe { self.inner.launch(kernels, stream, stage) }?;
         let SelectStage { score, select, .. } = *stage;
-        // SAFETY: the caller's part; bounds are merged as they are, as the backend does it.
-        unsafe {
-            match (&self.own, self.kind) {
-                (Some(own), _) => own.select(kernels, stream, stage)?,
-                (None, Some((PartitionScore::Bound, merge))) => {
-                    let head_words = score.head_words / 2;
-                    Score { bounds: true, head_words, scale: 1.0, ..score }.launch(kernels, stream)?;
-                    SelectPartitions { statistics: None, merge, ..select }.launch(kernels, stream)?;
-                }
-                (None, kind) => {
-                    score.launch(kernels, stream)?;
-                    let merge = kind.map_or(select.merge, |(_, merge)| merge);
-                    SelectPartitions { merge, ..select }.launch(kernels, stream)?;
-                }
-            }
-        }
         let Staged { ids, counts, rows, capacity, .. } = &*self.staged;
         // A prompt's last query has the rows of one request, and selects what the first request does.
         let (layer, of_batch) = (score.layer as usize, select.selected.len());
@@ -136,6 +113,6 @@ impl GpuSelect for DrawnSelect {
     }
 
     fn bytes(&self) -> u64 {
-        self.own.as_ref().map_or(0, |own| own.bytes())
+        self.inner.bytes()
     }
 }

@@ -1,7 +1,7 @@
 use std::cell::RefCell;
 use std::ffi::OsString;
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -228,8 +228,10 @@ impl LoadArguments {
                 return Err(LoadError::TooLong { tokens: longest, limit: own.context }.into());
             }
             let client = Client::new(&own.url, own.key.as_deref())?;
-            let tokenizer = self.tokenizer.as_ref().unwrap_or(&own.directory).clone();
-            let report = self.load(&client, own.model.clone(), Some(tokenizer), plans).await;
+            let directory = own.source.directory();
+            let tokenizer = self.tokenizer.as_deref().or(directory).map(Path::to_owned);
+            let vocab_size = if directory.is_some() { self.vocab as usize } else { own.vocab_size };
+            let report = self.load(&client, own.model.clone(), (tokenizer, vocab_size), plans).await;
             own.stop().await?;
             return report;
         };
@@ -247,14 +249,14 @@ impl LoadArguments {
                 }
             }
         };
-        self.load(&client, model, self.tokenizer.clone(), plans).await
+        self.load(&client, model, (self.tokenizer.clone(), self.vocab as usize), plans).await
     }
 
     async fn load(
         &self,
         client: &Client,
         model: String,
-        tokenizer: Option<PathBuf>,
+        (tokenizer, vocab_size): (Option<PathBuf>, usize),
         plans: &[(Option<f64>, Plan)],
     ) -> Result<LoadReport> {
         let (prompts, tokenizer) = match &tokenizer {
@@ -262,7 +264,7 @@ impl LoadArguments {
                 let tokenizer = Tokenizer::open(dir)?;
                 (Prompts::open(dir, tokenizer.vocab_size(), self.seed)?, Some(tokenizer))
             }
-            None => (Prompts::random(self.vocab as usize, self.seed), None),
+            None => (Prompts::random(vocab_size, self.seed), None),
         };
         let random = prompts.are_random();
         let texts = Texts::new(prompts, tokenizer, self.text)?;

@@ -31,6 +31,15 @@ pub(crate) struct ServeArguments {
     #[arg(long, value_name = "DIR", env = "SPINKV_MODEL")]
     pub(super) model: Option<PathBuf>,
 
+    /// Random weights of this shape instead, made on the GPU, to measure what serving a model of it takes: qwen3-8b, qwen3-14b, qwen3-32b, llama-3.1-8b
+    /// or llama-3.1-70b. The text of token 17 is 17
+    #[arg(long, value_name = "NAME", env = "SPINKV_RANDOM_WEIGHTS", conflicts_with = "model")]
+    pub(super) random_weights: Option<String>,
+
+    /// Only the first layers of the random weights
+    #[arg(long, value_name = "LAYERS", env = "SPINKV_LAYERS")]
+    pub(super) layers: Option<usize>,
+
     /// The model's name in the API [default: the directory's]
     #[arg(long, value_name = "NAME", env = "SPINKV_SERVED_MODEL_NAME")]
     pub(super) served_model_name: Option<String>,
@@ -106,6 +115,11 @@ pub(crate) struct ServeArguments {
     /// Tokens that a step may select for each KV head: a number, a percentage or a fraction [default: 1024]
     #[arg(long, value_name = "BUDGET", env = "SPINKV_BUDGET", help_heading = "Attention")]
     pub(super) budget: Option<String>,
+
+    /// Who says what steps select: model; or drifting, to measure: scores and top-k run, and selections that change as those of text do replace their
+    /// result [default: drifting for random weights, else model]
+    #[arg(long, value_name = "WHO", value_parser = ["model", "drifting"], env = "SPINKV_SELECTIONS", help_heading = "Attention")]
+    pub(super) selections: Option<String>,
 
     /// First tokens that are always read [default: 4]
     #[arg(long, value_name = "TOKENS", env = "SPINKV_SINKS", help_heading = "Attention")]
@@ -192,7 +206,7 @@ impl ServeArguments {
         if self.method_option.is_empty() {
             self.method_option = file.method_option;
         }
-        fill!(self, file, model served_model_name host port api_key api_key_file allow_open max_body_mib max_concurrent
+        fill!(self, file, model random_weights layers selections served_model_name host port api_key api_key_file allow_open max_body_mib max_concurrent
             request_timeout drain_timeout default_max_tokens max_batch max_queue prompt_layers patience preempt max_context
             method budget sinks window gates backend page_tokens kv_dtype host_kv gpu_pages gpu_mib host_mib reserve_host_mib
             buffering cublaslt log log_json);

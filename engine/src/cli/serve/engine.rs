@@ -13,7 +13,8 @@ use super::settings::Settings;
 pub(super) fn run_engine(engine: Engine, settings: Settings, tokenizer: Tokenizer) -> Result<()> {
     match settings.backend {
         BackendKind::Cpu => {
-            let loaded = Model::open(&settings.directory, settings.config.clone(), |_, _| {});
+            let directory = settings.source.directory().expect("the cpu backend has no random weights");
+            let loaded = Model::open(directory, settings.config.clone(), |_, _| {});
             let made = loaded.and_then(|model| Ok((model, cpu_backend(&settings)?)));
             let (model, backend) = match made {
                 Ok(made) => made,
@@ -63,10 +64,13 @@ fn cpu_backend(settings: &Settings) -> Result<CpuBackend> {
 #[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn cuda_model(settings: Settings) -> Result<spinkv_engine::cuda::CudaModel> {
     use spinkv::backend::cuda::driver::{Device, Stream};
+    use spinkv::backend::cuda::kernels::Kernels;
     use spinkv::backend::cuda::{CudaBackend, CudaLimits};
     use spinkv_engine::cuda::{BlasUse, CudaModel, CudaOptions, DeviceWeights};
 
-    let Settings { config, kv, limits, buffering, directory, .. } = settings;
+    use super::settings::{RANDOM_SEED, Source};
+
+    let Settings { config, kv, limits, buffering, source, .. } = settings;
     let limits = CudaLimits {
         requests: settings.scheduling.max_batch,
         max_tokens: config.max_position_embeddings,
@@ -76,7 +80,11 @@ fn cuda_model(settings: Settings) -> Result<spinkv_engine::cuda::CudaModel> {
     };
     CudaBackend::check(&kv, &limits)?;
     let context = &Device::open(0)?;
-    let weights = DeviceWeights::open(&Stream::new(context)?, &directory, &config, |_, _| {})?;
+    let stream = Stream::new(context)?;
+    let weights = match source {
+        Source::Checkpoint(directory) => DeviceWeights::open(&stream, &directory, &config, |_, _| {})?,
+        Source::Random(_) => DeviceWeights::random(&stream, &Kernels::load(context)?, &config, RANDOM_SEED)?,
+    };
     let blas = match settings.cublaslt.as_str() {
         "require" => BlasUse::Required,
         "off" => BlasUse::Never,

@@ -1,5 +1,4 @@
 use std::ffi::OsString;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Command, FromArgMatches};
@@ -7,7 +6,7 @@ use spinkv_engine::serve::{EngineHandle, Phase, server};
 use spinkv_engine::{Error, Result};
 use tokio::sync::oneshot;
 
-use super::{LAST_WAIT, ServeArguments, Started, start};
+use super::{LAST_WAIT, ServeArguments, Source, Started, start};
 
 /// How often is looked whether the model is loaded.
 const POLL: Duration = Duration::from_millis(50);
@@ -17,8 +16,10 @@ pub(crate) struct OwnServer {
     pub url: String,
     pub model: String,
     pub key: Option<String>,
-    /// The model's directory.
-    pub directory: PathBuf,
+    /// Where its weights come from.
+    pub source: Source,
+    /// Its tokens.
+    pub vocab_size: usize,
     /// Tokens of its longest context.
     pub context: usize,
     handle: EngineHandle,
@@ -41,7 +42,8 @@ impl OwnServer {
         // A line for each request would be a part of what is measured.
         arguments.start_log("warn")?;
         let settings = arguments.settings()?;
-        let (directory, context) = (settings.directory, settings.config.max_position_embeddings);
+        let (source, context) = (settings.source, settings.config.max_position_embeddings);
+        let vocab_size = settings.config.vocab_size;
         let key = arguments.keys()?.into_iter().next();
         let Started { address, listener, router, handle, mut ended, model } = start(&arguments, 0).await?;
         tokio::spawn(server::serve(listener, router, std::future::pending()));
@@ -55,7 +57,7 @@ impl OwnServer {
             }
             tokio::time::sleep(POLL).await;
         }
-        Ok(Self { url: format!("http://{address}"), model, key, directory, context, handle, ended })
+        Ok(Self { url: format!("http://{address}"), model, key, source, vocab_size, context, handle, ended })
     }
 
     /// Ends it.

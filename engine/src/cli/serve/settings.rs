@@ -1,4 +1,5 @@
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use spinkv::algorithms::{self, MethodOptions, OwnOptions};
@@ -6,22 +7,65 @@ use spinkv::backend::BackendKind;
 use spinkv::memory::MemoryLimits;
 use spinkv::pipeline::{Budget, DEFAULT_BUFFERING, SteadyZone};
 use spinkv::{KvConfig, KvShape};
+use spinkv_engine::bench::Drifting;
 use spinkv_engine::config::ModelConfig;
 use spinkv_engine::gates;
 use spinkv_engine::model::STREAMED_TOKENS;
 use spinkv_engine::pages::PageOptions;
 use spinkv_engine::serve::SchedulerOptions;
 use spinkv_engine::serve::server::ServerOptions;
+use spinkv_engine::tokenizer::Tokenizer;
 use spinkv_engine::{Error, Result};
 
 use super::super::demo;
 use super::super::pages::dtype;
 use super::ServeArguments;
 
+/// The seed of random weights and gates.
+pub(super) const RANDOM_SEED: u64 = 0;
+
+/// Where weights and tokens come from.
+#[derive(Clone, Debug)]
+pub(crate) enum Source {
+    /// A checkpoint's directory.
+    Checkpoint(PathBuf),
+    /// Random ones, of the shape of this name.
+    Random(String),
+}
+
+impl Source {
+    /// The tokenizer of a vocabulary of `vocab_size` tokens.
+    pub(super) fn tokenizer(&self, vocab_size: usize) -> Result<Tokenizer> {
+        match self {
+            Self::Checkpoint(directory) => Tokenizer::open(directory),
+            Self::Random(_) => Tokenizer::numbered(vocab_size),
+        }
+    }
+
+    /// The checkpoint's directory.
+    pub(crate) fn directory(&self) -> Option<&Path> {
+        match self {
+            Self::Checkpoint(directory) => Some(directory),
+            Self::Random(_) => None,
+        }
+    }
+
+    /// What the model is called unless it is told otherwise.
+    fn name(&self) -> String {
+        let directory = match self {
+            Self::Checkpoint(directory) => directory,
+            Self::Random(name) => return name.clone(),
+        };
+        let full = directory.canonicalize();
+        let name = full.as_deref().unwrap_or(directory).file_name();
+        name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
+    }
+}
+
 /// All settings, checked.
 pub(super) struct Settings {
     pub backend: BackendKind,
-    pub directory: PathBuf,
+    pub source: Source,
     pub config: ModelConfig,
     pub kv: KvConfig,
     pub limits: MemoryLimits,
@@ -36,8 +80,7 @@ impl ServeArguments {
     pub(super) fn settings(&self) -> Result<Settings> {
         let backend = BackendKind::by_name(self.backend.as_deref().unwrap_or("cpu"))?;
         let name = self.method.as_deref().unwrap_or("shadowkv");
-        let directory = self.model.clone().unwrap_or_else(demo::model);
-        let mut config = ModelConfig::open(&directory)?;
+        let (source, mut config) = self.source(backend)?;
         let defaults = MethodOptions::default();
         let mut own = OwnOptions::default();
         self.method_option.iter().try_for_each(|option| own.add(option))?;
@@ -48,7 +91,15 @@ impl ServeArguments {
                 window: self.window.unwrap_or(defaults.steady.window),
             },
             own,
-            gates: gates::for_methods([name].into_iter(), self.gates.as_deref(), &directory, &config)?,
+            gates: match source.directory() {
+                None if self.gates.is_none() && name == algorithms::SEER_ATTENTION => {
+                    Some(Arc::new(gates::random(&config, RANDOM_SEED)?))
+                }
+                directory => {
+                    let directory = directory.unwrap_or(Path::new(""));
+                    gates::for_methods([name].into_iter(), self.gates.as_deref(), directory, &config)?
+                }
+            },
             rotary: Some(config.rotary()),
             ..defaults
         };
@@ -64,6 +115,9 @@ impl ServeArguments {
             dtype: self.kv_dtype.as_deref().map_or(usual.dtype, dtype),
             host: self.host_kv.as_deref().map_or(Ok(usual.host), str::parse)?,
         };
+        let drifting =
+            self.selections.as_deref().map_or(source.directory().is_none(), |who| who == "drifting");
+        let method = if drifting { Drifting::of(method, &shape)? } else { method };
         let kv = KvConfig::new(shape, pages.layout(config.head_dim)?, method)?;
         let mebibytes = |mib: u64| mib.saturating_mul(1 << 20);
         let limits = MemoryLimits {
@@ -95,7 +149,7 @@ impl ServeArguments {
         }
         Ok(Settings {
             backend,
-            directory,
+            source,
             config,
             kv,
             limits,
@@ -106,11 +160,35 @@ impl ServeArguments {
         })
     }
 
+    /// The model's source and configuration.
+    fn source(&self, backend: BackendKind) -> Result<(Source, ModelConfig)> {
+        match &self.random_weights {
+            Some(_) if backend == BackendKind::Cpu => {
+                Err(Error::UnsupportedByBackend { backend: "cpu", what: "make random weights" })
+            }
+            Some(name) => {
+                let whole = ModelConfig::preset(name)?;
+                let layers = self.layers.unwrap_or(whole.layers);
+                Ok((Source::Random(name.clone()), whole.with_layers(layers)?))
+            }
+            None if self.layers.is_some() => Err(Error::InvalidSetting {
+                name: "layers",
+                value: self.layers.unwrap_or_default().to_string(),
+                allowed: "only random weights can be cut",
+            }),
+            None => {
+                let directory = self.model.clone().unwrap_or_else(demo::model);
+                let config = ModelConfig::open(&directory)?;
+                Ok((Source::Checkpoint(directory), config))
+            }
+        }
+    }
+
     pub(super) fn server(&self, settings: &Settings) -> Result<ServerOptions> {
         let named = self.served_model_name.clone();
         let seconds = self.request_timeout.unwrap_or(600);
         Ok(ServerOptions {
-            model: named.unwrap_or_else(|| directory_name(&settings.directory)),
+            model: named.unwrap_or_else(|| settings.source.name()),
             context: settings.config.max_position_embeddings,
             api_keys: self.keys()?,
             max_body_bytes: at_least("max-body-mib", self.max_body_mib.unwrap_or(8), 1)?
@@ -147,10 +225,4 @@ fn at_least(name: &'static str, value: usize, least: usize) -> Result<usize> {
         return Ok(value);
     }
     Err(Error::InvalidSetting { name, value: value.to_string(), allowed: "at least 1 is needed" })
-}
-
-fn directory_name(directory: &Path) -> String {
-    let full = directory.canonicalize();
-    let name = full.as_deref().unwrap_or(directory).file_name();
-    name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
 }

@@ -6,7 +6,7 @@ use spinkv::KvShape;
 use spinkv::backend::cpu::score_partitions;
 use spinkv::backend::cuda::RowClusters;
 use spinkv::memory::Word;
-use spinkv::pipeline::{PartitionScore, RequestId, Select};
+use spinkv::pipeline::{PartitionScore, Place, Reach, RequestId, Select};
 
 use super::run::{Run, Wrong};
 
@@ -67,8 +67,13 @@ impl Run<'_> {
         let Select::TopK { merge, budget, .. } = config.method().select() else {
             panic!("clusters are ranked")
         };
-        let limit = config.budget_partitions(budget, token + 1).min(members.len());
-        let estimates = (members.len() as f32 * config.method().estimated()) as usize;
+        let (limit, share) = match config.reach(Place { layer, kv_head }) {
+            Reach::Selected => (config.budget_partitions(budget, token + 1), config.method().estimated()),
+            Reach::Everything => (members.len(), 0.0),
+            Reach::Steady => (0, 0.0),
+        };
+        let limit = limit.min(members.len());
+        let estimates = (members.len() as f32 * share) as usize;
         let estimates = estimates.min(members.len() - limit);
         if (ids.len(), estimated.len()) != (limit, estimates) {
             return Err(wrong(format!(

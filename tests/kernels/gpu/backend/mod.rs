@@ -40,6 +40,7 @@ pub fn tests() -> Vec<Test> {
         test("backend::coded_pages_are_read_as_their_codes_say", coded),
         test("backend::gates_select_as_on_the_cpu", gates),
         test("backend::clusters_are_those_of_the_definition", clusters),
+        test("backend::clusters_beside_rows_with_rules_of_their_own", ruled_clusters),
         test("backend::soak_1000_steps", soak),
         test("backend::what_does_not_fit_is_refused_and_costs_nothing", refusals),
     ]
@@ -173,31 +174,53 @@ fn clusters(machine: &Machine) -> Outcome {
     for (number, (group, head_dim, page_tokens, estimated)) in
         [(5, 128, 8, 0.232), (4, 64, 16, 0.0), (16, 64, 8, 1.0), (1, 128, 32, 0.5)].into_iter().enumerate()
     {
-        let shape = shape(group, head_dim);
         let method =
             RetroInfer { estimated, update: 128, ..RetroInfer::new(Budget::Tokens(4 * page_tokens), STEADY) };
-        let mut run = Run::new(machine, shape, page_tokens, Arc::new(method), &limits(4, 900))?;
         let seed = machine.seed + 10 * number as u64;
-        let requests: Vec<_> =
-            [(0, Style::Random), (130, Style::Peaked), (144, Style::Random), (700, Style::Peaked)]
-                .into_iter()
-                .enumerate()
-                .map(|(index, (prompt, style))| {
-                    run.start(sequence(shape, style, prompt + 180, seed + index as u64), prompt)
-                })
-                .collect::<Result<_, _>>()?;
-        for _ in 0..170 {
-            run.step(&requests)?;
-        }
-        let mut audited = 0;
-        for request in requests {
-            audited += run.audit(request)?;
-            run.release(request);
-        }
-        ensure(audited > 0, "caches that hold something")?;
-        run.ensure_empty()?;
+        over_clusters(machine, shape(group, head_dim), page_tokens, Arc::new(method), seed)?;
     }
     Ok(())
+}
+
+/// The same where a layer reads everything and a head of the other the steady zone alone, neither of which estimates anything.
+fn ruled_clusters(machine: &Machine) -> Outcome {
+    for (number, (group, head_dim, page_tokens)) in [(5, 128, 8), (4, 64, 16)].into_iter().enumerate() {
+        let method = RetroInfer { update: 128, ..RetroInfer::new(Budget::Tokens(4 * page_tokens), STEADY) };
+        let rules = RowRules { dense_layers: 1, steady_heads: vec![HeadRule { layer: None, kv_head: 1 }] };
+        let method = PerRow::new(Arc::new(method), rules);
+        let seed = machine.seed + 10 * number as u64;
+        over_clusters(machine, shape(group, head_dim), page_tokens, Arc::new(method), seed)?;
+    }
+    Ok(())
+}
+
+/// A ragged batch over clusters, through prompts and several runs that leave the steady zone.
+fn over_clusters(
+    machine: &Machine,
+    shape: KvShape,
+    page_tokens: usize,
+    method: Arc<dyn Method>,
+    seed: u64,
+) -> Outcome {
+    let mut run = Run::new(machine, shape, page_tokens, method, &limits(4, 900))?;
+    let requests: Vec<_> =
+        [(0, Style::Random), (130, Style::Peaked), (144, Style::Random), (700, Style::Peaked)]
+            .into_iter()
+            .enumerate()
+            .map(|(index, (prompt, style))| {
+                run.start(sequence(shape, style, prompt + 180, seed + index as u64), prompt)
+            })
+            .collect::<Result<_, _>>()?;
+    for _ in 0..170 {
+        run.step(&requests)?;
+    }
+    let mut audited = 0;
+    for request in requests {
+        audited += run.audit(request)?;
+        run.release(request);
+    }
+    ensure(audited > 0, "caches that hold something")?;
+    run.ensure_empty()
 }
 
 /// Caches that are emptied before each step: every output as ever, and hits are what came from the steady zone in the very step alone.

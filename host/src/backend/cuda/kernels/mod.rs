@@ -5,6 +5,7 @@
 
 mod attend;
 mod cluster;
+mod drift;
 mod estimate;
 mod fill_random;
 mod gate;
@@ -25,6 +26,7 @@ mod top_k;
 
 pub use attend::{Attend, Awaited};
 pub use cluster::{ClusterPages, ClusterRun, ClusterScratch, ClusterShape, ClusterTables, GatherRun};
+pub use drift::Drift;
 pub use estimate::{ClusterNumbers, Estimate, PageBiases};
 pub use fill_random::FillRandom;
 pub use gate::{GateKeys, GateKeysStep, GateQueries, GateWeights};
@@ -76,6 +78,7 @@ pub struct Kernels {
     score: Function,
     select: Function,
     top_k: Function,
+    drift: Function,
     estimate: Function,
     page_biases: Function,
     attend_64: Function,
@@ -134,6 +137,7 @@ impl Kernels {
             score: shared("score")?,
             select: shared("select")?,
             top_k: shared("top_k")?,
+            drift: module.function("drift")?,
             estimate: module.function("estimate")?,
             page_biases: module.function("page_biases")?,
             attend_64: shared("attend_64")?,
@@ -179,6 +183,7 @@ impl Kernels {
             &self.prefill_64,
             &self.prefill_128,
             &self.fill_random,
+            &self.drift,
         ]);
         let rest = rest.chain(self.model.all()).chain(self.cluster.all()).chain(self.low_rank.all());
         let rest = rest.chain(&self.linear).chain([&self.gemm]);
