@@ -169,7 +169,7 @@ pub enum Error {
     #[error("request {0:?} is not parked")]
     RequestNotParked(RequestId),
 
-    #[error("this backend does not park requests")]
+    #[error("the backend does not park this request")]
     ParkingUnsupported,
 
     #[error("request {0:?} appears twice in one batch")]

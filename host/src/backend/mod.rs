@@ -101,7 +101,7 @@ pub trait Backend {
     /// Takes a request's cache away for others, between two steps: what is left is on the host, and in steady pages, tables and summaries.
     ///
     /// # Errors
-    /// [`Error::ParkingUnsupported`] of a backend that does not do it; nothing is then changed.
+    /// [`Error::ParkingUnsupported`] of a backend that does not do it, or of a request without a cache; nothing is then changed.
     fn park(&mut self, request: RequestId) -> Result<()> {
         let _ = request;
         Err(Error::ParkingUnsupported)

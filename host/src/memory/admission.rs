@@ -23,6 +23,8 @@ struct Charge {
     share: Share,
     /// GPU pages without buffering.
     least_pages: usize,
+    /// Those of them that are its cache's, of all rows.
+    mandatory_pages: usize,
     /// GPU bytes without buffering pages.
     gpu: GpuBytes,
     prompt_bytes: u64,
@@ -76,7 +78,7 @@ impl Admission {
         };
         let share = std::mem::replace(&mut charge.share, Share { mandatory: 0, wanted: 0 });
         charge.parked = Some(share);
-        let pages = config.shape().rows() * share.mandatory;
+        let pages = charge.mandatory_pages;
         charge.least_pages -= pages;
         charge.gpu.cache_pages -= (pages * config.layout().page_bytes()) as u64;
     }
@@ -92,9 +94,9 @@ impl Admission {
         request: RequestId,
         plan: &RequestPlan,
     ) -> Result<BTreeMap<RequestId, usize>> {
-        let parked = self.requests.get(&request).and_then(|charge| charge.parked);
-        let share = parked.ok_or(Error::UnknownRequest(request))?;
-        let pages = config.shape().rows() * share.mandatory;
+        let charge = self.requests.get(&request).ok_or(Error::UnknownRequest(request))?;
+        let share = charge.parked.ok_or(Error::RequestNotParked(request))?;
+        let pages = charge.mandatory_pages;
         let bytes = (pages * config.layout().page_bytes()) as u64;
         let max_tokens = plan.max_tokens;
         if let Some(limit) = self.limits.gpu_pages {
@@ -215,6 +217,7 @@ impl Charge {
         Self {
             share: Share { mandatory: plan.row.mandatory_pages, wanted: plan.row.buffering_pages },
             least_pages: plan.least_gpu_pages(),
+            mandatory_pages: plan.cache_pages() - plan.buffering_pages(),
             gpu: GpuBytes { cache_pages: usage.gpu.cache_pages - buffering, ..usage.gpu },
             prompt_bytes: plan.prompt_bytes(config),
             host_bytes: usage.host.pages,

@@ -123,7 +123,7 @@ impl<B: Backend> Pipeline<B> {
     ///
     /// # Errors
     /// [`Error::UnknownRequest`], [`Error::RequestFailed`], [`Error::RequestParked`]; [`Error::LayerOrder`] in the middle of a step;
-    /// [`Error::ParkingUnsupported`] of a backend that does not do it. Nothing is then changed.
+    /// [`Error::ParkingUnsupported`] of a backend that does not do it, or not of a request whose pages all stay on the GPU. Nothing is then changed.
     pub fn park(&mut self, request: RequestId) -> Result<()> {
         // As for a decode step, but that its context may be full.
         let state = self.requests.get_mut(&request).ok_or(Error::UnknownRequest(request))?;

@@ -11,7 +11,7 @@ use spinkv::algorithms::{
 use spinkv::backend::cuda::driver::{Context, DeviceBuffer, DriverError};
 use spinkv::backend::cuda::{CudaBackend, CudaBytes, CudaLimits, StepTensors};
 use spinkv::backend::{Backend, Step};
-use spinkv::memory::{HostLayout, KvDtype, PageLayout, Word};
+use spinkv::memory::{HostLayout, KvDtype, PageLayout, RequestPlan, Word};
 use spinkv::pipeline::{Budget, LowRank, Method, Pipeline, RequestId, SteadyZone};
 use spinkv::{Error, KvConfig, KvShape, Rotary};
 use spinkv_kernels::abi::Entry;
@@ -425,6 +425,55 @@ fn caches_shrink_for_others_and_grow_back() {
     assert_eq!(run.pipeline.backend_mut().audit(second), Ok(0));
     run.pipeline.release(second);
     assert!(run.pipeline.backend().is_empty());
+}
+
+/// Room for the steady pages of three requests and the mandatory ones of two.
+#[test]
+fn a_parked_request_gives_its_cache_and_gets_an_empty_one() {
+    let driver = driver();
+    let rows = LAYERS * 2;
+    for method in [shadowkv(), per_row(shadowkv())] {
+        let config = config(8, 64, KvDtype::Bf16, method);
+        let plan = RequestPlan::new(&config, 200, 0.0).unwrap();
+        let gpu_pages = Some(3 * rows * plan.row.steady_pages + 2 * plan.cache_pages());
+        let mut run = Run::over(&driver, config, &CudaLimits { gpu_pages, ..limits(3) });
+        let slots = |run: &Run, request| run.pipeline.admitted(request).unwrap().row.slots();
+        let pages = |run: &Run| run.pipeline.usage().gpu.cache_pages / 2048;
+        let [first, second] = [(); 2].map(|()| run.pipeline.admit(200).unwrap());
+        assert!(matches!(run.pipeline.admit(200), Err(Error::OutOfGpuPages { .. })));
+        let both = pages(&run);
+        run.pipeline.park(first).unwrap();
+        assert_eq!(run.pipeline.backend_mut().audit(first), Ok(0));
+        assert!(slots(&run, second) > plan.row.mandatory_pages, "the others get what it had as buffering");
+        assert!(matches!(run.pipeline.park(first), Err(Error::RequestParked(found)) if found == first));
+        let third = run.pipeline.admit(200).unwrap();
+        assert_eq!(pages(&run), 2 * plan.cache_pages() as u64, "the third has what the first gave");
+        let short = run.pipeline.resume(first);
+        assert!(matches!(short, Err(Error::OutOfGpuPages { .. })), "{short:?}");
+        assert_eq!(run.pipeline.backend_mut().audit(first), Ok(0), "it is still parked");
+        run.pipeline.release(third);
+        run.pipeline.resume(first).unwrap();
+        assert_eq!(pages(&run), both);
+        assert!(slots(&run, first) >= plan.row.mandatory_pages);
+        run.step(&[first, second]);
+        for request in [first, second] {
+            assert_eq!(run.pipeline.backend_mut().audit(request), Ok(0));
+        }
+        run.pipeline.park(second).unwrap();
+        [first, second].into_iter().for_each(|request| run.pipeline.release(request));
+        assert!(run.pipeline.backend().is_empty());
+    }
+}
+
+#[test]
+fn who_has_no_cache_is_not_parked() {
+    let driver = driver();
+    let mut run = Run::new(&driver, shadowkv(), &limits(1));
+    // All that it may ever hold is selected.
+    let request = run.pipeline.admit(24).unwrap();
+    assert!(run.pipeline.backend().is_resident([request]));
+    assert_eq!(run.pipeline.park(request), Err(Error::ParkingUnsupported));
+    run.step(&[request]);
 }
 
 #[test]

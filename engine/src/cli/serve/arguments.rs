@@ -100,7 +100,7 @@ pub(crate) struct ServeArguments {
     #[arg(long, value_name = "COUNT", env = "SPINKV_PATIENCE", help_heading = "Scheduling")]
     pub(super) patience: Option<usize>,
 
-    /// Park running requests of a lower priority where there is no room for one of a higher; cpu backend [default: true]
+    /// Park running requests of a lower priority where there is no room for one of a higher [default: true]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL", env = "SPINKV_PREEMPT", help_heading = "Scheduling")]
     pub(super) preempt: Option<bool>,
 

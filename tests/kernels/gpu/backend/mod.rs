@@ -15,10 +15,10 @@ use spinkv::algorithms::{
 };
 use spinkv::backend::cuda::CudaLimits;
 use spinkv::gates::{Gates, LayerGate};
-use spinkv::memory::{HostLayout, KvDtype, PageLayout};
+use spinkv::memory::{HostLayout, KvDtype, PageLayout, RequestPlan};
 use spinkv::partition::PartitionMap;
 use spinkv::pipeline::{Budget, GroupMerge, LowRank, Method, SteadyZone};
-use spinkv::{Error, KvShape, Rotary};
+use spinkv::{Error, KvConfig, KvShape, Rotary};
 use spinkv_tests::Style;
 use spinkv_tests::small::rotary;
 
@@ -41,6 +41,7 @@ pub fn tests() -> Vec<Test> {
         test("backend::gates_select_as_on_the_cpu", gates),
         test("backend::clusters_are_those_of_the_definition", clusters),
         test("backend::clusters_beside_rows_with_rules_of_their_own", ruled_clusters),
+        test("backend::parked_requests_go_on", parked),
         test("backend::soak_1000_steps", soak),
         test("backend::what_does_not_fit_is_refused_and_costs_nothing", refusals),
     ]
@@ -350,6 +351,55 @@ fn low_rank(machine: &Machine) -> Outcome {
             }
             run.ensure_empty()?;
         }
+    }
+    Ok(())
+}
+
+/// Requests are parked and go on while others run in the room that they leave: every output as ever, caches as the tables say.
+fn parked(machine: &Machine) -> Outcome {
+    let shape = shape(4, 64);
+    let rows = RowRules { dense_layers: 1, steady_heads: vec![HeadRule { layer: Some(1), kv_head: 1 }] };
+    let ruled: Arc<dyn Method> = Arc::new(PerRow::new(Arc::new(SPARSE), rows));
+    for method in [Arc::new(SPARSE) as Arc<dyn Method>, Arc::new(ShadowKv { outliers: 6, ..SPARSE }), ruled] {
+        let config = KvConfig::new(shape, PageLayout::new(8, 64, KvDtype::Bf16)?, method.clone())?;
+        let plan = RequestPlan::new(&config, 420, 0.0)?;
+        // The steady zones of three, and the caches of two and a half.
+        let pages = 3 * shape.rows() * config.max_steady_pages() + plan.cache_pages() * 5 / 2;
+        let limits = CudaLimits { gpu_pages: Some(pages), buffering: 5.0, ..limits(4, 420) };
+        let mut run = Run::new(machine, shape, 8, method, &limits)?;
+        let own = |seed| sequence(shape, Style::Random, 420, machine.seed + seed);
+        let first = run.start(own(1), 300)?;
+        let second = run.start(own(2), 200)?;
+        let full = run.start(own(3), 250);
+        ensure(
+            matches!(full, Err(run::Wrong::Refused(Error::OutOfGpuPages { .. }))),
+            "a third finds no room",
+        )?;
+        for round in 0..4 {
+            for _ in 0..6 {
+                run.step(&[first, second])?;
+            }
+            run.pipeline.park(second)?;
+            ensure(run.audit(second)? == 0, "a parked request has no cache")?;
+            let third = run.start(own(10 + round), 250)?;
+            for _ in 0..8 {
+                run.step(&[third, first])?;
+            }
+            let short = run.pipeline.resume(second);
+            ensure(matches!(short, Err(Error::OutOfGpuPages { .. })), "no room to go on beside two")?;
+            run.audit(second)?;
+            run.release(third);
+            run.pipeline.resume(second)?;
+            for request in [first, second] {
+                run.audit(request)?;
+            }
+        }
+        run.step(&[first, second])?;
+        ensure(run.audit(second)? > 0, "it fetches what it reads")?;
+        run.pipeline.park(first)?;
+        run.release(first);
+        run.release(second);
+        run.ensure_empty()?;
     }
     Ok(())
 }

@@ -94,6 +94,7 @@ impl CudaBackend {
             layers_ahead: 0,
             counted_pages: 0,
             resident,
+            parked: false,
             always: 0,
             segments: take(&mut self.free_segments, segments),
             slabs,
@@ -164,24 +165,75 @@ impl CudaBackend {
         Ok(())
     }
 
-    /// Gives each row of a request that selects `slots` slots: new ones are empty; those that go are empty ones, then those of the least recently
-    /// used pages, of equals the lowest. Waits for all that is under way.
+    /// Takes a request's cache away, mandatory pages too. A resident one has none, and keeps what it holds.
+    pub(super) fn park_request(&mut self, id: RequestId) -> Result<()> {
+        let request = self.requests.get(&id).ok_or(Error::UnknownRequest(id))?;
+        if request.resident {
+            return Err(Error::ParkingUnsupported);
+        }
+        self.set_slots(id, |_| 0)?;
+        let request = self.requests.get_mut(&id).expect("looked up above");
+        (request.plan.row.buffering_pages, request.parked) = (0, true);
+        self.admission.park(&self.config, id);
+        self.share_out()
+    }
+
+    /// Gives a parked request an empty cache.
+    pub(super) fn resume_request(&mut self, id: RequestId) -> Result<()> {
+        let mut plan = self.requests.get(&id).ok_or(Error::UnknownRequest(id))?.plan;
+        let due = self.admission.resume(&self.config, id, &plan)?;
+        let room = self.sizes.slot_stride.saturating_sub(plan.row.mandatory_pages);
+        plan.row.buffering_pages = due[&id].min(room);
+        let (needed, free) = (plan.cache_pages(), self.free_pages.len() + self.surplus(&due));
+        let resumed = if needed > free {
+            let RequestPlan { max_tokens, rows, row, .. } = plan;
+            let (mandatory, total) = (row.mandatory_pages, self.sizes.planned_pages);
+            Err(Error::OutOfGpuPages { max_tokens, needed, rows, steady: 0, mandatory, free, total })
+        } else {
+            self.shrink(&due).and_then(|()| {
+                let reaches = |reach| plan.slots(reach);
+                self.set_slots(id, reaches)
+            })
+        };
+        if resumed.is_err() {
+            self.admission.park(&self.config, id);
+            return resumed;
+        }
+        let request = self.requests.get_mut(&id).expect("looked up above");
+        (request.plan, request.parked) = (plan, false);
+        self.share_out()
+    }
+
+    /// Gives each row of a request that selects `slots` slots.
     fn resize(&mut self, id: RequestId, slots: usize) -> Result<()> {
+        let mut plan = self.requests[&id].plan;
+        plan.row.buffering_pages = slots - plan.row.mandatory_pages;
+        self.set_slots(id, |reach| plan.slots(reach))?;
+        self.requests.get_mut(&id).expect("looked up above").plan = plan;
+        Ok(())
+    }
+
+    /// Gives each row of a request as many slots as its reach calls for: new ones are empty; those that go are empty ones, then those of the least
+    /// recently used pages, of equals the lowest. Waits for all that is under way.
+    fn set_slots(&mut self, id: RequestId, planned: impl Fn(Reach) -> usize) -> Result<()> {
         self.settle()?;
         self.prompt.synchronize()?;
         let sizes = self.sizes;
         let (rows, stride) = (sizes.rows(), sizes.slot_stride);
         let request = &self.requests[&id];
-        let before = request.plan.row.slots();
         let mut tables = self.read_slots(request)?;
-        let mut segments = if slots < before { self.read_segments(request)? } else { Vec::new() };
+        let wanted: Vec<usize> = self.config.reaches().iter().map(|reach| planned(*reach)).collect();
+        let slots_of = |row: &[u32]| row.iter().filter(|page| **page != u32::MAX).count();
+        let before: Vec<usize> = tables.physical.chunks_exact(stride.max(1)).map(slots_of).collect();
+        let shrinks = before.iter().zip(&wanted).any(|(before, wanted)| before > wanted);
+        let mut segments = if shrinks { self.read_segments(request)? } else { Vec::new() };
         let mut request = self.requests.remove(&id).expect("it was just there");
         let mut free = HashSet::new();
-        let selects = |row: &usize| self.config.reaches()[*row] == Reach::Selected;
-        for row in (0..rows).filter(selects) {
+        for row in 0..rows {
             let range = row * stride..(row + 1) * stride;
             let physical = &mut tables.physical[range.clone()];
             let (owners, states) = (&mut tables.owners[range.clone()], &mut tables.states[range]);
+            let (before, slots) = (before[row], wanted[row]);
             if slots >= before {
                 let holes = (0..stride).filter(|slot| physical[*slot] == u32::MAX);
                 for slot in holes.take(slots - before).collect::<Vec<_>>() {
@@ -211,7 +263,6 @@ impl CudaBackend {
         }
         request.pages.retain(|page| !free.contains(page));
         self.free_pages.extend(free);
-        request.plan.row.buffering_pages = slots - request.plan.row.mandatory_pages;
         let written =
             self.write_slots(&request, &tables).and_then(|()| self.write_segments(&request, &segments));
         self.requests.insert(id, request);
@@ -319,7 +370,12 @@ impl CudaBackend {
                 }
                 compared += 1;
             }
-            let planned = if request.resident { 0 } else { request.plan.slots(self.config.reaches()[row]) };
+            let planned = match request {
+                Request { resident: false, parked: false, plan, .. } => {
+                    plan.slots(self.config.reaches()[row])
+                }
+                _ => 0,
+            };
             if slots != planned {
                 return wrong(format!("{slots} slots where {planned} are planned"));
             }

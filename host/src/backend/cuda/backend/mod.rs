@@ -503,6 +503,14 @@ impl Backend for CudaBackend {
         }
     }
 
+    fn park(&mut self, request: RequestId) -> Result<()> {
+        self.park_request(request)
+    }
+
+    fn resume(&mut self, request: RequestId) -> Result<()> {
+        self.resume_request(request)
+    }
+
     fn release(&mut self, id: RequestId) {
         // What the GPU still does with its pages must be over before they are another's, and before the host poisons slabs. Who
         // goes on finds out about a device that failed.

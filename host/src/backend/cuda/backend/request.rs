@@ -24,6 +24,8 @@ pub(super) struct Request {
     pub counted_pages: u64,
     /// Whether all its pages stay steady, since a step selects all of them at any length: it has no cache.
     pub resident: bool,
+    /// Whether its cache was taken away.
+    pub parked: bool,
     /// Partitions of each row that every step reads beside the budget: of those that its prompt indexed.
     pub always: usize,
     pub segments: Vec<u32>,
