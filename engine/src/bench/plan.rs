@@ -31,6 +31,8 @@ pub enum Caching {
     PreviousStep,
     /// What the bucketed LRU keeps, which is what serves.
     BucketedLru,
+    /// The same, of half-batches in alternation: one computes while the other's pages come.
+    InHalves,
     /// What an exact LRU would keep.
     ExactLru,
     /// What is best kept by one who knows the future.
@@ -41,12 +43,13 @@ pub enum Caching {
 
 impl Caching {
     /// All of them, in the order of tables.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::DenseHbm,
         Self::DenseStreamed,
         Self::NoCache,
         Self::PreviousStep,
         Self::BucketedLru,
+        Self::InHalves,
         Self::ExactLru,
         Self::Belady,
         Self::Resident,
@@ -60,6 +63,7 @@ impl Caching {
             Self::NoCache => "no-cache",
             Self::PreviousStep => "previous-step",
             Self::BucketedLru => "bucketed-lru",
+            Self::InHalves => "in-halves",
             Self::ExactLru => "exact-lru",
             Self::Belady => "belady",
             Self::Resident => "resident",
@@ -223,9 +227,10 @@ impl DecodeOptions {
         self.warm_up + 3 * self.steps
     }
 
-    /// Tokens that a request may come to hold: on a GPU two cachings share a memory, and the second goes on where the first has stopped.
+    /// Tokens that a request may come to hold: on a GPU cachings share a memory, and the next goes on where the one before has stopped.
     pub fn max_tokens(&self, context: usize) -> usize {
-        context + 2 * self.run_steps() + 1
+        let sharing = 2 + usize::from(self.caches.contains(&Caching::InHalves));
+        context + sharing * self.run_steps() + 1
     }
 
     /// The groups to measure in a model of `config`, which has the first of `all_layers` layers.
@@ -272,7 +277,9 @@ impl DecodeOptions {
                             });
                             add(method, budget, buffering, host, caches)?;
                             for coded in self.coded.iter().copied().filter(|coded| *coded != host) {
-                                let serving = which(&|caching| *caching == Caching::BucketedLru);
+                                let serving = which(&|caching| {
+                                    matches!(caching, Caching::BucketedLru | Caching::InHalves)
+                                });
                                 add(method, budget, buffering, coded, serving)?;
                             }
                         }

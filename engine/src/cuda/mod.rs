@@ -2,6 +2,7 @@
 
 mod activations;
 mod fill;
+mod halves;
 mod model;
 mod parts;
 mod product;
@@ -15,6 +16,7 @@ mod staging;
 pub(crate) mod stand_in;
 pub mod weights;
 
+pub use halves::Overlap;
 pub use model::{CudaModel, CudaOptions};
 pub use product::BlasUse;
 pub use profile::{StepPart, StepProfile};

@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::ops::Range;
 
 use spinkv::KvConfig;
 use spinkv::backend::Step;
@@ -9,6 +10,7 @@ use spinkv::pipeline::Pipeline;
 use spinkv_kernels::abi::WORD_ELEMENTS;
 use spinkv_kernels::abi::model::sample::SampleParams;
 
+use super::halves::SecondHalf;
 use super::parts::Parts;
 use super::product::BlasUse;
 use super::profile::StepPart;
@@ -29,7 +31,10 @@ pub struct CudaModel {
     /// Prompts that have begun; the newest one has the activations.
     pub(super) prompts: u64,
     /// By the size of the batch, and whether all its requests are resident.
-    graphs: HashMap<(usize, bool), Graph>,
+    pub(super) graphs: HashMap<(usize, bool), Graph>,
+    /// Where steps are taken as two halves.
+    pub(super) second: Option<SecondHalf>,
+    pub(super) blas: BlasUse,
     /// Bytes of GPU memory that were in use before this.
     used_before: u64,
     context: Context,
@@ -73,6 +78,8 @@ impl CudaModel {
             parts,
             prompts: 0,
             graphs: HashMap::new(),
+            second: None,
+            blas: options.blas,
             used_before,
             context,
         })
@@ -114,6 +121,7 @@ impl CudaModel {
     pub fn memory(&self) -> Result<GpuReport> {
         let memory = self.context.memory()?;
         let (activations, prompt) = self.parts.bytes();
+        let activations = activations + self.second.as_ref().map_or(0, SecondHalf::bytes);
         Ok(GpuReport {
             before: self.used_before,
             weights: self.weights.bytes().total(),
@@ -244,8 +252,28 @@ impl CudaModel {
     /// Enqueues the launches of a step, each part followed by `behind`; `rehearsed`, without the stages, whose entries there are none of
     /// yet.
     fn launch_step(&self, batch: usize, resident: bool, rehearsed: bool, behind: Behind<'_>) -> Result<()> {
-        let (parts, backend, sizes) = (&self.parts, self.pipeline.backend(), *self.weights.sizes());
-        let entries = backend.entries_of(batch)?;
+        if let Some(half) = self.half_of(batch, resident) {
+            return self.launch_halves(batch, half, rehearsed);
+        }
+        let backend = self.pipeline.backend();
+        self.launch_part(&self.parts, 0..batch, rehearsed, behind, &|layer, tensors| {
+            let behind = |stage| behind(StepPart::of(stage));
+            // SAFETY: the step begins before the graph is launched; the tensors are used on this stream alone.
+            Ok(unsafe { backend.launch_layer_with(layer, batch, resident, tensors, behind) }?)
+        })
+    }
+
+    /// The same for some of its requests, with `parts` for as many, whose layers' stages `launch_layer` enqueues.
+    pub(super) fn launch_part(
+        &self,
+        parts: &Parts,
+        requests: Range<usize>,
+        rehearsed: bool,
+        behind: Behind<'_>,
+        launch_layer: &dyn Fn(usize, &StepTensors<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let (batch, sizes) = (requests.len(), *self.weights.sizes());
+        let entries = self.pipeline.backend().entries_in(requests)?;
         let kv = parts.step_kv.part(&sizes, batch)?;
         let words = 0..batch * sizes.queries / WORD_ELEMENTS;
         let (queries, attended) = (parts.step.queries.part(words.clone())?, parts.step.attended.part(words)?);
@@ -257,9 +285,7 @@ impl CudaModel {
             if !rehearsed {
                 let tensors =
                     StepTensors { queries: &queries, keys: &kv.keys, values: &kv.values, out: &attended };
-                let behind = |stage| behind(StepPart::of(stage));
-                // SAFETY: the step begins before the graph is launched; the tensors are used on this stream alone.
-                unsafe { backend.launch_layer_with(index, batch, resident, &tensors, behind) }?;
+                launch_layer(index, &tensors)?;
             }
             parts.finish(&sizes, layer, &parts.residual, batch, &parts.step)?;
             behind(StepPart::Mlp)?;

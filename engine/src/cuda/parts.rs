@@ -24,7 +24,7 @@ const PREFILL_CHUNK: usize = 8192;
 pub(super) struct Parts {
     pub stream: Arc<Stream>,
     pub kernels: Kernels,
-    pub products: Products,
+    pub products: Arc<Products>,
     /// `[head_dim / 2]`, and the factor of sines and cosines.
     pub frequencies: DeviceBuffer<f32>,
     pub magnitude: f32,
@@ -63,7 +63,7 @@ impl Parts {
         options: &CudaOptions,
     ) -> Result<Self> {
         let (stream, kernels) = (backend.stream().clone(), backend.kernels().clone());
-        let products = Products::new(stream.clone(), kernels.clone(), sizes, options.blas)?;
+        let products = Arc::new(Products::new(stream.clone(), kernels.clone(), sizes, options.blas)?);
         let rope = Rope::new(&config.rope, config.head_dim);
         let (requests, max_tokens) = (backend.capacity(), backend.max_tokens());
         let chunk_tokens = PREFILL_CHUNK.min(max_tokens);

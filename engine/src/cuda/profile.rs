@@ -85,7 +85,7 @@ impl CudaModel {
             marks.borrow_mut().push((part, event));
             Ok(())
         })?;
-        let marks = marks.into_inner();
+        let marks: Vec<(StepPart, Event)> = marks.into_inner();
         let plain = self.capture(bucket, resident, &|_| Ok(()))?;
         let (end, mut sums, mut graph_ms) = (Event::new(&context)?, [0.0; StepPart::ALL.len()], 0.0);
         for step in 0..2 * steps {

@@ -424,7 +424,7 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
     };
     let scratch = words(0);
     let with_own = |score, select| {
-        let stage = SelectStage { score, select, scratch: &scratch };
+        let stage = SelectStage { score, select, scratch: &scratch, first_request: 0 };
         LayerStep { select: Some(LayerSelect::Own(&own_select, stage)), ..right }
     };
     driver.log();

@@ -13,7 +13,7 @@ use crate::bench::plan::{Caching, DecodeOptions, Group, Selections};
 use crate::bench::replayed::policy_of;
 use crate::bench::{How, MemoryByUse, Point, Stages, Traced};
 use crate::config::ModelConfig;
-use crate::cuda::{CudaModel, GpuReport, StepPart, StepProfile};
+use crate::cuda::{CudaModel, GpuReport, Overlap, StepPart, StepProfile};
 use crate::error::Result;
 use crate::model::DecodeToken;
 
@@ -29,7 +29,12 @@ impl CudaMachine {
         (group, caching): (&Group, Caching),
         options: &DecodeOptions,
         traced: Option<&Traced>,
-    ) -> Result<Point> {
+    ) -> Result<Option<Point>> {
+        let in_halves = caching == Caching::InHalves;
+        if in_halves && model.pipeline().backend().half_of(group.batch).is_none() {
+            return Ok(None);
+        }
+        model.set_overlap(if in_halves { Overlap::Halves } else { Overlap::Off })?;
         let before_step = |backend: &mut CudaBackend, step: usize| -> Result<()> {
             if let Some(traced) = traced {
                 // What is drawn stands still for who is to miss nothing.
@@ -64,17 +69,18 @@ impl CudaMachine {
         let timed = (2 * options.steps) as f64;
         let misses = after.misses - before.misses;
         let page_bytes = group.kv.host_layout().page_bytes() as f64;
-        Ok(Point {
+        Ok(Some(Point {
             step_ms: Some(profile.graph_ms),
             host_ms,
-            stages_ms: Some(stages(&profile)),
+            // Those of one half run beside those of the other.
+            stages_ms: (!in_halves).then(|| stages(&profile)),
             hits: after.hits - before.hits,
             misses,
             adopted: after.adopted_pages - before.adopted_pages,
             fetched_bytes_per_step: misses as f64 * page_bytes / timed,
             memory: memory(model, group)?,
             ..point(group, caching, slots(group, options)?)
-        })
+        }))
     }
 
     /// The group's model with its memory full.
@@ -134,11 +140,11 @@ impl Machine for CudaMachine {
         let (mut model, mut batch) = self.filled(group, &kv, options, method)?;
         for caching in ran {
             let measured = if caching == Caching::DenseStreamed {
-                self.streamed(&mut model, &mut batch, group)?
+                Some(self.streamed(&mut model, &mut batch, group)?)
             } else {
                 self.run(&mut model, &mut batch, (group, caching), options, method)?
             };
-            outcome.points.push(measured);
+            outcome.points.extend(measured);
         }
         self.weights = Some(model.into_weights()?);
         Ok(outcome)

@@ -104,12 +104,13 @@ impl GpuSelect for DrawnSelect {
     unsafe fn select(&self, kernels: &Kernels, stream: &Stream, stage: &SelectStage<'_>) -> DriverResult<()> {
         // SAFETY: the caller's part.
         unsafe { self.inner.launch(kernels, stream, stage) }?;
-        let SelectStage { score, select, .. } = *stage;
+        let SelectStage { score, select, first_request, .. } = *stage;
         let Staged { ids, counts, rows, capacity, .. } = &*self.staged;
         // A prompt's last query has the rows of one request, and selects what the first request does.
-        let (layer, of_batch) = (score.layer as usize, select.selected.len());
-        select.ids.copy_from(stream, 0, ids, layer * rows * capacity, of_batch * capacity)?;
-        select.selected.copy_from(stream, 0, counts, layer * rows, of_batch)
+        let (first, of_batch) = (score.layer as usize * rows, select.selected.len());
+        let first = first + first_request * select.kv_heads as usize;
+        select.ids.copy_from(stream, 0, ids, first * capacity, of_batch * capacity)?;
+        select.selected.copy_from(stream, 0, counts, first, of_batch)
     }
 
     fn bytes(&self) -> u64 {

@@ -147,7 +147,7 @@ impl GpuSelect for Select {
     }
 
     unsafe fn select(&self, kernels: &Kernels, stream: &Stream, stage: &SelectStage<'_>) -> DriverResult<()> {
-        let (SelectStage { score, select, scratch }, rank) = (*stage, self.projection.rank);
+        let (SelectStage { score, select, scratch, .. }, rank) = (*stage, self.projection.rank);
         let query = GateQueries {
             gate: self.projection.weights(),
             entries: score.entries,

@@ -238,6 +238,8 @@ pub struct SelectStage<'a> {
     pub select: SelectPartitions<'a>,
     /// `[batch * kv_heads]` times [`GpuSelect::scratch_words`].
     pub scratch: &'a DeviceBuffer<Word>,
+    /// Which request of the step's batch is the first here: 0, or the first of the second half.
+    pub first_request: usize,
 }
 
 /// The Index of a [`LayerStep`](super::LayerStep).

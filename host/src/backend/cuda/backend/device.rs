@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use spinkv_kernels::abi::attend::{blocks_of_group, partial_words};
-use spinkv_kernels::abi::{Entry, PageCopy, SEGMENT_KEYS, resolve::NO_FAULT, score};
+use spinkv_kernels::abi::{Entry, PageCopy, SEGMENT_KEYS, WORD_BYTES, resolve::NO_FAULT, score};
 
 use super::super::driver::{DeviceBuffer, Result, Stream};
 use super::super::kernels::{Kernels, KvTables};
@@ -116,6 +116,9 @@ pub(super) struct Counts {
     pub faults: DeviceBuffer<u32>,
 }
 
+/// Parts of buffers begin at multiples of so many bytes.
+const PART_BYTES: usize = 256;
+
 /// Numbers between the counts of one layer and those of the next: buffers begin at multiples of 256 bytes.
 fn count_stride(rows: usize) -> usize {
     rows.next_multiple_of(64)
@@ -169,9 +172,11 @@ impl Lists {
             arrived: DeviceBuffer::zeroed(stream, rows)?,
             counts: layers,
             no_pages: DeviceBuffer::zeroed(stream, rows)?,
+            // For each half of a batch.
             partials: DeviceBuffer::zeroed(
                 stream,
-                units * splits * partial_words(sizes.head_words as u32) as usize,
+                2 * (units * splits * partial_words(sizes.head_words as u32) as usize)
+                    .next_multiple_of(PART_BYTES / WORD_BYTES),
             )?,
             arrivals: DeviceBuffer::zeroed(stream, units)?,
             lse: DeviceBuffer::zeroed(stream, rows * group)?,
@@ -180,37 +185,45 @@ impl Lists {
         Ok((lists, counts))
     }
 
-    /// Those of a batch of `batch` entries; the same memory.
-    pub fn part(&self, sizes: &Sizes, batch: usize) -> Result<Self> {
+    /// Those of the entries in `batch`, the same memory. What does not begin with the first entry begins at a multiple of
+    /// [`half_unit`](Sizes::half_unit).
+    pub fn part(&self, sizes: &Sizes, batch: Range<usize>) -> Result<Self> {
         let Sizes { kv_heads, group, stride, id_stride, list_capacity, .. } = *sizes;
-        let rows = batch * kv_heads;
-        let units = rows * blocks_of_group(group as u32) as usize;
-        let scored = if sizes.summaries.is_some() { rows * group } else { 0 };
+        let of_rows = |width: usize| batch.start * kv_heads * width..batch.end * kv_heads * width;
+        let rows = of_rows(1);
+        let units = blocks_of_group(group as u32) as usize;
+        let scored = if sizes.summaries.is_some() { group } else { 0 };
         let counts = self.counts.iter().map(|Counts { pages, copies, faults }| {
-            let [pages, copies, faults] = [pages, copies, faults].map(|buffer| buffer.part(0..rows));
+            let [pages, copies, faults] = [pages, copies, faults].map(|buffer| buffer.part(rows.clone()));
             Ok(Counts { pages: pages?, copies: copies?, faults: faults? })
         });
-        // Scratch that splits share out is not cut: its length says nothing.
-        let whole = |buffer: &DeviceBuffer<Word>| buffer.part(0..buffer.len());
+        let tiles = score::tiles(stride as u32) as usize;
+        // Splits share these out among the rows of a launch, so that their length says nothing; the second half has its own.
+        let scratch = |buffer: &DeviceBuffer<Word>| {
+            let half = buffer.len() / 2;
+            buffer.part(if batch.start == 0 { 0..half } else { half..buffer.len() })
+        };
+        let everything = if sizes.everything { batch.clone() } else { 0..0 };
+        let keys = if self.keys.is_empty() { 0..0 } else { of_rows(stride.div_ceil(4)) };
         Ok(Self {
-            entries: self.entries.part(0..batch)?,
-            everything: self.everything.part(0..if sizes.everything { batch } else { 0 })?,
-            logits: self.logits.part(0..scored * stride)?,
-            statistics: self.statistics.part(0..scored * score::tiles(stride as u32) as usize * 2)?,
-            keys: whole(&self.keys)?,
-            scratch: self.scratch.part(0..rows * sizes.scratch_words)?,
-            ids: self.ids.part(0..rows * id_stride)?,
-            id_counts: self.id_counts.part(0..rows)?,
-            estimated_ids: self.estimated_ids.part(0..rows * sizes.estimates())?,
-            estimated: self.estimated.part(0..rows)?,
-            pages: self.pages.part(0..rows * list_capacity)?,
-            copies: self.copies.part(0..rows * list_capacity)?,
-            arrived: self.arrived.part(0..rows)?,
+            entries: self.entries.part(batch.clone())?,
+            everything: self.everything.part(everything)?,
+            logits: self.logits.part(of_rows(scored * stride))?,
+            statistics: self.statistics.part(of_rows(scored * tiles * 2))?,
+            keys: self.keys.part(keys)?,
+            scratch: self.scratch.part(of_rows(sizes.scratch_words))?,
+            ids: self.ids.part(of_rows(id_stride))?,
+            id_counts: self.id_counts.part(rows.clone())?,
+            estimated_ids: self.estimated_ids.part(of_rows(sizes.estimates()))?,
+            estimated: self.estimated.part(rows.clone())?,
+            pages: self.pages.part(of_rows(list_capacity))?,
+            copies: self.copies.part(of_rows(list_capacity))?,
+            arrived: self.arrived.part(rows.clone())?,
             counts: counts.collect::<Result<_>>()?,
-            no_pages: self.no_pages.part(0..rows)?,
-            partials: whole(&self.partials)?,
-            arrivals: self.arrivals.part(0..units)?,
-            lse: self.lse.part(0..rows * group)?,
+            no_pages: self.no_pages.part(rows)?,
+            partials: scratch(&self.partials)?,
+            arrivals: self.arrivals.part(of_rows(units))?,
+            lse: self.lse.part(of_rows(group))?,
             low_rank: self.low_rank.as_ref().map(|lists| lists.part(sizes, batch)).transpose()?,
         })
     }

@@ -1,5 +1,7 @@
 //! Keys in low rank: what lies on the GPU for them, and their launches.
 
+use std::ops::Range;
+
 use half::bf16;
 use spinkv_kernels::abi::{PageCopy, SEGMENT_KEYS, WORD_ELEMENTS};
 
@@ -176,13 +178,13 @@ impl LowRankLists {
     }
 
     /// Those of a batch of `batch` entries; the same memory.
-    pub fn part(&self, sizes: &Sizes, batch: usize) -> DriverResult<Self> {
-        let rows = batch * sizes.kv_heads;
+    pub fn part(&self, sizes: &Sizes, batch: Range<usize>) -> DriverResult<Self> {
+        let of_rows = |width: usize| batch.start * sizes.kv_heads * width..batch.end * sizes.kv_heads * width;
         Ok(Self {
-            missed: self.missed.part(0..rows * sizes.list_capacity)?,
-            copies: self.copies.part(0..rows * sizes.leaving_pages)?,
-            keys: self.keys.part(0..rows * sizes.leaving_pages)?,
-            counts: self.counts.part(0..rows)?,
+            missed: self.missed.part(of_rows(sizes.list_capacity))?,
+            copies: self.copies.part(of_rows(sizes.leaving_pages))?,
+            keys: self.keys.part(of_rows(sizes.leaving_pages))?,
+            counts: self.counts.part(of_rows(1))?,
         })
     }
 

@@ -16,6 +16,7 @@ mod sizes;
 mod stages;
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use spinkv_kernels::abi::{ABSENT_SLOT, Entry, NO_KEY, SEGMENT_KEYS, SLOT_PINNED};
@@ -204,7 +205,15 @@ impl CudaBackend {
     /// # Errors
     /// Beyond the [`capacity`](Self::capacity).
     pub fn entries_of(&self, batch: usize) -> Result<DeviceBuffer<Entry>> {
-        Ok(self.lists.entries.part(0..batch)?)
+        self.entries_in(0..batch)
+    }
+
+    /// The same of the requests in `requests` alone, which begin with the first or as a [half](Self::half_of).
+    ///
+    /// # Errors
+    /// As for [`entries_of`](Self::entries_of).
+    pub fn entries_in(&self, requests: Range<usize>) -> Result<DeviceBuffer<Entry>> {
+        Ok(self.lists.entries.part(requests)?)
     }
 
     /// Bytes allocated on the GPU.
@@ -400,7 +409,7 @@ impl CudaBackend {
         }
         let mut entries = self.entries(step);
         entries.resize(batch.max(entries.len()), Entry::default());
-        self.lists.part(&self.sizes, entries.len())?.write_entries(&self.stream, &entries)?;
+        self.lists.part(&self.sizes, 0..entries.len())?.write_entries(&self.stream, &entries)?;
         self.uploaded = step.entries.to_vec();
         Ok(())
     }

@@ -276,7 +276,13 @@ impl CudaBackend {
         if self.clusters.is_some() {
             return self.cluster_prompt(step, keys, values, false);
         }
-        let stages = Stages { backend: self, lists: &prompt.lists, layer: step.layer };
+        let stages = Stages {
+            backend: self,
+            lists: &prompt.lists,
+            layer: step.layer,
+            first_request: 0,
+            in_halves: false,
+        };
         if let (Some(factors), [entry]) = (&self.key_factors, step.entries) {
             let (request, tokens) = (&self.requests[&entry.request], entry.after());
             // SAFETY: keys are not written before `done`; prompts use the side stream alone.
@@ -307,7 +313,13 @@ impl CudaBackend {
     ) -> Result<()> {
         self.cluster_prompt(step, keys, values, true)?;
         let prompt = &self.prompt;
-        let stages = Stages { backend: self, lists: &prompt.lists, layer: step.layer };
+        let stages = Stages {
+            backend: self,
+            lists: &prompt.lists,
+            layer: step.layer,
+            first_request: 0,
+            in_halves: false,
+        };
         let launch = StorePrompt {
             pages: stages.offload_pages(&prompt.stored),
             keys,
@@ -333,7 +345,13 @@ impl CudaBackend {
         let last = &prompt.last_query[step.layer % 2];
         last.copy_from(&self.stream, 0, queries, queries.len() - words, words)?;
         prompt.follow(&self.stream)?;
-        let stages = Stages { backend: self, lists: &prompt.lists, layer: step.layer };
+        let stages = Stages {
+            backend: self,
+            lists: &prompt.lists,
+            layer: step.layer,
+            first_request: 0,
+            in_halves: false,
+        };
         let Some(select) = stages.select(last) else { return Ok(()) };
         // SAFETY: the entry is the prompt's; its summaries are written by the launches before.
         Ok(unsafe { select.launch(&self.kernels, &prompt.side, |_| Ok(())) }?)
@@ -342,7 +360,8 @@ impl CudaBackend {
     pub(super) fn retrieve_prompt(&mut self, step: &Step<'_>) -> Result<()> {
         let (layer, prompt) = (step.layer, &self.prompt);
         if self.sizes.summaries.is_some() {
-            let stages = Stages { backend: self, lists: &prompt.lists, layer };
+            let stages =
+                Stages { backend: self, lists: &prompt.lists, layer, first_request: 0, in_halves: false };
             // SAFETY: the entry is the prompt's, whose pages are on the host by the launches before.
             unsafe {
                 stages.resolve().launch(&self.kernels, &prompt.side)?;

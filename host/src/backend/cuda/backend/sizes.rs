@@ -332,6 +332,12 @@ impl Sizes {
         kernels.attend_splits(units as u32, (pages * self.page_tokens) as u32)
     }
 
+    /// Requests whose lists are whole parts of a batch's: those of entries of 80 bytes, and of rows' numbers, begin at multiples of 256 bytes.
+    pub fn half_unit(&self) -> usize {
+        let (entries, rows) = (16, 64);
+        (entries..).step_by(entries).find(|unit| (unit * self.kv_heads).is_multiple_of(rows)).unwrap_or(rows)
+    }
+
     /// The first partition that can be selected.
     pub fn first_partition(&self) -> usize {
         if self.clusters.is_some() { 0 } else { self.sink_pages * self.page_tokens / self.partition_tokens }

@@ -1,8 +1,9 @@
 //! The stages of a decode step, one by one and as one launch of a layer.
 
 use std::cell::Cell;
+use std::ops::Range;
 
-use super::super::driver::{DeviceBuffer, Result as DriverResult};
+use super::super::driver::{DeviceBuffer, Result as DriverResult, Stream};
 use super::super::kernels::{
     Append, Attend, Awaited, Estimates, Gather, IndexOperator, IndexStep, Marks, OffloadPages, Resolve,
     Score, SelectPartitions,
@@ -72,10 +73,57 @@ impl CudaBackend {
         tensors: &StepTensors<'_>,
         behind: impl Fn(Stage) -> DriverResult<()>,
     ) -> Result<()> {
-        let lists = self.lists.part(&self.sizes, batch)?;
-        let stages = Stages { backend: self, lists: &lists, layer };
+        let lists = self.lists.part(&self.sizes, 0..batch)?;
+        let stages = Stages { backend: self, lists: &lists, layer, first_request: 0, in_halves: false };
+        // SAFETY: the caller's part.
+        unsafe { self.launch_stages(&stages, &self.stream, resident, tensors, behind) }
+    }
+
+    /// Async: as [`launch_layer`](Self::launch_layer), on `stream` and for the entries in `half` of the batch alone, while the other half is on another stream:
+    /// one computes while the other's pages come. Attention waits for all of its pages, since blocks that wait would keep the other half's work from
+    /// the GPU.
+    ///
+    /// # Errors
+    /// [`DriverError::Multiple`](super::super::driver::DriverError::Multiple) for a second half that begins elsewhere than [`half_of`](Self::half_of) says, and those of
+    /// [`launch_layer`](Self::launch_layer).
+    ///
+    /// # Safety
+    /// As there, and the halves of a batch do not overlap.
+    pub unsafe fn launch_half(
+        &self,
+        layer: usize,
+        half: Range<usize>,
+        stream: &Stream,
+        tensors: &StepTensors<'_>,
+    ) -> Result<()> {
+        let (first_request, lists) = (half.start, self.lists.part(&self.sizes, half)?);
+        let stages = Stages { backend: self, lists: &lists, layer, first_request, in_halves: true };
+        // SAFETY: the caller's part; the lists are this half's alone, and rows of different requests share no table.
+        unsafe { self.launch_stages(&stages, stream, false, tensors, |_| Ok(())) }
+    }
+
+    /// How many requests of a batch its first half has; `None` for a batch that is not parted: a small one, or of methods whose stages share more than tables.
+    pub fn half_of(&self, batch: usize) -> Option<usize> {
+        if self.sizes.clusters.is_some() || self.sizes.rank > 0 {
+            return None;
+        }
+        let unit = self.sizes.half_unit();
+        let half = (batch / 2).next_multiple_of(unit);
+        (half < batch).then_some(half)
+    }
+
+    /// # Safety
+    /// As for [`launch_layer`](Self::launch_layer).
+    unsafe fn launch_stages(
+        &self,
+        stages: &Stages<'_>,
+        stream: &Stream,
+        resident: bool,
+        tensors: &StepTensors<'_>,
+        behind: impl Fn(Stage) -> DriverResult<()>,
+    ) -> Result<()> {
         let StepTensors { queries, keys, values, out } = *tensors;
-        let (kernels, stream) = (&self.kernels, &*self.stream);
+        let kernels = &self.kernels;
         // SAFETY: the caller's part; entries and tables are those of the backend's requests, which agree.
         unsafe {
             if resident {
@@ -123,8 +171,9 @@ impl CudaBackend {
 
     /// Launches some stages of a decode step.
     fn launch(&self, step: &Step<'_>, launch: impl FnOnce(&Stages<'_>) -> DriverResult<()>) -> Result<()> {
-        let lists = self.lists.part(&self.sizes, step.entries.len())?;
-        Ok(launch(&Stages { backend: self, lists: &lists, layer: step.layer })?)
+        let lists = self.lists.part(&self.sizes, 0..step.entries.len())?;
+        let layer = step.layer;
+        Ok(launch(&Stages { backend: self, lists: &lists, layer, first_request: 0, in_halves: false })?)
     }
 
     /// Whether a step's requests keep all their pages steady, so that there is nothing to index, to select or to retrieve.
@@ -213,6 +262,10 @@ pub(super) struct Stages<'a> {
     pub backend: &'a CudaBackend,
     pub lists: &'a Lists,
     pub layer: usize,
+    /// Which of the batch's requests is the lists' first.
+    pub first_request: usize,
+    /// Whether another half of the batch runs beside these.
+    pub in_halves: bool,
 }
 
 impl<'a> Stages<'a> {
@@ -347,7 +400,10 @@ impl<'a> Stages<'a> {
             selected: &lists.id_counts,
         };
         Some(match self.backend.own.select.as_deref() {
-            Some(own) => LayerSelect::Own(own, SelectStage { score, select, scratch: &lists.scratch }),
+            Some(own) => {
+                let first_request = self.first_request;
+                LayerSelect::Own(own, SelectStage { score, select, scratch: &lists.scratch, first_request })
+            }
             None => LayerSelect::InTree(score, select),
         })
     }
@@ -390,9 +446,9 @@ impl<'a> Stages<'a> {
         }
     }
 
-    /// Whether attention may begin while pages come: not while their keys are made elsewhere.
+    /// Whether attention may begin while pages come: not while their keys are made elsewhere, nor beside another half.
     fn counts_arrivals(&self) -> bool {
-        self.sizes().rank == 0
+        self.sizes().rank == 0 && !self.in_halves
     }
 
     fn attend(&self, queries: &'a DeviceBuffer<Word>, outputs: &'a DeviceBuffer<Word>) -> Attend<'a> {
