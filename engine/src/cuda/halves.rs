@@ -119,7 +119,7 @@ impl Parts {
             Some(own) => (&own.ids, &own.likeliest, &own.greatest, &own.arrivals),
             None => (&self.ids, &self.likeliest, &self.greatest, &self.arrivals),
         };
-        let nothing = || -> Result<KeysValues> { Ok(self.step_kv.of(sizes, none.clone())?) };
+        let nothing = || self.step_kv.of(sizes, none.clone());
         Ok(Self {
             stream: own.map_or(&self.stream, |own| &own.stream).clone(),
             products: own.map_or(&self.products, |own| &own.products).clone(),

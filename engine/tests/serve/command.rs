@@ -202,6 +202,7 @@ fn settings_that_cannot_work_are_refused() {
         spinkv().args(["--backend", "cuda", "--random-weights", "qwen3-41b"]),
         &["did you mean \"qwen3-14b\"?"],
     );
+    refused(spinkv().args(["--overlap", "halves"]), &["cpu", "overlap halves of a batch"]);
     refused(spinkv().args(["--layers", "2"]), &["layers", "only random weights can be cut"]);
     refused(
         spinkv().args(["--method", "retroinfer", "--selections", "drifting"]),

@@ -14,7 +14,7 @@ use spinkv::pipeline::{Budget, Method, RequestId, SteadyZone};
 use spinkv::{KvConfig, KvShape};
 use spinkv_engine::bench::Traced;
 use spinkv_engine::config::ModelConfig;
-use spinkv_engine::cuda::{BlasUse, CudaModel, CudaOptions, DeviceWeights, GpuReport};
+use spinkv_engine::cuda::{BlasUse, CudaModel, CudaOptions, DeviceWeights, GpuReport, Overlap};
 use spinkv_engine::model::DecodeToken;
 use spinkv_engine::sampling::{Sampler, SamplingParams};
 use spinkv_tests::checkpoints::{Bundled, dir, max_difference};
@@ -34,6 +34,7 @@ pub fn tests() -> Vec<Test> {
         test("engine::needles_are_found", needles),
         test("engine::steps_of_others_run_between_a_prompts_layers", between_layers),
         test("engine::tokens_are_drawn_as_on_the_cpu", draws),
+        test("engine::halves_are_the_step_as_a_whole", halves),
         test("engine::drawn_selections_are_what_steps_read", drawn),
         test("engine::soak_of_1000_steps", soak),
         test("engine::memory_is_what_the_driver_says", memory),
@@ -133,6 +134,67 @@ fn logits(machine: &Machine, blas: BlasUse) -> Outcome {
         ensure(worst <= TOLERANCE, format!("{name}: logits are off by {worst}"))?;
         ensure(decided >= least, format!("{name}: only {decided} steps were decided"))?;
         ensure(model.pipeline().backend().is_empty(), "something is still held")?;
+    }
+    Ok(())
+}
+
+/// A batch of 40 ragged requests as two halves, of 32 and 8, beside the same as a whole: logits, what is read, and every cached page.
+fn halves(machine: &Machine) -> Outcome {
+    const REQUESTS: usize = 40;
+    let reference = Bundled::open("needle-tiny");
+    let ids = reference.input_ids("needle_4k_0");
+    let methods: [Arc<dyn Method>; 2] = [
+        Arc::new(ShadowKv { budget: Budget::Tokens(128), steady: SteadyZone::default(), outliers: 4 }),
+        Arc::new(Quest::new(Budget::Tokens(128), SteadyZone::default())),
+    ];
+    for method in methods {
+        let open = || {
+            let config = ModelConfig::open(dir("needle-tiny"))?;
+            let weights = DeviceWeights::open(&machine.stream, dir("needle-tiny"), &config, |_, _| {})?;
+            model(machine, config, weights, method.clone(), limits(REQUESTS, 700), BlasUse::Never)
+        };
+        let (mut whole, mut parted) = (open()?, open()?);
+        ensure(parted.pipeline().backend().half_of(REQUESTS) == Some(32), "32 and 8")?;
+        parted.set_overlap(Overlap::Halves)?;
+        let (mut of_whole, mut of_parted) = (Vec::new(), Vec::new());
+        for (model, batch) in [(&mut whole, &mut of_whole), (&mut parted, &mut of_parted)] {
+            for number in 0..REQUESTS {
+                let request = model.pipeline_mut().admit(700)?;
+                // The last ones have no more than the steady zone.
+                let prompt = &ids[number * 31..][..(620 - 15 * number).max(20)];
+                let logits = model.prefill(request, prompt, go)?;
+                batch.push(DecodeToken { request, token: best(&logits) });
+            }
+        }
+        let (mut worst, vocab) = (0.0_f32, whole.config().vocab_size);
+        for step in 0..40 {
+            // Batches whose second half is shorter, and those that are not parted.
+            let count = [REQUESTS, 37, 33, 20][step % 4];
+            let expected = whole.decode(&of_whole[..count])?;
+            let found = parted.decode(&of_parted[..count])?;
+            worst = worst.max(max_difference(&found, &expected));
+            for (number, logits) in expected.chunks_exact(vocab).enumerate() {
+                let token = best(logits);
+                (of_whole[number].token, of_parted[number].token) = (token, token);
+            }
+        }
+        println!("halves, {}: logits within {worst:e} of the whole step's", method.name());
+        ensure(worst <= 0.05, format!("{}: logits are off by {worst}", method.name()))?;
+        let mut read = [0, 0];
+        for ((model, batch), read) in
+            [(&mut whole, &of_whole), (&mut parted, &of_parted)].into_iter().zip(&mut read)
+        {
+            model.pipeline_mut().backend_mut().settle()?;
+            let counters = model.pipeline().counters();
+            *read = counters.hits + counters.misses;
+            ensure(counters.misses > 0, "nothing was fetched")?;
+            for part in batch {
+                model.pipeline_mut().backend_mut().audit(part.request)?;
+                model.pipeline_mut().release(part.request);
+            }
+            ensure(model.pipeline().backend().is_empty(), "something is still held")?;
+        }
+        ensure(read[0] == read[1], format!("{} pages were read, {} in halves", read[0], read[1]))?;
     }
     Ok(())
 }

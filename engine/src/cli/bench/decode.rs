@@ -53,6 +53,8 @@ struct StepArguments {
   no-cache        the method; every step fetches all that it selects
   previous-step   keeps what the step before selected
   bucketed-lru    keeps --buffering times as much besides, which is what serves
+  in-halves       the same, two halves of the batch in alternation: one computes while the other's pages come.
+                  On a GPU, of batches of 32 and more
   exact-lru       the same size, exact; replayed from what was selected
   belady          the same size and the future known: nobody misses less; replayed
   resident        nothing misses: the least that a step of the method can take
@@ -172,6 +174,9 @@ pub(super) fn run(arguments: &DecodeArguments) -> Result<()> {
     let mut caches = arguments.caches.clone();
     caches.sort_unstable();
     caches.dedup();
+    if arguments.steps.subject.backend == "cpu" && caches.contains(&Caching::InHalves) {
+        return Err(Error::UnsupportedByBackend { backend: "cpu", what: "overlap halves of a batch" });
+    }
     let steps = &arguments.steps;
     let (facts, options, points) = steps.measure(methods, &arguments.budgets, |options| DecodeOptions {
         batches: arguments.batches.clone(),

@@ -177,6 +177,11 @@ pub(crate) struct ServeArguments {
     #[arg(long, value_name = "USE", value_parser = ["auto", "require", "off"], env = "SPINKV_CUBLASLT", help_heading = "Memory")]
     pub(super) cublaslt: Option<String>,
 
+    /// Whether fetches of KV overlap compute on a GPU: off; or halves, two halves of a batch in alternation, which pays where a large batch waits longer for
+    /// its pages than the weights take to read [default: off]
+    #[arg(long, value_name = "HOW", value_parser = ["off", "halves"], env = "SPINKV_OVERLAP", help_heading = "Memory")]
+    pub(super) overlap: Option<String>,
+
     /// What is logged, as tracing's filters say it [default: info]
     #[arg(long, value_name = "FILTER", env = "SPINKV_LOG", help_heading = "Logging")]
     pub(super) log: Option<String>,
@@ -209,7 +214,7 @@ impl ServeArguments {
         fill!(self, file, model random_weights layers selections served_model_name host port api_key api_key_file allow_open max_body_mib max_concurrent
             request_timeout drain_timeout default_max_tokens max_batch max_queue prompt_layers patience preempt max_context
             method budget sinks window gates backend page_tokens kv_dtype host_kv gpu_pages gpu_mib host_mib reserve_host_mib
-            buffering cublaslt log log_json);
+            buffering cublaslt overlap log log_json);
         Ok(self)
     }
 

@@ -66,7 +66,7 @@ fn cuda_model(settings: Settings) -> Result<spinkv_engine::cuda::CudaModel> {
     use spinkv::backend::cuda::driver::{Device, Stream};
     use spinkv::backend::cuda::kernels::Kernels;
     use spinkv::backend::cuda::{CudaBackend, CudaLimits};
-    use spinkv_engine::cuda::{BlasUse, CudaModel, CudaOptions, DeviceWeights};
+    use spinkv_engine::cuda::{BlasUse, CudaModel, CudaOptions, DeviceWeights, Overlap};
 
     use super::settings::{RANDOM_SEED, Source};
 
@@ -91,6 +91,7 @@ fn cuda_model(settings: Settings) -> Result<spinkv_engine::cuda::CudaModel> {
         _ => BlasUse::IfPresent,
     };
     let mut model = CudaModel::new(context, config, weights, kv, &CudaOptions { limits, blas })?;
+    model.set_overlap(if settings.in_halves { Overlap::Halves } else { Overlap::Off })?;
     if settings.reserve_host_bytes > 0 {
         let backend = model.pipeline_mut().backend_mut();
         backend.reserve_host(settings.reserve_host_bytes, &mut |_| {})?;

@@ -73,6 +73,8 @@ pub(super) struct Settings {
     pub reserve_host_bytes: u64,
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "a setting of GPUs"))]
     pub cublaslt: String,
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "a setting of GPUs"))]
+    pub in_halves: bool,
     pub scheduling: SchedulerOptions,
 }
 
@@ -147,6 +149,10 @@ impl ServeArguments {
             let what = "limit its memory by --gpu-mib: --gpu-pages does";
             return Err(Error::UnsupportedByBackend { backend: "cuda", what });
         }
+        let in_halves = self.overlap.as_deref() == Some("halves");
+        if cpu && in_halves {
+            return Err(Error::UnsupportedByBackend { backend: "cpu", what: "overlap halves of a batch" });
+        }
         Ok(Settings {
             backend,
             source,
@@ -156,6 +162,7 @@ impl ServeArguments {
             buffering: self.buffering.unwrap_or(DEFAULT_BUFFERING),
             reserve_host_bytes,
             cublaslt: self.cublaslt.clone().unwrap_or_else(|| "auto".to_owned()),
+            in_halves,
             scheduling,
         })
     }
