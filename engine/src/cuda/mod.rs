@@ -1,8 +1,9 @@
-//! Models on an NVIDIA GPU.
+//! Models on an NVIDIA GPU, or on several of one host.
 
 mod activations;
 mod fill;
 mod model;
+pub mod parallel;
 mod parts;
 mod product;
 mod profile;
@@ -16,6 +17,7 @@ pub(crate) mod stand_in;
 pub mod weights;
 
 pub use model::{CudaModel, CudaOptions};
+pub use parallel::{GpuGroup, TensorParallel, WeightSource};
 pub use product::BlasUse;
 pub use profile::{StepPart, StepProfile};
 pub use prompt::CudaPrompt;
