@@ -197,4 +197,5 @@ fn settings_that_cannot_work_are_refused() {
     refused(spinkv().arg("--api-key-file").arg(file("\n \n")), &["settings.toml", "holds no key"]);
     refused(spinkv().arg("--model").arg("no/such/model"), &["no/such/model"]);
     refused(spinkv().args(["--backend", "tpu"]), &["\"tpu\"", "known: cpu, cuda"]);
+    refused(spinkv().args(["--gpus", "2"]), &["the cpu backend cannot use GPUs"]);
 }

@@ -45,7 +45,7 @@ pub(super) fn run_engine(engine: Engine, settings: Settings, tokenizer: Tokenize
                     return Err(error);
                 }
             };
-            tracing::info!(products = model.products(), "ready");
+            tracing::info!(gpus = model.group().description(), products = model.products(), "ready");
             engine.run(Scheduler::new(model, Some(tokenizer), scheduling), page_bytes);
         }
     }
@@ -61,12 +61,13 @@ fn cpu_backend(settings: &Settings) -> Result<CpuBackend> {
 }
 
 #[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn cuda_model(settings: Settings) -> Result<spinkv_engine::cuda::CudaModel> {
-    use spinkv::backend::cuda::driver::{Device, Stream};
-    use spinkv::backend::cuda::{CudaBackend, CudaLimits};
-    use spinkv_engine::cuda::{BlasUse, CudaModel, CudaOptions, DeviceWeights};
+fn cuda_model(settings: Settings) -> Result<spinkv_engine::cuda::TensorParallel> {
+    use std::sync::Arc;
 
-    let Settings { config, kv, limits, buffering, directory, .. } = settings;
+    use spinkv::backend::cuda::CudaLimits;
+    use spinkv_engine::cuda::{BlasUse, CudaOptions, GpuGroup, TensorParallel, WeightSource, parallel};
+
+    let Settings { config, kv, limits, buffering, directory, gpus, .. } = settings;
     let limits = CudaLimits {
         requests: settings.scheduling.max_batch,
         max_tokens: config.max_position_embeddings,
@@ -74,18 +75,18 @@ fn cuda_model(settings: Settings) -> Result<spinkv_engine::cuda::CudaModel> {
         gpu_pages: limits.gpu_pages,
         host_bytes: limits.host_bytes,
     };
-    CudaBackend::check(&kv, &limits)?;
-    let context = &Device::open(0)?;
-    let weights = DeviceWeights::open(&Stream::new(context)?, &directory, &config, |_, _| {})?;
+    let kv = parallel::shards(&kv, gpus)?;
+    parallel::check(&kv, &limits)?;
+    let group = Arc::new(GpuGroup::open(gpus)?);
+    let weights = group.weights(&config, &WeightSource::Checkpoint(directory), |_, _| {})?;
     let blas = match settings.cublaslt.as_str() {
         "require" => BlasUse::Required,
         "off" => BlasUse::Never,
         _ => BlasUse::IfPresent,
     };
-    let mut model = CudaModel::new(context, config, weights, kv, &CudaOptions { limits, blas })?;
+    let mut model = TensorParallel::new(&group, config, weights, kv, &CudaOptions { limits, blas })?;
     if settings.reserve_host_bytes > 0 {
-        let backend = model.pipeline_mut().backend_mut();
-        backend.reserve_host(settings.reserve_host_bytes, &mut |_| {})?;
+        model.reserve_host(settings.reserve_host_bytes, &mut |_| {})?;
     }
     Ok(model)
 }

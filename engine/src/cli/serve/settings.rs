@@ -14,13 +14,15 @@ use spinkv_engine::serve::SchedulerOptions;
 use spinkv_engine::serve::server::ServerOptions;
 use spinkv_engine::{Error, Result};
 
-use super::super::demo;
 use super::super::pages::dtype;
+use super::super::{check_gpus, demo};
 use super::ServeArguments;
 
 /// All settings, checked.
 pub(super) struct Settings {
     pub backend: BackendKind,
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "a setting of GPUs"))]
+    pub gpus: usize,
     pub directory: PathBuf,
     pub config: ModelConfig,
     pub kv: KvConfig,
@@ -65,6 +67,8 @@ impl ServeArguments {
             host: self.host_kv.as_deref().map_or(Ok(usual.host), str::parse)?,
         };
         let kv = KvConfig::new(shape, pages.layout(config.head_dim)?, method)?;
+        let gpus = self.gpus.unwrap_or(1);
+        check_gpus(backend, gpus, &config)?;
         let mebibytes = |mib: u64| mib.saturating_mul(1 << 20);
         let limits = MemoryLimits {
             gpu_pages: self.gpu_pages,
@@ -95,6 +99,7 @@ impl ServeArguments {
         }
         Ok(Settings {
             backend,
+            gpus,
             directory,
             config,
             kv,
