@@ -36,8 +36,8 @@ pub(super) fn run(arguments: &GenerateArguments, options: &GenerateOptions) -> R
 }
 
 fn checkpoint(arguments: &GenerateArguments, options: &GenerateOptions) -> Result<()> {
-    // Without a GPU nothing is read.
-    Device::open(0)?;
+    // Without a GPU nothing is read; it stays open, since opening takes time.
+    let _context = Device::open(0)?;
     let directory = arguments.model.clone().unwrap_or_else(demo::model);
     let prompt = arguments.read_prompt(&directory)?;
     let (config, tokenizer) = (ModelConfig::open(&directory)?, Tokenizer::open(&directory)?);
