@@ -7,7 +7,7 @@ use spinkv_kernels::abi::model::argmax::NONE;
 
 use super::{TensorParallel, lock};
 use crate::config::ModelConfig;
-use crate::cuda::CudaPrompt;
+use crate::cuda::{CudaModel, CudaPrompt};
 use crate::error::{Error, Result};
 use crate::model::DecodeToken;
 use crate::runner::{Drawn, Runner};
@@ -16,6 +16,23 @@ use crate::sampling::Sampler;
 /// A prompt between two layers, by rank.
 #[derive(Debug)]
 pub struct ParallelPrompt(Vec<Mutex<CudaPrompt>>);
+
+impl TensorParallel {
+    /// Does something on every rank; where one refuses, the others undo it.
+    fn all_or_none(
+        &self,
+        work: impl Fn(&mut CudaModel) -> Result<()> + Sync,
+        undo: impl Fn(&mut CudaModel) -> Result<()>,
+    ) -> Result<()> {
+        let outcomes = self.on_ranks(|_, model| Ok(work(model)))?;
+        if outcomes.iter().any(Result::is_err) {
+            for (model, _) in self.models.iter().zip(&outcomes).filter(|(_, outcome)| outcome.is_ok()) {
+                undo(&mut lock(model))?;
+            }
+        }
+        outcomes.into_iter().collect()
+    }
+}
 
 /// Ranks name their requests alike, since all of them are asked the same, in the same order; tokens are rank 0's.
 impl Runner for TensorParallel {
@@ -52,11 +69,11 @@ impl Runner for TensorParallel {
     }
 
     fn park(&mut self, request: RequestId) -> Result<()> {
-        self.on_ranks(|_, model| model.park(request)).map(|_| ())
+        self.all_or_none(|model| model.park(request), |model| model.resume(request))
     }
 
     fn resume(&mut self, request: RequestId) -> Result<()> {
-        self.on_ranks(|_, model| model.resume(request)).map(|_| ())
+        self.all_or_none(|model| model.resume(request), |model| model.park(request))
     }
 
     /// That of all ranks together.
