@@ -10,7 +10,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use spinkv::Rotary;
+use spinkv::{Rotary, Shard};
 
 pub use preset::PRESETS;
 pub use rope::{Llama3Scaling, RopeConfig, RopeScaling, YarnScaling};
@@ -80,6 +80,20 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
+    /// What one of several GPUs computes of the model: its KV heads with their query heads, and its part of the MLP.
+    ///
+    /// # Errors
+    /// [`spinkv::Error::Indivisible`].
+    pub fn shard(&self, shard: Shard) -> Result<Self> {
+        let kv_heads = shard.part("num_key_value_heads", self.kv_heads)?.len();
+        Ok(Self {
+            kv_heads,
+            query_heads: kv_heads * (self.query_heads / self.kv_heads),
+            intermediate_size: shard.part("intermediate_size", self.intermediate_size)?.len(),
+            ..self.clone()
+        })
+    }
+
     /// Reads and checks `config.json` in `dir`, and `generation_config.json` where there is one.
     ///
     /// # Errors

@@ -118,6 +118,46 @@ pub enum Error {
     #[error(transparent)]
     Blas(#[from] spinkv::backend::cuda::blas::BlasError),
 
+    /// NCCL is missing or refused.
+    #[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+    #[error(transparent)]
+    Nccl(#[from] spinkv::backend::cuda::nccl::NcclError),
+
+    /// More GPUs than the machine has, or none.
+    #[error("{wanted} GPUs asked for; this machine has 1 to {found}")]
+    GpuCount {
+        /// The number asked for.
+        wanted: usize,
+        /// The machine's.
+        found: usize,
+    },
+
+    /// Rows that reach further on one GPU than on another: what one request takes must be the same on all.
+    #[error(
+        "GPU {rank} has {found} KV heads that read sinks and window alone, GPU 0 has {expected}: each must have as many"
+    )]
+    UnequalRanks {
+        /// The GPU's rank.
+        rank: usize,
+        /// Its rows.
+        found: usize,
+        /// Those of rank 0.
+        expected: usize,
+    },
+
+    /// A rank did not go on with a step, since another one did not.
+    #[error("another GPU of the group did not go on")]
+    OtherRank,
+
+    /// A model over several GPUs of which one failed in the middle of a sum: the others have nothing to go on with.
+    #[error("the GPU of rank {rank} failed, and the model with it: {message}")]
+    RankFailed {
+        /// The rank that failed first.
+        rank: usize,
+        /// Why.
+        message: String,
+    },
+
     /// Something that this backend cannot do.
     #[error("the {backend} backend cannot {what}")]
     UnsupportedByBackend {

@@ -175,6 +175,7 @@ fn an_unknown_backend_is_refused() {
         &["--random-weights", "qwen3-14b", "--prompt-tokens", "8"],
         &["the cpu backend cannot make random weights"],
     );
+    refused(&["--gpus", "2"], &["the cpu backend cannot use GPUs", "--backend cuda"]);
 }
 
 /// Where the cuda backend is built. What can be refused without a GPU is refused before one is looked for, and without one no model is read.
@@ -195,6 +196,15 @@ fn the_cuda_backend_says_what_it_lacks() {
     refused(&random(&["qwen3-14b", "--page-tokens", "4"]), &["pages of 4 tokens: 8, 16, 32 or 64"]);
     refused(&random(&["qwen3-14b", "--gpu-mib", "900"]), &["--gpu-mib", "--gpu-pages"]);
     refused(&random(&["qwen3-14b", "--record-trace", "no/such/file"]), &["cannot record what steps select"]);
+    refused(&random(&["qwen3-14b", "--gpus", "3"]), &["num_key_value_heads is 8", "3 GPUs cannot share"]);
+    refused(
+        &random(&["qwen3-14b", "--gpus", "2", "--method-option", "keys=low-rank"]),
+        &["cannot be shared out over GPUs by KV heads", "low rank"],
+    );
+    refused(
+        &random(&["qwen3-14b", "--gpus", "2", "--steady-heads", "*:7"]),
+        &["GPU 1 has 40 KV heads that read sinks and window alone, GPU 0 has 0"],
+    );
     refused(&["--backend", "cuda", "--random-weights", "qwen3-14b"], &["--prompt-tokens"]);
     refused(&["--backend", "cuda", "--prompt-tokens", "8"], &["--random-weights"]);
     let devices = Command::cargo_bin("spinkv").expect("the binary is built").arg("devices").output();

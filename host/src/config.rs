@@ -142,6 +142,11 @@ impl KvConfig {
         &*self.method
     }
 
+    /// The method, to be used elsewhere too.
+    pub(crate) fn shared_method(&self) -> Arc<dyn Method> {
+        self.method.clone()
+    }
+
     /// Whether partitions are clusters.
     pub fn clusters(&self) -> bool {
         matches!(self.method.partition(), PartitionKind::Cluster { .. })

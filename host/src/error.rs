@@ -15,6 +15,12 @@ pub enum Error {
     #[error("invalid attention shape: {reason}")]
     InvalidShape { reason: String },
 
+    #[error("{what} is {value}, which {ranks} GPUs cannot share out evenly")]
+    Indivisible { what: &'static str, value: usize, ranks: usize },
+
+    #[error("method {method:?} cannot be shared out over GPUs by KV heads: {what}")]
+    Unshardable { method: String, what: &'static str },
+
     #[error("method {method:?} needs learned gates, and none are given")]
     NoGates { method: String },
 

@@ -1,5 +1,7 @@
 //! Learned gates: the weights by which SeerAttention-R (arXiv 2506.08889) scores blocks.
 
+use std::ops::Range;
+
 use crate::{Error, KvShape, Result, Rotary};
 
 /// The epsilon of a gate's norms, as published.
@@ -115,6 +117,31 @@ impl Gates {
     /// All layers' weights.
     pub fn layers(&self) -> &[LayerGate] {
         &self.layers
+    }
+
+    /// Those of the KV heads `heads` alone.
+    ///
+    /// # Errors
+    /// [`Error::InvalidShape`] for no heads.
+    ///
+    /// # Panics
+    /// For heads that the model does not have.
+    pub fn of_heads(&self, heads: Range<usize>) -> Result<Self> {
+        let KvShape { layers, kv_heads, head_dim, .. } = self.shape;
+        let of_heads = |weights: &[f32]| {
+            let each = weights.len() / kv_heads;
+            weights[heads.start * each..heads.end * each].to_vec()
+        };
+        let layer = |layer: &LayerGate| LayerGate {
+            query: of_heads(&layer.query),
+            key: of_heads(&layer.key),
+            ..layer.clone()
+        };
+        Ok(Self {
+            shape: KvShape::new(layers, heads.len() * self.shape.group(), heads.len(), head_dim)?,
+            layers: self.layers.iter().map(layer).collect(),
+            ..self.clone()
+        })
     }
 
     /// The weights of one KV head.

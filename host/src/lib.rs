@@ -61,8 +61,10 @@ pub mod partition;
 pub mod pipeline;
 mod rotary;
 mod shape;
+mod shard;
 
 pub use config::{KvConfig, RowsByReach};
 pub use error::{Error, Result, nearest_name};
 pub use rotary::Rotary;
 pub use shape::KvShape;
+pub use shard::Shard;

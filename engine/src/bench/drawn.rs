@@ -21,6 +21,8 @@ pub struct DrawnSelections {
     pace: f32,
     layers: usize,
     heads: usize,
+    /// The KV head that is the first of these rows.
+    first_head: usize,
     /// The id of partition 0 of the trace.
     first: u32,
 }
@@ -54,8 +56,14 @@ impl DrawnSelections {
             pace,
             layers: shape.layers,
             heads: shape.kv_heads,
+            first_head: 0,
             first: kv.retrievable_partitions(context).start,
         }
+    }
+
+    /// The same where KV head `first_head` is the first: a GPU's that has those from there on.
+    pub fn from_head(&self, first_head: usize) -> Self {
+        Self { first_head, ..self.clone() }
     }
 
     /// How fast they change: 1 as calibrated.
@@ -77,7 +85,8 @@ impl DrawnSelections {
         step: usize,
     ) -> impl ExactSizeIterator<Item = u32> {
         // 7 layers further for each request, and a head.
-        let (layer, head) = ((layer + 7 * request) % self.layers, (kv_head + request) % self.heads);
+        let head = (self.first_head + kv_head + request) % self.heads;
+        let layer = (layer + 7 * request) % self.layers;
         let row = &self.trace.rows[layer * self.heads + head];
         row.step(step).iter().map(|id| self.first + id)
     }

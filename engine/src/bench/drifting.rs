@@ -1,3 +1,4 @@
+use std::ops::Range;
 use std::sync::Arc;
 
 use spinkv::KvShape;
@@ -70,6 +71,11 @@ impl Method for Drifting {
 
     fn reach(&self, place: Place) -> Reach {
         self.inner.reach(place)
+    }
+
+    fn of_heads(&self, heads: Range<usize>) -> spinkv::Result<Option<Arc<dyn Method>>> {
+        let inner = self.inner.of_heads(heads.clone())?.unwrap_or_else(|| self.inner.clone());
+        Ok(Some(Arc::new(Self { inner, budget: self.budget, kv_heads: heads.len() })))
     }
 
     fn check(&self, shape: &KvShape) -> spinkv::Result<()> {

@@ -108,6 +108,21 @@ pub struct MemoryByUse {
 }
 
 impl MemoryByUse {
+    /// Both together.
+    pub fn plus(&self, other: &Self) -> Self {
+        Self {
+            weights: self.weights + other.weights,
+            activations: self.activations + other.activations,
+            prompt: self.prompt + other.prompt,
+            kv_pages: self.kv_pages + other.kv_pages,
+            kv_tables: self.kv_tables + other.kv_tables,
+            kv_summaries: self.kv_summaries + other.kv_summaries,
+            kv_lists: self.kv_lists + other.kv_lists,
+            total: self.total + other.total,
+            host_pages: self.host_pages + other.host_pages,
+        }
+    }
+
     /// With its total.
     pub fn totalled(self) -> Self {
         let Self { weights, activations, prompt, kv_pages, kv_tables, kv_summaries, kv_lists, .. } = self;

@@ -1,3 +1,4 @@
+use std::ops::Range;
 use std::sync::Arc;
 #[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 use std::sync::OnceLock;
@@ -59,6 +60,25 @@ impl Traced {
             inner: method,
             budget: Budget::Tokens((count + fixed) * tokens),
             drawn,
+            step: AtomicUsize::new(0),
+            #[cfg(all(
+                feature = "cuda",
+                target_os = "linux",
+                any(target_arch = "x86_64", target_arch = "aarch64")
+            ))]
+            staged: OnceLock::new(),
+        })
+    }
+
+    /// What it is of the KV heads `heads` alone, to be loaded and begun by itself.
+    ///
+    /// # Errors
+    /// Those of [`Method::of_heads`].
+    pub fn of_heads(&self, heads: Range<usize>) -> Result<Self> {
+        Ok(Self {
+            inner: self.inner.of_heads(heads.clone())?.unwrap_or_else(|| self.inner.clone()),
+            budget: self.budget,
+            drawn: self.drawn.from_head(heads.start),
             step: AtomicUsize::new(0),
             #[cfg(all(
                 feature = "cuda",

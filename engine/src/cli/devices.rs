@@ -23,7 +23,11 @@ struct Devices {
     /// The newest CUDA that the driver understands.
     cuda: Option<String>,
     devices: Vec<Device>,
-    /// Why there are none.
+    /// NCCL's version, with which several of them share a model.
+    nccl: Option<String>,
+    /// Why there is no NCCL.
+    nccl_missing: Option<String>,
+    /// Why there are no devices.
     reason: Option<String>,
 }
 
@@ -59,10 +63,16 @@ impl Devices {
     #[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
     fn find() -> Self {
         use spinkv::backend::cuda::driver;
+        use spinkv::backend::cuda::nccl::Nccl;
 
         let list = || -> driver::Result<Self> {
             let devices = driver::Device::all()?.into_iter().map(Device::new).collect();
-            Ok(Self { cuda: Some(driver::driver_version()?.to_string()), devices, reason: None })
+            let cuda = Some(driver::driver_version()?.to_string());
+            let (nccl, nccl_missing) = match Nccl::load().and_then(|nccl| nccl.version()) {
+                Ok(version) => (Some(version), None),
+                Err(error) => (None, Some(error.to_string())),
+            };
+            Ok(Self { cuda, devices, nccl, nccl_missing, reason: None })
         };
         list().unwrap_or_else(|error| Self { reason: Some(error.to_string()), ..Self::default() })
     }
@@ -113,6 +123,11 @@ impl fmt::Display for Devices {
                 device.multiprocessors,
                 HumanBytes(device.memory_bytes),
             )?;
+        }
+        match (&self.nccl, &self.nccl_missing) {
+            (Some(version), _) => writeln!(f, "NCCL {version}, for a model over several GPUs (--gpus)")?,
+            (None, Some(reason)) => writeln!(f, "a model runs on one GPU: {reason}")?,
+            (None, None) => {}
         }
         Ok(())
     }

@@ -121,6 +121,10 @@ pub(crate) struct GenerateArguments {
     #[arg(long, default_value = "cpu", value_name = "NAME", help_heading = "Memory")]
     backend: String,
 
+    /// GPUs of this machine that share the model, by KV heads; more than one need NCCL
+    #[arg(long, default_value_t = 1, value_name = "COUNT", help_heading = "GPU")]
+    pub(super) gpus: usize,
+
     /// Whether products of many tokens go through cuBLASLt on a GPU: if the machine has it (auto), else not at all (require), or never (off)
     #[arg(long, default_value = "auto", value_name = "WHEN", value_parser = ["auto", "require", "off"], help_heading = "GPU")]
     pub(super) cublaslt: String,
@@ -216,6 +220,10 @@ pub(crate) fn run(arguments: &GenerateArguments) -> Result<()> {
         Err(error) => return Err(error.into()),
     }
     match backend {
+        BackendKind::Cpu if arguments.gpus != 1 => {
+            let what = "use GPUs: --gpus is for --backend cuda";
+            Err(Error::UnsupportedByBackend { backend: "cpu", what })
+        }
         BackendKind::Cpu if arguments.random_weights.is_some() => {
             Err(Error::UnsupportedByBackend { backend: "cpu", what: "make random weights" })
         }

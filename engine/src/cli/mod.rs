@@ -18,10 +18,25 @@ pub(crate) mod simulate;
 use std::io::Write;
 
 use clap::{Parser, Subcommand};
+use spinkv::Shard;
+use spinkv::backend::BackendKind;
+use spinkv_engine::config::ModelConfig;
+use spinkv_engine::{Error, Result};
 
 /// Writes to standard error. If that is closed nobody listens, which is no reason to fail.
 pub(crate) fn say(text: &str) {
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
+}
+
+/// Refuses GPUs that cannot share a model out, before anything is loaded.
+fn check_gpus(backend: BackendKind, gpus: usize, config: &ModelConfig) -> Result<()> {
+    if backend == BackendKind::Cpu && gpus != 1 {
+        return Err(Error::UnsupportedByBackend {
+            backend: "cpu",
+            what: "use GPUs: --gpus is for --backend cuda",
+        });
+    }
+    Shard::all(gpus).try_for_each(|shard| config.shard(shard).map(|_| ()))
 }
 
 /// Long-context LLMs with sparse attention over hierarchical KV memory.

@@ -19,7 +19,8 @@ pub enum Overlap {
     #[default]
     Off,
     /// A batch is taken through the step as two halves, each on a stream of its own: while one half's pages come the other computes. Both read all weights, so it
-    /// is for large batches whose pages take longer than the weights. Smaller ones, and those whose requests are resident, are taken as one.
+    /// is for large batches whose pages take longer than the weights. Smaller ones, those whose requests are resident, and all of a model over several GPUs
+    /// are taken as one.
     Halves,
 }
 
@@ -65,7 +66,8 @@ impl CudaModel {
     /// # Errors
     /// Out of GPU memory.
     pub fn set_overlap(&mut self, overlap: Overlap) -> Result<()> {
-        let wanted = overlap == Overlap::Halves;
+        // Sums with other ranks are of one order.
+        let wanted = overlap == Overlap::Halves && self.parts.rank.is_none();
         if wanted != self.second.is_some() {
             self.parts.stream.synchronize()?;
             self.graphs.clear();
@@ -74,6 +76,11 @@ impl CudaModel {
             self.second = wanted.then(make).transpose()?;
         }
         Ok(())
+    }
+
+    /// Whether steps of a batch that is not resident are taken as two halves.
+    pub fn has_halves(&self, batch: usize) -> bool {
+        self.half_of(batch, false).is_some()
     }
 
     /// How many requests of a step's batch its first half has; `None` where steps are taken as one.
@@ -123,6 +130,7 @@ impl Parts {
         Ok(Self {
             stream: own.map_or(&self.stream, |own| &own.stream).clone(),
             products: own.map_or(&self.products, |own| &own.products).clone(),
+            rank: None,
             kernels: self.kernels.clone(),
             frequencies: self.frequencies.part(0..self.frequencies.len())?,
             magnitude: self.magnitude,

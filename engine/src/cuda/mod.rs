@@ -1,9 +1,10 @@
-//! Models on an NVIDIA GPU.
+//! Models on an NVIDIA GPU, or on several of one host.
 
 mod activations;
 mod fill;
 mod halves;
 mod model;
+pub mod parallel;
 mod parts;
 mod product;
 mod profile;
@@ -18,6 +19,7 @@ pub mod weights;
 
 pub use halves::Overlap;
 pub use model::{CudaModel, CudaOptions};
+pub use parallel::{GpuGroup, TensorParallel, WeightSource};
 pub use product::BlasUse;
 pub use profile::{StepPart, StepProfile};
 pub use prompt::CudaPrompt;

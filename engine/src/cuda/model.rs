@@ -1,5 +1,6 @@
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use spinkv::KvConfig;
 use spinkv::backend::Step;
@@ -11,6 +12,7 @@ use spinkv_kernels::abi::WORD_ELEMENTS;
 use spinkv_kernels::abi::model::sample::SampleParams;
 
 use super::halves::SecondHalf;
+use super::parallel::Rank;
 use super::parts::Parts;
 use super::product::BlasUse;
 use super::profile::StepPart;
@@ -40,6 +42,12 @@ pub struct CudaModel {
     context: Context,
 }
 
+// A rank's model is made on a thread of its own and used on another.
+const _: fn() = || {
+    fn sendable<T: Send>() {}
+    sendable::<CudaModel>();
+};
+
 /// What is enqueued behind each part of a step.
 type Behind<'a> = &'a dyn Fn(StepPart) -> DriverResult<()>;
 
@@ -65,10 +73,22 @@ impl CudaModel {
         kv: KvConfig,
         options: &CudaOptions,
     ) -> Result<Self> {
+        Self::of_rank(context, config, weights, kv, options, None)
+    }
+
+    /// One GPU's part of a model: `config`, `weights` and `kv` are the rank's.
+    pub(super) fn of_rank(
+        context: &Context,
+        config: ModelConfig,
+        weights: DeviceWeights,
+        kv: KvConfig,
+        options: &CudaOptions,
+        rank: Option<Arc<Rank>>,
+    ) -> Result<Self> {
         let memory = context.memory()?;
         let used_before = (memory.total_bytes - memory.free_bytes).saturating_sub(weights.bytes().total());
         let backend = CudaBackend::new(context, kv, &options.limits)?;
-        let parts = Parts::new(&config, weights.sizes(), &backend, options)?;
+        let parts = Parts::new(&config, weights.sizes(), &backend, options, rank)?;
         let pipeline = Pipeline::new(backend).with_buffering(options.limits.buffering);
         let context = context.clone();
         Ok(Self {
@@ -97,6 +117,12 @@ impl CudaModel {
     pub fn into_weights(self) -> Result<DeviceWeights> {
         self.parts.stream.synchronize()?;
         Ok(self.weights)
+    }
+
+    /// Ends what waits for other ranks, for good. The graphs go first, since the library waits for those that hold sums.
+    pub(super) fn abort(&mut self) {
+        self.graphs.clear();
+        self.parts.rank.iter().for_each(|rank| rank.abort());
     }
 
     /// The KV memory and who is in it.
@@ -172,6 +198,7 @@ impl CudaModel {
         let (parts, vocab) = (&self.parts, self.weights.sizes().vocab);
         // The likeliest tokens are there already.
         if draws.iter().any(|draw| draw.temperature != 0.0) {
+            parts.join_ranks()?;
             parts.draws.write(&parts.stream, 0, draws)?;
             let sample = Sample {
                 logits: &parts.logits,
@@ -189,6 +216,7 @@ impl CudaModel {
 
     /// The likeliest tokens of the last step's batch. Waits for it.
     pub(super) fn likeliest(&self, batch: usize) -> Result<Vec<u32>> {
+        self.parts.join_ranks()?;
         let mut ids = vec![0; batch];
         self.parts.likeliest.read(&self.parts.stream, 0, &mut ids)?;
         Ok(ids)
@@ -235,18 +263,21 @@ impl CudaModel {
     /// our own, those of more were planned here.
     pub(super) fn capture(&self, bucket: usize, resident: bool, behind: Behind<'_>) -> Result<Graph> {
         let parts = &self.parts;
+        // Of earlier steps, too: what another rank's failure stops must not be waited for by the driver.
+        parts.join_ranks()?;
+        parts.enter(Ok(()))?;
         // What a first launch loads cannot be loaded during a capture.
         self.launch_step(bucket, resident, true, &|_| Ok(()))?;
+        parts.join_ranks()?;
         parts.stream.synchronize()?;
         let mut failure = None;
         let graph = Graph::capture(&parts.stream, |_| {
             failure = self.launch_step(bucket, resident, false, behind).err();
             Ok(())
         });
-        match failure {
-            Some(failure) => Err(failure),
-            None => Ok(graph?),
-        }
+        let graph = failure.map_or_else(|| Ok(graph?), Err)?;
+        parts.exit();
+        Ok(graph)
     }
 
     /// Enqueues the launches of a step, each part followed by `behind`; `rehearsed`, without the stages, whose entries there are none of
@@ -337,12 +368,18 @@ fn run_step(
     check_ids(ids.iter().copied(), vocab_size)?;
     ids.resize(bucket, 0);
     let requests: Vec<_> = batch.iter().map(|part| part.request).collect();
-    let begin = |backend: &mut CudaBackend, step: &Step<'_>| Ok(backend.begin_step(step, bucket)?);
+    parts.join_ranks()?;
+    let begin = |backend: &mut CudaBackend, step: &Step<'_>| {
+        // A rank that cannot begin has the others not begin either.
+        parts.enter(backend.begin_step(step, bucket).map_err(Error::from))
+    };
     pipeline.decode_at_once(&requests, begin, |_| {
         parts.ids.write(&parts.stream, 0, &ids)?;
         parts.began.record(&parts.stream)?;
         // SAFETY: buffers and kernels are those that were captured; a step of the batch's size has begun.
-        Ok(unsafe { graph.launch(&parts.stream) }?)
+        unsafe { graph.launch(&parts.stream) }?;
+        parts.exit();
+        Ok(())
     })
 }
 

@@ -9,6 +9,7 @@ use spinkv_kernels::abi::model::sample::SampleParams;
 
 use super::activations::{Activations, KeysValues};
 use super::model::CudaOptions;
+use super::parallel::Rank;
 use super::product::{Out, Products, Weights};
 use super::{DeviceLayer, DeviceWeights, WeightSizes};
 use crate::config::ModelConfig;
@@ -25,6 +26,8 @@ pub(super) struct Parts {
     pub stream: Arc<Stream>,
     pub kernels: Kernels,
     pub products: Arc<Products>,
+    /// Of several GPUs that share the model.
+    pub rank: Option<Arc<Rank>>,
     /// `[head_dim / 2]`, and the factor of sines and cosines.
     pub frequencies: DeviceBuffer<f32>,
     pub magnitude: f32,
@@ -61,6 +64,7 @@ impl Parts {
         sizes: &WeightSizes,
         backend: &CudaBackend,
         options: &CudaOptions,
+        rank: Option<Arc<Rank>>,
     ) -> Result<Self> {
         let (stream, kernels) = (backend.stream().clone(), backend.kernels().clone());
         let products = Arc::new(Products::new(stream.clone(), kernels.clone(), sizes, options.blas)?);
@@ -94,9 +98,36 @@ impl Parts {
             began: Event::new(context)?,
             layer_done: [Event::untimed(context)?, Event::untimed(context)?],
             products,
+            rank,
             stream,
             kernels,
         })
+    }
+
+    /// Before sums with other ranks are enqueued: goes on if all of them are `ready`.
+    pub fn enter(&self, ready: Result<()>) -> Result<()> {
+        match &self.rank {
+            Some(rank) => rank.enter(ready),
+            None => ready,
+        }
+    }
+
+    /// Behind the last of them.
+    pub fn exit(&self) {
+        self.rank.iter().for_each(|rank| rank.exit());
+    }
+
+    /// Waits for the stream where another rank's failure could let it stand still; else whoever reads of it does.
+    pub fn join_ranks(&self) -> Result<()> {
+        self.rank.as_ref().map_or(Ok(()), |rank| rank.wait(&self.stream))
+    }
+
+    /// Waits for an event of the stream.
+    pub fn wait_for(&self, event: &Event) -> Result<()> {
+        match &self.rank {
+            Some(rank) => rank.wait_for(event),
+            None => Ok(event.synchronize()?),
+        }
     }
 
     /// Bytes of activations, logits and scratch, and of what the longest prompt needs.
@@ -170,12 +201,29 @@ impl Parts {
         from: &Activations,
     ) -> Result<()> {
         let output = Weights { words: &layer.output, shape: sizes.output() };
-        self.products.product(output, &from.attended, tokens, Out::AddF32(residual))?;
+        self.add_product(output, &from.attended, tokens, residual)?;
         self.norm(residual, &layer.mlp_norm, tokens, &from.normed)?;
         let gate_up = Weights { words: &layer.gate_up, shape: sizes.gate_up() };
         self.products.gated(gate_up, &from.normed, tokens, &from.gate_up, &from.activated)?;
         let down = Weights { words: &layer.down, shape: sizes.down() };
-        self.products.product(down, &from.activated, tokens, Out::AddF32(residual))
+        self.add_product(down, &from.activated, tokens, residual)
+    }
+
+    /// Adds a product to the residual stream. Of several ranks, each of which has a part of the weights' columns, the first one adds its
+    /// product and the others put theirs in the place of it, so that the sum over all has the residual once.
+    fn add_product(
+        &self,
+        weights: Weights<'_>,
+        x: &DeviceBuffer<Word>,
+        tokens: usize,
+        residual: &DeviceBuffer<f32>,
+    ) -> Result<()> {
+        let Some(rank) = &self.rank else {
+            return self.products.product(weights, x, tokens, Out::AddF32(residual));
+        };
+        let out = if rank.is_first() { Out::AddF32(residual) } else { Out::F32(residual) };
+        self.products.product(weights, x, tokens, out)?;
+        rank.sum(&self.stream, residual, tokens * weights.shape[0])
     }
 
     pub fn norm(
@@ -197,6 +245,7 @@ impl Parts {
     }
 
     pub fn read_logits(&self, sizes: &WeightSizes, tokens: usize) -> Result<Vec<f32>> {
+        self.join_ranks()?;
         let mut logits = vec![0.0; tokens * sizes.vocab];
         self.logits.read(&self.stream, 0, &mut logits)?;
         Ok(logits)

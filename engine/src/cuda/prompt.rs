@@ -57,6 +57,7 @@ impl CudaModel {
             return Err(Error::PromptTooLong { tokens: tokens.len(), limit });
         }
         self.prompts += 1;
+        parts.join_ranks()?;
         parts.prompt_ids.write(&parts.stream, 0, tokens)?;
         parts.embed(&self.weights, &parts.prompt_ids, tokens.len(), &parts.prompt_residual)?;
         Ok(CudaPrompt { request, tokens: tokens.len(), layer: 0, number: self.prompts })
@@ -86,6 +87,7 @@ impl CudaModel {
         // Nothing reads the last layer's outputs but the last one.
         let skipped = if index + 1 == layers { chunks - 1 } else { 0 };
         attention.skip(skipped * parts.chunk_tokens)?;
+        parts.enter(Ok(()))?;
         for chunk in 0..chunks {
             let first = chunk * parts.chunk_tokens;
             let count = parts.chunk_tokens.min(tokens - first);
@@ -101,12 +103,13 @@ impl CudaModel {
                 parts.finish(&sizes, layer, &residual, count, &parts.chunk)?;
             }
         }
+        parts.exit();
         prompt.layer += 1;
         // The host is at most one layer ahead, so that progress is true, breaking off is quick, and a step of others between two layers waits for
         // no more than one.
         parts.layer_done[index % 2].record(&parts.stream)?;
         if index > 0 {
-            parts.layer_done[(index + 1) % 2].synchronize()?;
+            parts.wait_for(&parts.layer_done[(index + 1) % 2])?;
             if progress(index, layers).is_break() {
                 return Err(Error::Cancelled);
             }

@@ -1,7 +1,9 @@
+use std::iter::Sum;
+
 use spinkv::backend::cuda::CudaBytes;
 
 /// GPU memory by what for, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GpuReport {
     /// In use before the model was made: the driver's context, the kernels, other processes.
     pub before: u64,
@@ -15,6 +17,19 @@ pub struct GpuReport {
     pub kv: CudaBytes,
     /// In use now, as the driver says.
     pub in_use: u64,
+}
+
+impl Sum for GpuReport {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, one| Self {
+            before: sum.before + one.before,
+            weights: sum.weights + one.weights,
+            activations: sum.activations + one.activations,
+            prompt: sum.prompt + one.prompt,
+            kv: sum.kv + one.kv,
+            in_use: sum.in_use + one.in_use,
+        })
+    }
 }
 
 impl GpuReport {

@@ -111,6 +111,11 @@ impl WeightSizes {
         rows * columns / WORD_ELEMENTS
     }
 
+    /// Words of the largest matrix of a layer.
+    pub(super) fn widest_layer_words(&self) -> usize {
+        self.matrices().map(Self::words).into_iter().max().unwrap_or(0)
+    }
+
     fn matrices(&self) -> [[usize; 2]; 4] {
         [self.qkv(), self.output(), self.gate_up(), self.down()]
     }

@@ -1,7 +1,11 @@
-//! A model's weights in GPU memory.
+//! A model's weights in GPU memory, all of them or what one of several GPUs has.
+
+mod matrices;
+mod tensors;
 
 use std::path::Path;
 
+use spinkv::Shard;
 use spinkv::backend::cuda::driver::{Context, DeviceBuffer, Stream};
 use spinkv::backend::cuda::kernels::{FillRandom, Kernels};
 use spinkv::memory::Word;
@@ -9,9 +13,11 @@ use spinkv_kernels::abi::WORD_ELEMENTS;
 
 use super::sizes::{WeightBytes, WeightSizes};
 use super::staging::Staging;
-use crate::checkpoint::{Checkpoint, RawTensor};
+use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
+use matrices::{LayerMatrix, Matrix};
+use tensors::{Norm, NormKind, Piece, Tensors};
 
 /// Words of a staging buffer, 32 MiB: enough that a copy's own time hides what begins and ends it.
 const STAGING_WORDS: usize = (32 << 20) / size_of::<Word>();
@@ -23,7 +29,7 @@ const STAGING_BUFFERS: usize = 3;
 /// of the input, and a residual stream of 80 layers stays within a hundred.
 const RANDOM_DEVIATION: f32 = 0.02;
 
-/// The weights of a model. Matrices are bf16, `[outputs, inputs]` row-major; norms are f32.
+/// The weights of a model, or a [shard](Shard)'s part of them, whose sizes are then those that follow. Matrices are bf16, `[outputs, inputs]` row-major; norms are f32.
 #[derive(Debug)]
 pub struct DeviceWeights {
     /// `[vocab, hidden]`; also the head where there is none.
@@ -71,19 +77,33 @@ impl DeviceWeights {
         config: &ModelConfig,
         progress: impl FnMut(u64, u64),
     ) -> Result<Self> {
+        Self::open_shard(stream, dir, config, Shard::WHOLE, progress)
+    }
+
+    /// The same of `shard`'s part alone, which is all that is read.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open) and of [`ModelConfig::shard`].
+    pub fn open_shard(
+        stream: &Stream,
+        dir: impl AsRef<Path>,
+        config: &ModelConfig,
+        shard: Shard,
+        progress: impl FnMut(u64, u64),
+    ) -> Result<Self> {
         let checkpoint = Checkpoint::open(dir)?;
-        Self::load(stream, &checkpoint, config, STAGING_WORDS, progress)
+        Self::load(stream, &checkpoint, (config, shard), STAGING_WORDS, progress)
     }
 
     fn load(
         stream: &Stream,
         checkpoint: &Checkpoint,
-        config: &ModelConfig,
+        (config, shard): (&ModelConfig, Shard),
         staging_words: usize,
         mut progress: impl FnMut(u64, u64),
     ) -> Result<Self> {
-        let sizes = WeightSizes::new(config)?;
-        let tensors = Tensors::find(checkpoint, &sizes)?;
+        let sizes = WeightSizes::new(&config.shard(shard)?)?;
+        let tensors = Tensors::find(checkpoint, &WeightSizes::new(config)?, shard)?;
         check_memory(stream.context(), &sizes)?;
         let total = sizes.bytes().total();
         // Norms come first: they are small, and each write of one waits for the stream.
@@ -94,15 +114,14 @@ impl DeviceWeights {
         let mut done = sizes.bytes().norms;
         progress(done, total);
 
-        let longest = tensors.matrices.iter().map(|piece| piece.raw.len() / WORD_ELEMENTS).max().unwrap_or(0);
+        let longest = tensors.matrices.iter().map(Piece::words).max().unwrap_or(0);
         let mut staging = Staging::new(stream.context(), STAGING_BUFFERS, staging_words.min(longest).max(1))?;
         for piece in &tensors.matrices {
             let target = weights.matrix(piece.matrix);
-            let len = piece.raw.len() / WORD_ELEMENTS;
             let fill = |first: usize, words: &mut [Word]| {
-                piece.raw.bf16_bits(first * WORD_ELEMENTS, bytemuck::cast_slice_mut(words));
+                piece.bf16_bits(first * WORD_ELEMENTS, bytemuck::cast_slice_mut(words));
             };
-            staging.upload(stream, target, piece.at, len, fill, |words| {
+            staging.upload(stream, target, piece.at, piece.words(), fill, |words| {
                 done += (words * size_of::<Word>()) as u64;
                 progress(done, total);
             })?;
@@ -117,14 +136,48 @@ impl DeviceWeights {
     /// # Errors
     /// Those of [`WeightSizes::new`], [`Error::GpuMemory`], or a refused call of the driver.
     pub fn random(stream: &Stream, kernels: &Kernels, config: &ModelConfig, seed: u64) -> Result<Self> {
-        let sizes = WeightSizes::new(config)?;
+        Self::random_shard(stream, kernels, config, Shard::WHOLE, seed)
+    }
+
+    /// `shard`'s part of the same weights.
+    ///
+    /// # Errors
+    /// Those of [`random`](Self::random) and of [`ModelConfig::shard`].
+    pub fn random_shard(
+        stream: &Stream,
+        kernels: &Kernels,
+        config: &ModelConfig,
+        shard: Shard,
+        seed: u64,
+    ) -> Result<Self> {
+        let (whole, sizes) = (WeightSizes::new(config)?, WeightSizes::new(&config.shard(shard)?)?);
         check_memory(stream.context(), &sizes)?;
         let weights = Self::allocate(stream.context(), sizes, |len, _| {
             Ok(DeviceBuffer::from_slice(stream, &vec![1.0; len])?)
         })?;
+        let fill = |out: &DeviceBuffer<Word>, seed| {
+            FillRandom { out, seed, deviation: RANDOM_DEVIATION }.launch(kernels, stream)
+        };
+        // Numbers follow from their places, so a shard's are filled as those of all, and then taken out.
+        let widest = if shard.is_whole() { 0 } else { whole.widest_layer_words() };
+        let scratch = DeviceBuffer::uninit(stream.context(), widest)?;
         for matrix in Matrix::all(&sizes) {
             let (out, seed) = (weights.matrix(matrix), matrix.seed(seed));
-            FillRandom { out, seed, deviation: RANDOM_DEVIATION }.launch(kernels, stream)?;
+            let windows = matrix.windows(&whole, shard)?;
+            let of_all = windows.iter().map(|window| window.stride).max().unwrap_or(0) * matrix.rows(&whole);
+            if out.len() * WORD_ELEMENTS == of_all {
+                fill(out, seed)?;
+                continue;
+            }
+            let filled = scratch.part(0..of_all / WORD_ELEMENTS)?;
+            fill(&filled, seed)?;
+            let mut at = 0;
+            for window in windows {
+                let [from, width, stride] =
+                    [window.place(0), window.width(), window.stride].map(|elements| elements / WORD_ELEMENTS);
+                out.copy_rows_from(stream, at, &filled, from, (window.rows.len(), width, stride))?;
+                at += window.len() / WORD_ELEMENTS;
+            }
         }
         stream.synchronize()?;
         Ok(weights)
@@ -201,141 +254,6 @@ fn check_memory(context: &Context, sizes: &WeightSizes) -> Result<()> {
         return Err(Error::GpuMemory { needed, free: memory.free_bytes, total: memory.total_bytes });
     }
     Ok(())
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Matrix {
-    Embedding,
-    Head,
-    Layer(usize, LayerMatrix),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum LayerMatrix {
-    Qkv,
-    Output,
-    GateUp,
-    Down,
-}
-
-impl Matrix {
-    /// All that there are, the head only where it is one of its own.
-    fn all(sizes: &WeightSizes) -> impl Iterator<Item = Self> + use<> {
-        const OF_LAYER: [LayerMatrix; 4] =
-            [LayerMatrix::Qkv, LayerMatrix::Output, LayerMatrix::GateUp, LayerMatrix::Down];
-        let layers = (0..sizes.layers).flat_map(|layer| OF_LAYER.map(|kind| Self::Layer(layer, kind)));
-        let head = (!sizes.tied).then_some(Self::Head);
-        [Self::Embedding].into_iter().chain(layers).chain(head)
-    }
-
-    /// A seed of its own: the model's and the matrix's number, mixed (the finaliser of SplitMix64) so that neighbouring seeds
-    /// and matrices share nothing.
-    fn seed(self, seed: u64) -> u64 {
-        let number = match self {
-            Self::Embedding => 1,
-            Self::Head => 2,
-            Self::Layer(layer, kind) => 3 + 4 * layer as u64 + kind as u64,
-        };
-        let mut mixed = seed.wrapping_add(number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Norm {
-    /// The number of layers for the final one.
-    layer: usize,
-    kind: NormKind,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum NormKind {
-    Attention,
-    Query,
-    Key,
-    Mlp,
-    Final,
-}
-
-/// Every tensor of a checkpoint, found and of the right shape before any memory is taken.
-struct Tensors<'a> {
-    norms: Vec<(Norm, RawTensor<'a>)>,
-    matrices: Vec<Piece<'a>>,
-}
-
-/// A tensor that is all or part of a matrix.
-struct Piece<'a> {
-    matrix: Matrix,
-    /// The matrix's word that it begins at.
-    at: usize,
-    raw: RawTensor<'a>,
-}
-
-impl<'a> Tensors<'a> {
-    fn find(checkpoint: &'a Checkpoint, sizes: &WeightSizes) -> Result<Self> {
-        let WeightSizes { hidden, queries, keys, mlp, head_dim, .. } = *sizes;
-        let mut tensors = Self { norms: Vec::new(), matrices: Vec::new() };
-        tensors.stack(
-            checkpoint,
-            Matrix::Embedding,
-            &[("model.embed_tokens.weight", sizes.vocab)],
-            hidden,
-        )?;
-        for layer in 0..sizes.layers {
-            let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
-            let mut stack = |kind, parts: &[(&str, usize)], columns| {
-                let names: Vec<_> = parts.iter().map(|&(part, rows)| (name(part), rows)).collect();
-                tensors.stack(checkpoint, Matrix::Layer(layer, kind), &names, columns)
-            };
-            let projections =
-                [("self_attn.q_proj", queries), ("self_attn.k_proj", keys), ("self_attn.v_proj", keys)];
-            stack(LayerMatrix::Qkv, &projections, hidden)?;
-            stack(LayerMatrix::Output, &[("self_attn.o_proj", hidden)], queries)?;
-            stack(LayerMatrix::GateUp, &[("mlp.gate_proj", mlp), ("mlp.up_proj", mlp)], hidden)?;
-            stack(LayerMatrix::Down, &[("mlp.down_proj", hidden)], mlp)?;
-            let mut norm = |kind, part, width| -> Result<()> {
-                let raw = checkpoint.raw(&name(part), &[width])?;
-                tensors.norms.push((Norm { layer, kind }, raw));
-                Ok(())
-            };
-            norm(NormKind::Attention, "input_layernorm", hidden)?;
-            if sizes.head_norms {
-                norm(NormKind::Query, "self_attn.q_norm", head_dim)?;
-                norm(NormKind::Key, "self_attn.k_norm", head_dim)?;
-            }
-            norm(NormKind::Mlp, "post_attention_layernorm", hidden)?;
-        }
-        let last = Norm { layer: sizes.layers, kind: NormKind::Final };
-        tensors.norms.push((last, checkpoint.raw("model.norm.weight", &[hidden])?));
-        if !sizes.tied {
-            tensors.stack(checkpoint, Matrix::Head, &[("lm_head.weight", sizes.vocab)], hidden)?;
-        }
-        Ok(tensors)
-    }
-
-    /// Tensors of these names and rows, one below the other. Rows are whole words, so every piece begins at one.
-    fn stack(
-        &mut self,
-        checkpoint: &'a Checkpoint,
-        matrix: Matrix,
-        parts: &[(impl AsRef<str>, usize)],
-        columns: usize,
-    ) -> Result<()> {
-        let mut at = 0;
-        for (name, rows) in parts {
-            let raw = checkpoint.raw(name.as_ref(), &[*rows, columns])?;
-            self.matrices.push(Piece { matrix, at, raw });
-            at += raw.len() / WORD_ELEMENTS;
-        }
-        Ok(())
-    }
-
-    fn norm(&self, norm: Norm) -> RawTensor<'a> {
-        let found = self.norms.iter().find(|(known, _)| *known == norm);
-        found.expect("every norm was found").1
-    }
 }
 
 #[cfg(test)]

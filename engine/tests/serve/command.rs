@@ -209,4 +209,5 @@ fn settings_that_cannot_work_are_refused() {
         &["retroinfer cannot be drawn"],
     );
     refused(spinkv().args(["--backend", "tpu"]), &["\"tpu\"", "known: cpu, cuda"]);
+    refused(spinkv().args(["--gpus", "2"]), &["the cpu backend cannot use GPUs"]);
 }

@@ -1,4 +1,5 @@
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -111,6 +112,15 @@ impl Method for PerRow {
 
     fn keys(&self) -> KeyStore {
         self.method.keys()
+    }
+
+    fn of_heads(&self, heads: Range<usize>) -> Result<Option<Arc<dyn Method>>> {
+        let method = self.method.of_heads(heads.clone())?.unwrap_or_else(|| self.method.clone());
+        let own = self.rules.steady_heads.iter().filter(|rule| heads.contains(&rule.kv_head));
+        let steady_heads =
+            own.map(|rule| HeadRule { kv_head: rule.kv_head - heads.start, ..*rule }).collect();
+        let rules = RowRules { dense_layers: self.rules.dense_layers, steady_heads };
+        Ok(Some(Arc::new(Self::new(method, rules))))
     }
 
     fn check(&self, shape: &KvShape) -> Result<()> {

@@ -1,6 +1,7 @@
 #[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod gpu;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::OwnOptionsReader;
@@ -104,6 +105,10 @@ impl Method for SeerAttention {
     /// With a sink at least, which is the first block.
     fn steady(&self) -> SteadyZone {
         SteadyZone { sinks: self.steady.sinks.max(1), ..self.steady }
+    }
+
+    fn of_heads(&self, heads: Range<usize>) -> Result<Option<Arc<dyn Method>>> {
+        Ok(Some(Arc::new(Self { gates: Arc::new(self.gates.of_heads(heads)?), ..self.clone() })))
     }
 
     fn check(&self, shape: &KvShape) -> Result<()> {

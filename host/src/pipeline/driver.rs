@@ -102,10 +102,11 @@ impl<B: Backend> Pipeline<B> {
     /// [`Error::AllocationFailed`] if not even its mandatory pages fit beside those of the requests that run; they
     /// lose nothing.
     pub fn admit(&mut self, max_tokens: usize) -> Result<RequestId> {
-        let plan = self.plan(max_tokens)?;
+        // A refused request takes a name along, so that pipelines that are asked the same name their requests alike.
         let id = RequestId(self.next_id);
-        self.backend.admit(id, plan)?;
         self.next_id += 1;
+        let plan = self.plan(max_tokens)?;
+        self.backend.admit(id, plan)?;
         let state = Request {
             max_tokens,
             tokens: 0,

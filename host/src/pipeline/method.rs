@@ -1,4 +1,5 @@
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -76,6 +77,15 @@ pub trait Method: fmt::Debug + Send + Sync {
     /// How far the queries of a row reach, where not all rows do as [`select`](Self::select) says; the same at all times.
     fn reach(&self, _place: Place) -> Reach {
         Reach::Selected
+    }
+
+    /// What it is of the KV heads `heads` alone, which are numbered from 0 then: of a GPU's [shard](crate::Shard). `None`, as by default, if all
+    /// rows do alike.
+    ///
+    /// # Errors
+    /// Heads that it cannot be of.
+    fn of_heads(&self, _heads: Range<usize>) -> crate::Result<Option<Arc<dyn Method>>> {
+        Ok(None)
     }
 
     /// Refuses models that it does not fit.
@@ -349,7 +359,7 @@ pub struct Candidates<'a> {
 
 impl Candidates<'_> {
     /// The ids that may be chosen.
-    pub fn ids(&self) -> std::ops::Range<u32> {
+    pub fn ids(&self) -> Range<u32> {
         self.first..self.first + self.count as u32
     }
 }

@@ -1,3 +1,4 @@
+use std::iter::Sum;
 use std::time::Duration;
 
 /// What happened to pages since the backend was made.
@@ -32,6 +33,20 @@ impl Counters {
     /// Pages fetched from the host, warm start included.
     pub fn fetched_pages(&self) -> u64 {
         self.misses + self.warm_pages
+    }
+}
+
+impl Sum for Counters {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, one| Self {
+            hits: sum.hits + one.hits,
+            misses: sum.misses + one.misses,
+            warm_pages: sum.warm_pages + one.warm_pages,
+            evicted_pages: sum.evicted_pages + one.evicted_pages,
+            shrunk_pages: sum.shrunk_pages + one.shrunk_pages,
+            adopted_pages: sum.adopted_pages + one.adopted_pages,
+            offloaded_pages: sum.offloaded_pages + one.offloaded_pages,
+        })
     }
 }
 

@@ -6,6 +6,7 @@ mod backend;
 mod blas;
 mod host_memory;
 mod kernels;
+mod nccl;
 mod restore;
 mod step;
 
@@ -79,7 +80,7 @@ impl Driver {
 fn a_device_is_described_and_opened() {
     let driver = driver();
     let devices = Device::all().unwrap();
-    assert_eq!(devices.len(), 1);
+    assert_eq!(devices.len(), 2);
     let device = &devices[0];
     assert_eq!(
         (device.name.as_str(), device.compute_capability, device.multiprocessors),
@@ -89,7 +90,7 @@ fn a_device_is_described_and_opened() {
     assert_eq!(device.limits.grid, [0x7fff_ffff, 65535, 65535]);
     assert_eq!((device.limits.block, device.limits.threads_per_block), ([1024, 1024, 64], 1024));
     assert_eq!((device.limits.shared_bytes, device.limits.opt_in_shared_bytes), (48 << 10, 227 << 10));
-    assert_eq!(Device::open(1).unwrap_err(), DriverError::UnknownDevice { ordinal: 1, count: 1 });
+    assert_eq!(Device::open(2).unwrap_err(), DriverError::UnknownDevice { ordinal: 2, count: 2 });
 
     let context = Device::open(0).unwrap();
     assert_eq!(context.driver_version().to_string(), "13.0");
@@ -121,6 +122,18 @@ fn a_buffer_holds_what_is_written_and_waits_before_it_is_freed() {
     assert_eq!(buffer.read(&stream, usize::MAX, &mut part), Err(beyond("read", usize::MAX, 2)));
     assert_eq!(buffer.fill_bytes(&stream, 0..6, 0), Err(beyond("fill", 0, 6)));
     assert_eq!(buffer.copy_from(&stream, 0, &buffer, 3, 3), Err(beyond("copy", 3, 3)));
+    let table: Vec<u32> = (0..12).collect();
+    let table = DeviceBuffer::from_slice(&stream, &table).unwrap();
+    driver.log();
+    buffer.copy_rows_from(&stream, 1, &table, 5, (2, 2, 4)).unwrap();
+    assert_eq!(driver.log(), ["copy 2 rows of 8"]);
+    assert_eq!(buffer.to_vec(&stream).unwrap(), [u32::MAX, 5, 6, 9, 10]);
+    assert_eq!(buffer.copy_rows_from(&stream, 2, &table, 5, (2, 2, 4)), Err(beyond("copy", 2, 4)));
+    let limit = 12;
+    let beyond = |what, start, len, limit| Err(DriverError::OutOfRange { what, start, len, limit });
+    assert_eq!(buffer.copy_rows_from(&stream, 0, &table, 7, (2, 2, 4)), beyond("copy", 7, 6, limit));
+    assert_eq!(buffer.copy_rows_from(&stream, 0, &table, 0, (1, 5, 4)), beyond("copied row", 0, 5, 4));
+    drop(table);
     driver.log();
     drop(buffer);
     assert_eq!(driver.log(), ["synchronize", "free"]);

@@ -5,12 +5,17 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <pthread.h>
+
 typedef unsigned long long address;
 
 /* What the GPU has, and what of it is said to be free. */
 #ifndef MEMORY_BYTES
 #define MEMORY_BYTES (9 << 20)
 #define FREE_BYTES 1000
+#endif
+#ifndef DEVICES
+#define DEVICES 2
 #endif
 
 static char log_text[1 << 16];
@@ -19,13 +24,18 @@ static int sticky; /* the code of a kernel that failed: every later call in the 
 const char *stand_in_log(void) { return log_text; }
 void stand_in_reset(void) { log_text[0] = 0, sticky = 0; }
 
+static char contexts[DEVICES]; /* of which each has an address */
+static pthread_mutex_t saying = PTHREAD_MUTEX_INITIALIZER;
+
 static int say(const char *format, ...) {
     if (sticky) return sticky;
+    pthread_mutex_lock(&saying);
     size_t used = strlen(log_text);
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(log_text + used, sizeof log_text - used, format, arguments);
     va_end(arguments);
+    pthread_mutex_unlock(&saying);
     return 0;
 }
 
@@ -35,7 +45,7 @@ int cuGetErrorName(unsigned code, const char **name) {
     *name = code == 1 ? "CUDA_ERROR_INVALID_VALUE" : code == 2 ? "CUDA_ERROR_OUT_OF_MEMORY" : code == 218 ? "CUDA_ERROR_INVALID_PTX" : 0;
     return *name ? 0 : 1;
 }
-int cuDeviceGetCount(int *count) { return *count = 1, 0; }
+int cuDeviceGetCount(int *count) { return *count = DEVICES, 0; }
 int cuDeviceGet(int *device, int ordinal) { return *device = ordinal, 0; }
 int cuDeviceGetName(char *name, int bytes, int device) { return snprintf(name, bytes, "Stand-in"), 0; }
 int cuDeviceTotalMem_v2(size_t *bytes, int device) { return *bytes = MEMORY_BYTES, 0; }
@@ -55,9 +65,9 @@ int cuDeviceGetAttribute(int *value, unsigned attribute, int device) {
     }
     return 0;
 }
-int cuDevicePrimaryCtxRetain(void **context, int device) { return *context = log_text, say("retain\n"); }
+int cuDevicePrimaryCtxRetain(void **context, int device) { return *context = contexts + device, say("retain\n"); }
 int cuDevicePrimaryCtxRelease_v2(int device) { return say("release\n"); }
-int cuCtxSetCurrent(void *context) { return context != log_text; }
+int cuCtxSetCurrent(void *context) { return (char *)context < contexts || (char *)context >= contexts + DEVICES; }
 int cuCtxSynchronize(void) { return say("synchronize\n"); }
 int cuCtxGetStreamPriorityRange(int *least, int *greatest) { return *least = 0, *greatest = -5, 0; }
 
@@ -77,6 +87,17 @@ int cuMemcpyHtoDAsync_v2(address to, const void *from, size_t bytes, void *strea
 int cuMemcpyDtoHAsync_v2(void *to, address from, size_t bytes, void *stream) { return copy(to, (void *)from, bytes); }
 int cuMemcpyDtoDAsync_v2(address to, address from, size_t bytes, void *stream) {
     return copy((void *)to, (void *)from, bytes);
+}
+struct rows {
+    size_t from_x, from_y; unsigned from_type; const void *from_host; address from; void *from_array; size_t from_pitch;
+    size_t to_x, to_y; unsigned to_type; void *to_host; address to; void *to_array; size_t to_pitch;
+    size_t width, height;
+};
+int cuMemcpy2DAsync_v2(const struct rows *r, void *stream) {
+    if (r->from_type != 2 || r->to_type != 2 || r->from_x + r->from_y + r->to_x + r->to_y) return 1;
+    for (size_t row = 0; row < r->height; row++)
+        memcpy((char *)r->to + row * r->to_pitch, (char *)r->from + row * r->from_pitch, r->width);
+    return say("copy %zu rows of %zu\n", r->height, r->width);
 }
 
 int cuMemHostAlloc(void **at, size_t bytes, unsigned flags) {

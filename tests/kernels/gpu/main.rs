@@ -24,6 +24,7 @@ mod low_rank;
 mod model;
 mod offload;
 mod outliers;
+mod parallel;
 mod prefill;
 mod replay;
 mod resolve;
@@ -133,6 +134,7 @@ fn main() -> ExitCode {
         backend::tests(),
         conformance::tests(),
         driver::tests(),
+        parallel::tests(),
     ];
     let tests = tests.into_iter().flatten();
     let trials: Vec<Trial> = match Machine::open() {

@@ -6,84 +6,73 @@ mod streamed;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use spinkv::KvConfig;
-use spinkv::backend::cuda::driver::{Context, Stream};
-use spinkv::backend::cuda::kernels::Kernels;
-use spinkv::backend::cuda::{CudaBackend, CudaLimits};
+use spinkv::backend::cuda::CudaLimits;
 
 use super::Prompts;
 use crate::config::ModelConfig;
-use crate::cuda::{BlasUse, CudaModel, CudaOptions, DeviceWeights};
+pub use crate::cuda::WeightSource;
+use crate::cuda::{BlasUse, CudaOptions, DeviceWeights, GpuGroup, TensorParallel, parallel};
 use crate::error::Result;
 
-/// Where a GPU's weights come from.
-#[derive(Clone, Debug)]
-pub enum WeightSource {
-    /// A checkpoint's directory.
-    Checkpoint(std::path::PathBuf),
-    /// Random ones, of this seed.
-    Random(u64),
-}
-
-/// A model on a GPU, whose KV memory is made anew for each group.
+/// A model on a GPU or over several, whose KV memory is made anew for each group.
 #[derive(Debug)]
 pub struct CudaMachine {
-    context: Context,
+    gpus: Arc<GpuGroup>,
     config: ModelConfig,
     source: WeightSource,
     blas: BlasUse,
     prompts: Prompts,
     /// Who makes products of many tokens, once that is known.
     products: Option<String>,
-    /// Between two models.
-    weights: Option<DeviceWeights>,
+    /// Between two models, by rank.
+    weights: Option<Vec<DeviceWeights>>,
 }
 
 impl CudaMachine {
     /// A machine without weights yet.
     pub fn new(
-        context: Context,
+        gpus: GpuGroup,
         config: ModelConfig,
         source: WeightSource,
         blas: BlasUse,
         prompts: Prompts,
     ) -> Self {
-        Self { context, config, source, blas, prompts, products: None, weights: None }
+        Self { gpus: Arc::new(gpus), config, source, blas, prompts, products: None, weights: None }
     }
 
-    /// The GPU and who makes the products.
+    /// The GPUs and who makes the products.
     pub fn device(&self) -> String {
-        let name = &self.context.device().name;
-        self.products.as_ref().map_or(name.clone(), |products| format!("{name}, products by {products}"))
+        let name = self.gpus.description();
+        match &self.products {
+            Some(products) => format!("{name}, products by {products}"),
+            None => name,
+        }
     }
 
     /// The weights of the model before, or new ones: a model that could not be made took its weights along.
-    fn weights(&mut self) -> Result<DeviceWeights> {
-        if let Some(weights) = self.weights.take() {
-            return Ok(weights);
-        }
-        let stream = Stream::new(&self.context)?;
-        match &self.source {
-            WeightSource::Checkpoint(dir) => DeviceWeights::open(&stream, dir, &self.config, |_, _| {}),
-            WeightSource::Random(seed) => {
-                DeviceWeights::random(&stream, &Kernels::load(&self.context)?, &self.config, *seed)
-            }
+    fn weights(&mut self) -> Result<Vec<DeviceWeights>> {
+        match self.weights.take() {
+            Some(weights) => Ok(weights),
+            None => self.gpus.weights(&self.config, &self.source, |_, _| {}),
         }
     }
 
-    /// A model with KV memory for `requests` of up to `max_tokens` tokens.
+    /// A model with KV memory for `requests` of up to `max_tokens` tokens; `kv` is each rank's.
     fn model(
         &mut self,
-        kv: &KvConfig,
+        kv: Vec<KvConfig>,
         requests: usize,
         max_tokens: usize,
         buffering: f64,
-    ) -> Result<CudaModel> {
+    ) -> Result<TensorParallel> {
         let limits = CudaLimits { requests, max_tokens, buffering, gpu_pages: None, host_bytes: None };
-        CudaBackend::check(kv, &limits)?;
+        parallel::check(&kv, &limits)?;
         let weights = self.weights()?;
         let options = CudaOptions { limits, blas: self.blas };
-        let model = CudaModel::new(&self.context, self.config.clone(), weights, kv.clone(), &options)?;
+        let model = TensorParallel::new(&self.gpus, self.config.clone(), weights, kv, &options)?;
         self.products = Some(model.products());
         Ok(model)
     }

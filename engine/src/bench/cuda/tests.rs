@@ -9,8 +9,8 @@ use crate::bench::{
     BatchSize, Caching, DecodeOptions, How, Listen, Machine, PrefillOptions, Prompts, Selections, decode,
 };
 use crate::config::ModelConfig;
-use crate::cuda::BlasUse;
-use crate::cuda::stand_in::driver;
+use crate::cuda::stand_in::{StandInNccl, driver};
+use crate::cuda::{BlasUse, CudaModel, GpuGroup};
 use crate::eval::MethodChoice;
 use crate::pages::PageOptions;
 
@@ -24,7 +24,8 @@ fn config() -> ModelConfig {
 
 fn machine() -> CudaMachine {
     let prompts = Prompts::random(40, 1);
-    CudaMachine::new(Device::open(0).unwrap(), config(), WeightSource::Random(1), BlasUse::Never, prompts)
+    let gpu = GpuGroup::single(Device::open(0).unwrap());
+    CudaMachine::new(gpu, config(), WeightSource::Random(1), BlasUse::Never, prompts)
 }
 
 fn methods(names: &[&str]) -> Vec<MethodChoice> {
@@ -94,26 +95,87 @@ fn every_cache_is_run_or_replayed_and_none_is_refused() {
 #[test]
 fn a_captured_step_selects_what_was_drawn_for_it() {
     let _driver = driver();
-    let (options, mut machine) = (options(), machine());
+    check_selections(machine());
+}
+
+#[test]
+fn each_of_two_gpus_selects_what_was_drawn_for_its_heads() {
+    let driver = driver();
+    check_selections(over_two(driver.nccl()));
+}
+
+/// Runs captured steps of all methods, whose Select the drawn ids replace.
+fn check_selections(mut machine: CudaMachine) {
+    let options = options();
     let groups = options.groups(&config(), 2).unwrap();
     for group in groups.iter().filter(|group| group.caches.contains(&Caching::BucketedLru)) {
-        let (method, kv) = traced(group, &options, None).unwrap();
-        let (mut model, batch) = machine.filled(group, &kv, &options, Some(&method)).unwrap();
-        for step in [0, 4] {
-            let backend = model.pipeline().backend();
-            method.begin_on_gpu(backend.stream(), step).unwrap();
-            // The stand-in copies while it captures, and not in replays.
-            model.profile(&mut batch.clone(), 0).unwrap();
-            for (request, kv_head) in [(0, 0), (1, 1), (2, 0)] {
-                let selected = model.pipeline().backend().selected(request, kv_head).unwrap();
-                let drawn: Vec<u32> = method.drawn().ids(request, 1, kv_head, step).collect();
-                assert_eq!(selected, drawn, "{} request {request}, step {step}", group.method);
-                let (first, last) = (drawn[0], drawn[drawn.len() - 1]);
-                assert!(kv.retrievable_partitions(640).contains(&first) && last < 640 / 8);
+        let drawn = traced(group, &options, None).unwrap();
+        let (model, methods) = machine.made(group, Some(&drawn), &options).unwrap();
+        let (whole, kv) = &drawn;
+        let heads = kv.shape().kv_heads / methods.len();
+        let check = |rank: usize, model: &mut CudaModel| {
+            let method = methods[rank].as_ref().unwrap();
+            let batch = machine.fill(model, group, &options, Some(method)).unwrap();
+            for step in [0, 4] {
+                let backend = model.pipeline().backend();
+                method.begin_on_gpu(backend.stream(), step).unwrap();
+                // The stand-in copies while it captures, and not in replays.
+                model.profile(&mut batch.clone(), 0).unwrap();
+                for (request, kv_head) in [(0, 0), (1, heads - 1), (2, 0)] {
+                    let selected = model.pipeline().backend().selected(request, kv_head).unwrap();
+                    let drawn: Vec<u32> =
+                        whole.drawn().ids(request, 1, rank * heads + kv_head, step).collect();
+                    assert_eq!(selected, drawn, "{} request {request}, step {step}", group.method);
+                    let (first, last) = (drawn[0], drawn[drawn.len() - 1]);
+                    assert!(kv.retrievable_partitions(640).contains(&first) && last < 640 / 8);
+                }
             }
-        }
+            Ok(())
+        };
+        model.on_ranks(check).unwrap();
         machine.weights = Some(model.into_weights().unwrap());
     }
+}
+
+#[test]
+fn two_gpus_measure_together() {
+    let driver = driver();
+    let nccl = driver.nccl();
+    let options = DecodeOptions { methods: methods(&["shadowkv"]), coded: Vec::new(), ..options() };
+    let mut alone = machine();
+    alone.config.intermediate_size = 64;
+    let one = decode(&mut alone, &options, 2, nobody()).unwrap();
+    let mut machine = over_two(nccl);
+    let two = decode(&mut machine, &options, 2, nobody()).unwrap();
+    assert!(machine.device().starts_with("2 x Stand-in by NCCL 2.27.5"), "{}", machine.device());
+    assert_eq!(one.len(), two.len());
+    for (one, two) in one.iter().zip(&two) {
+        assert_eq!((one.cache, one.how, &one.skipped), (two.cache, two.how, &two.skipped));
+        if one.how == How::Measured {
+            assert_eq!(one.step_ms, two.step_ms);
+            assert_eq!(one.memory.host_pages, two.memory.host_pages);
+            assert!(two.memory.weights > one.memory.weights, "embedding and head are on both");
+        }
+    }
+    let prefill = PrefillOptions {
+        methods: methods(&["quest"]),
+        budget: Budget::Tokens(128),
+        contexts: vec![640],
+        rounds: 1,
+        steady: SteadyZone::default(),
+        pages: PageOptions::default(),
+        gates: None,
+    };
+    let rows = machine.prefill(&prefill, nobody()).unwrap();
+    assert!(rows[0].prompt_ms > 0.0 && rows[0].skipped.is_none());
+}
+
+fn over_two(nccl: &StandInNccl) -> CudaMachine {
+    let contexts = [0, 1].map(|ordinal| Device::open(ordinal).unwrap()).to_vec();
+    let gpus = GpuGroup::tied(contexts, &nccl.load()).unwrap();
+    // A half of 56 is no multiple of 8.
+    let config = ModelConfig { intermediate_size: 64, ..config() };
+    CudaMachine::new(gpus, config, WeightSource::Random(1), BlasUse::Never, Prompts::random(40, 1))
 }
 
 #[test]

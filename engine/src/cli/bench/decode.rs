@@ -174,7 +174,7 @@ pub(super) fn run(arguments: &DecodeArguments) -> Result<()> {
     let mut caches = arguments.caches.clone();
     caches.sort_unstable();
     caches.dedup();
-    if arguments.steps.subject.backend == "cpu" && caches.contains(&Caching::InHalves) {
+    if !arguments.steps.subject.is_on_gpu() && caches.contains(&Caching::InHalves) {
         return Err(Error::UnsupportedByBackend { backend: "cpu", what: "overlap halves of a batch" });
     }
     let steps = &arguments.steps;

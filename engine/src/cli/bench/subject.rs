@@ -40,6 +40,10 @@ pub(super) struct SubjectArguments {
     #[arg(long, default_value = "cpu", value_name = "NAME", help_heading = "Model")]
     backend: String,
 
+    /// GPUs of this machine that share the model, by KV heads; more than one need NCCL
+    #[arg(long, default_value_t = 1, value_name = "COUNT", help_heading = "Model")]
+    gpus: usize,
+
     /// Whether products of many tokens go through cuBLASLt on a GPU, as for `spinkv generate`
     #[arg(long, default_value = "auto", value_name = "WHEN", value_parser = ["auto", "require", "off"], help_heading = "Model")]
     cublaslt: String,
@@ -88,6 +92,7 @@ impl SubjectArguments {
             Some(name) => ModelConfig::preset(name)?,
             None => ModelConfig::open(&directory)?,
         };
+        super::super::check_gpus(backend, self.gpus, &whole)?;
         let all_layers = whole.layers;
         let config = match self.layers {
             Some(layers) => whole.with_layers(layers)?,
@@ -130,16 +135,19 @@ impl SubjectArguments {
         })
     }
 
+    pub fn is_on_gpu(&self) -> bool {
+        self.backend == "cuda"
+    }
+
     pub fn is_random(&self) -> bool {
         self.random_weights.is_some()
     }
 
-    /// A GPU's machine; its weights come with the first group.
+    /// The GPUs' machine; its weights come with the first group.
     #[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
     pub fn on_gpu(&self, subject: &Subject) -> Result<spinkv_engine::bench::cuda::CudaMachine> {
-        use spinkv::backend::cuda::driver::Device;
         use spinkv_engine::bench::cuda::{CudaMachine, WeightSource};
-        use spinkv_engine::cuda::BlasUse;
+        use spinkv_engine::cuda::{BlasUse, GpuGroup};
 
         let source = if self.is_random() {
             WeightSource::Random(self.seed)
@@ -152,7 +160,7 @@ impl SubjectArguments {
             _ => BlasUse::IfPresent,
         };
         let (config, prompts) = (subject.config.clone(), subject.prompts.clone());
-        Ok(CudaMachine::new(Device::open(0)?, config, source, blas, prompts))
+        Ok(CudaMachine::new(GpuGroup::open(self.gpus)?, config, source, blas, prompts))
     }
 }
 

@@ -141,6 +141,10 @@ pub(crate) struct ServeArguments {
     #[arg(long, value_name = "NAME", env = "SPINKV_BACKEND", help_heading = "Memory")]
     pub(super) backend: Option<String>,
 
+    /// GPUs of this machine that share the model, by KV heads; more than one need NCCL [default: 1]
+    #[arg(long, value_name = "COUNT", env = "SPINKV_GPUS", help_heading = "Memory")]
+    pub(super) gpus: Option<usize>,
+
     /// Tokens of a KV page [default: 8]
     #[arg(long, value_name = "TOKENS", env = "SPINKV_PAGE_TOKENS", help_heading = "Memory")]
     pub(super) page_tokens: Option<usize>,
@@ -213,7 +217,7 @@ impl ServeArguments {
         }
         fill!(self, file, model random_weights layers selections served_model_name host port api_key api_key_file allow_open max_body_mib max_concurrent
             request_timeout drain_timeout default_max_tokens max_batch max_queue prompt_layers patience preempt max_context
-            method budget sinks window gates backend page_tokens kv_dtype host_kv gpu_pages gpu_mib host_mib reserve_host_mib
+            method budget sinks window gates backend gpus page_tokens kv_dtype host_kv gpu_pages gpu_mib host_mib reserve_host_mib
             buffering cublaslt overlap log log_json);
         Ok(self)
     }

@@ -46,7 +46,7 @@ pub(super) fn run_engine(engine: Engine, settings: Settings, tokenizer: Tokenize
                     return Err(error);
                 }
             };
-            tracing::info!(products = model.products(), "ready");
+            tracing::info!(gpus = model.group().description(), products = model.products(), "ready");
             engine.run(Scheduler::new(model, Some(tokenizer), scheduling), page_bytes);
         }
     }
@@ -62,15 +62,17 @@ fn cpu_backend(settings: &Settings) -> Result<CpuBackend> {
 }
 
 #[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn cuda_model(settings: Settings) -> Result<spinkv_engine::cuda::CudaModel> {
-    use spinkv::backend::cuda::driver::{Device, Stream};
-    use spinkv::backend::cuda::kernels::Kernels;
-    use spinkv::backend::cuda::{CudaBackend, CudaLimits};
-    use spinkv_engine::cuda::{BlasUse, CudaModel, CudaOptions, DeviceWeights, Overlap};
+fn cuda_model(settings: Settings) -> Result<spinkv_engine::cuda::TensorParallel> {
+    use std::sync::Arc;
+
+    use spinkv::backend::cuda::CudaLimits;
+    use spinkv_engine::cuda::{
+        BlasUse, CudaOptions, GpuGroup, Overlap, TensorParallel, WeightSource, parallel,
+    };
 
     use super::settings::{RANDOM_SEED, Source};
 
-    let Settings { config, kv, limits, buffering, source, .. } = settings;
+    let Settings { config, kv, limits, buffering, source, gpus, .. } = settings;
     let limits = CudaLimits {
         requests: settings.scheduling.max_batch,
         max_tokens: config.max_position_embeddings,
@@ -78,23 +80,23 @@ fn cuda_model(settings: Settings) -> Result<spinkv_engine::cuda::CudaModel> {
         gpu_pages: limits.gpu_pages,
         host_bytes: limits.host_bytes,
     };
-    CudaBackend::check(&kv, &limits)?;
-    let context = &Device::open(0)?;
-    let stream = Stream::new(context)?;
-    let weights = match source {
-        Source::Checkpoint(directory) => DeviceWeights::open(&stream, &directory, &config, |_, _| {})?,
-        Source::Random(_) => DeviceWeights::random(&stream, &Kernels::load(context)?, &config, RANDOM_SEED)?,
+    let kv = parallel::shards(&kv, gpus)?;
+    parallel::check(&kv, &limits)?;
+    let group = Arc::new(GpuGroup::open(gpus)?);
+    let source = match source {
+        Source::Checkpoint(directory) => WeightSource::Checkpoint(directory),
+        Source::Random(_) => WeightSource::Random(RANDOM_SEED),
     };
+    let weights = group.weights(&config, &source, |_, _| {})?;
     let blas = match settings.cublaslt.as_str() {
         "require" => BlasUse::Required,
         "off" => BlasUse::Never,
         _ => BlasUse::IfPresent,
     };
-    let mut model = CudaModel::new(context, config, weights, kv, &CudaOptions { limits, blas })?;
+    let mut model = TensorParallel::new(&group, config, weights, kv, &CudaOptions { limits, blas })?;
     model.set_overlap(if settings.in_halves { Overlap::Halves } else { Overlap::Off })?;
     if settings.reserve_host_bytes > 0 {
-        let backend = model.pipeline_mut().backend_mut();
-        backend.reserve_host(settings.reserve_host_bytes, &mut |_| {})?;
+        model.reserve_host(settings.reserve_host_bytes, &mut |_| {})?;
     }
     Ok(model)
 }

@@ -17,8 +17,8 @@ use spinkv_engine::serve::server::ServerOptions;
 use spinkv_engine::tokenizer::Tokenizer;
 use spinkv_engine::{Error, Result};
 
-use super::super::demo;
 use super::super::pages::dtype;
+use super::super::{check_gpus, demo};
 use super::ServeArguments;
 
 /// The seed of random weights and gates.
@@ -65,6 +65,8 @@ impl Source {
 /// All settings, checked.
 pub(super) struct Settings {
     pub backend: BackendKind,
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "a setting of GPUs"))]
+    pub gpus: usize,
     pub source: Source,
     pub config: ModelConfig,
     pub kv: KvConfig,
@@ -121,6 +123,8 @@ impl ServeArguments {
             self.selections.as_deref().map_or(source.directory().is_none(), |who| who == "drifting");
         let method = if drifting { Drifting::of(method, &shape)? } else { method };
         let kv = KvConfig::new(shape, pages.layout(config.head_dim)?, method)?;
+        let gpus = self.gpus.unwrap_or(1);
+        check_gpus(backend, gpus, &config)?;
         let mebibytes = |mib: u64| mib.saturating_mul(1 << 20);
         let limits = MemoryLimits {
             gpu_pages: self.gpu_pages,
@@ -156,6 +160,7 @@ impl ServeArguments {
         Ok(Settings {
             backend,
             source,
+            gpus,
             config,
             kv,
             limits,

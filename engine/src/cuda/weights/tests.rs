@@ -3,9 +3,11 @@ use std::fs;
 use std::path::Path;
 
 use half::{bf16, f16};
+use proptest::prelude::*;
 use spinkv::backend::cuda::driver::DriverError;
 
 use super::super::stand_in::{FREE_BYTES, MEMORY_BYTES, driver};
+use super::matrices::Window;
 use super::*;
 
 const NEEDLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/needle-tiny");
@@ -120,11 +122,17 @@ fn tensors_of_all_types_arrive_in_their_places() {
     let longest = 256 * 24 / 8;
     for staging_words in [1 << 20, 64, 7] {
         let (mut seen, mut before) = (0, 0);
-        let weights = DeviceWeights::load(&stream, &checkpoint, &config, staging_words, |done, total| {
-            assert!(done > before && done <= total, "{before}, {done} of {total}");
-            (before, seen) = (done, seen + 1);
-            assert_eq!(total, weights_bytes(&config));
-        })
+        let weights = DeviceWeights::load(
+            &stream,
+            &checkpoint,
+            (&config, Shard::WHOLE),
+            staging_words,
+            |done, total| {
+                assert!(done > before && done <= total, "{before}, {done} of {total}");
+                (before, seen) = (done, seen + 1);
+                assert_eq!(total, weights_bytes(&config));
+            },
+        )
         .unwrap();
         let log = driver.log();
         assert_eq!(before, weights_bytes(&config), "all of it is done");
@@ -243,4 +251,124 @@ fn random_weights_have_a_seed_for_each_matrix() {
 
 fn config_sizes(config: &ModelConfig) -> WeightSizes {
     WeightSizes::new(config).unwrap()
+}
+
+/// The elements of a window of a matrix.
+fn taken(matrix: &[u16], window: &Window) -> Vec<u16> {
+    (0..window.len()).map(|at| matrix[window.place(at)]).collect()
+}
+
+#[test]
+fn shards_of_a_checkpoint_are_its_windows() {
+    let driver = driver();
+    let stream = driver.stream();
+    let (dir, config) = (tempfile::tempdir().unwrap(), ModelConfig { intermediate_size: 64, ..llama() });
+    write(dir.path(), &tensors(&config));
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let (whole, sizes) =
+        (DeviceWeights::open(&stream, dir.path(), &config, |_, _| {}).unwrap(), config_sizes(&config));
+    for shard in Shard::all(2) {
+        for staging_words in [1 << 20, 64, 7] {
+            let mut done = 0;
+            let part =
+                DeviceWeights::load(&stream, &checkpoint, (&config, shard), staging_words, |now, _| {
+                    done = now
+                })
+                .unwrap();
+            assert_eq!(done, part.bytes().total(), "no more is read than a shard has");
+            for matrix in Matrix::all(&sizes) {
+                let of_whole = bits(&stream, whole.matrix(matrix));
+                let windows = matrix.windows(&sizes, shard).unwrap();
+                let expected: Vec<u16> = windows.iter().flat_map(|window| taken(&of_whole, window)).collect();
+                assert!(bits(&stream, part.matrix(matrix)) == expected, "{shard:?}, {matrix:?}");
+            }
+            assert_eq!(part.final_norm.to_vec(&stream).unwrap(), whole.final_norm.to_vec(&stream).unwrap());
+        }
+    }
+    let odd = ModelConfig { kv_heads: 3, query_heads: 6, ..config };
+    let refused =
+        DeviceWeights::open_shard(&stream, dir.path(), &odd, Shard::all(2).next().unwrap(), |_, _| {});
+    let refused = refused.unwrap_err().to_string();
+    assert_eq!(refused, "num_key_value_heads is 3, which 2 GPUs cannot share out evenly");
+}
+
+#[test]
+fn random_shards_are_filled_as_the_whole_and_taken_out() {
+    let driver = driver();
+    let stream = driver.stream();
+    let kernels = Kernels::load(stream.context()).unwrap();
+    let config = ModelConfig { intermediate_size: 64, layers: 1, ..llama() };
+    driver.log();
+    let seeds = |log: &[String]| {
+        let fills = log.iter().filter(|line| line.starts_with("launch fill_random"));
+        // All but the shape of the launch and where it goes: words and seed.
+        fills
+            .map(|line| line.split_once(": 0x").unwrap().1.split_once(' ').unwrap().1.to_owned())
+            .collect::<Vec<_>>()
+    };
+    let whole = DeviceWeights::random(&stream, &kernels, &config, 7).unwrap();
+    let expected = seeds(&driver.log());
+    for shard in Shard::all(2) {
+        let part = DeviceWeights::random_shard(&stream, &kernels, &config, shard, 7).unwrap();
+        let log = driver.log();
+        assert_eq!(seeds(&log), expected, "of the whole matrices");
+        let copies: Vec<_> =
+            log.iter().filter(|line| line.starts_with("copy") && line.contains("rows")).collect();
+        // Queries, keys, values; columns of the output; gate and up; columns of down.
+        let (rows, half) = (
+            |rows: usize| format!("copy {rows} rows of 48"),
+            |width: usize| format!("copy 24 rows of {width}"),
+        );
+        assert_eq!(copies, [&rows(128), &rows(64), &rows(64), &half(256), &rows(32), &rows(32), &half(64)]);
+        assert_eq!(part.layers[0].qkv.len() * 2, whole.layers[0].qkv.len());
+    }
+}
+
+proptest! {
+    /// Every element of a matrix is in one shard, and the products of shards add up to the whole's: rows of a projection are columns of the
+    /// one that takes its outputs.
+    #[test]
+    fn shards_tile_the_matrices_and_their_products_add_up(
+        ranks in 1_usize..5, heads in 1_usize..3, group in 1_usize..4, mlp in 1_usize..5, hidden in 1_usize..4,
+    ) {
+        let kv_heads = ranks * heads;
+        let config = ModelConfig {
+            kv_heads,
+            query_heads: group * kv_heads,
+            hidden_size: 8 * hidden,
+            intermediate_size: 8 * ranks * mlp,
+            layers: 1,
+            ..llama()
+        };
+        let sizes = config_sizes(&config);
+        for matrix in Matrix::all(&sizes) {
+            let rows = matrix.rows(&sizes);
+            let windows: Vec<Vec<Window>> =
+                Shard::all(ranks).map(|shard| matrix.windows(&sizes, shard).unwrap()).collect();
+            let elements = rows * windows[0][0].stride;
+            let mut times = vec![0; elements];
+            for window in windows.iter().flatten() {
+                (0..window.len()).for_each(|at| times[window.place(at)] += 1);
+            }
+            let everywhere = matches!(matrix, Matrix::Embedding | Matrix::Head);
+            prop_assert!(times.iter().all(|times| *times == if everywhere { ranks } else { 1 }), "{:?}", matrix);
+        }
+        for kind in [LayerMatrix::Output, LayerMatrix::Down] {
+            let matrix = Matrix::Layer(0, kind);
+            let [outputs, inputs] = if kind == LayerMatrix::Output { sizes.output() } else { sizes.down() };
+            let weight = |at: usize| (at * 7 % 11) as i64 - 5;
+            let x: Vec<i64> = (0..inputs).map(|at| (at * 5 % 13) as i64 - 6).collect();
+            let mut sums = vec![0; outputs];
+            for shard in Shard::all(ranks) {
+                let windows = matrix.windows(&sizes, shard).unwrap();
+                let [window] = &windows[..] else { panic!("{windows:?}") };
+                for (at, sum) in sums.iter_mut().enumerate() {
+                    let own = x[window.columns.clone()].iter().enumerate();
+                    *sum += own.map(|(column, x)| x * weight(window.place(at * window.width() + column))).sum::<i64>();
+                }
+            }
+            let of_whole = |row: usize| x.iter().enumerate().map(|(column, x)| x * weight(row * inputs + column)).sum::<i64>();
+            prop_assert_eq!(sums, (0..outputs).map(of_whole).collect::<Vec<_>>());
+        }
+    }
 }

@@ -16,7 +16,7 @@ mod sizes;
 mod stages;
 
 use std::collections::HashMap;
-use std::ops::Range;
+use std::ops::{Add, Range};
 use std::sync::Arc;
 
 use spinkv_kernels::abi::{ABSENT_SLOT, Entry, NO_KEY, SEGMENT_KEYS, SLOT_PINNED};
@@ -98,6 +98,21 @@ impl CudaBytes {
     pub fn total(&self) -> u64 {
         let Self { pages, tables, summaries, key_factors, lists, operators } = self;
         pages + tables + summaries + key_factors + lists + operators
+    }
+}
+
+impl Add for CudaBytes {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            pages: self.pages + other.pages,
+            tables: self.tables + other.tables,
+            summaries: self.summaries + other.summaries,
+            key_factors: self.key_factors + other.key_factors,
+            lists: self.lists + other.lists,
+            operators: self.operators + other.operators,
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use super::super::driver::DriverError;
+use super::super::library::{MissingSymbol, each};
 
 /// The result of every fallible call of [`BlasLt`](super::BlasLt).
 pub type Result<T> = std::result::Result<T, BlasError>;
@@ -31,7 +32,8 @@ pub enum BlasError {
     Driver(#[from] DriverError),
 }
 
-fn each(tried: &[(PathBuf, String)]) -> String {
-    let one = |(file, reason): &(PathBuf, String)| format!("{} ({reason})", file.display());
-    tried.iter().map(one).collect::<Vec<_>>().join(", ")
+impl From<MissingSymbol> for BlasError {
+    fn from(MissingSymbol { library, symbol }: MissingSymbol) -> Self {
+        Self::MissingSymbol { library, symbol }
+    }
 }

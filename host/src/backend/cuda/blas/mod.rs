@@ -30,7 +30,7 @@
 //! ```
 
 mod error;
-mod library;
+mod functions;
 mod owned;
 
 use std::collections::HashMap;
@@ -42,8 +42,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub use error::{BlasError, Result};
 
 use super::driver::{Context, DeviceBuffer, Stream, check_multiple, check_operand, check_range};
+use super::library::{Library, candidates};
 use crate::memory::Word;
-use library::{
+use functions::{
     Algorithm, COMPUTE_F32, DESC_TRANSPOSE_A, Functions, Heuristic, PREFERENCE_ALIGNMENTS,
     PREFERENCE_REDUCTION, PREFERENCE_WORKSPACE, REDUCTION_F32, SUCCESS, TRANSPOSED, TYPE_BF16, TYPE_F32,
 };
@@ -165,9 +166,7 @@ impl BlasLt {
     /// [`BlasError::Missing`] with every file that was tried, [`BlasError::MissingSymbol`], a status of the library, or
     /// no GPU memory for the workspace.
     pub fn load(context: &Context) -> Result<Self> {
-        let named = std::env::var_os(PATH_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from);
-        let candidates = named.map_or_else(|| LIBRARIES.map(PathBuf::from).to_vec(), |named| vec![named]);
-        Self::load_from(context, &candidates, WORKSPACE_BYTES)
+        Self::load_from(context, &candidates(PATH_VARIABLE, &LIBRARIES), WORKSPACE_BYTES)
     }
 
     /// Loads it from the first of `candidates` (paths, or names that the system's loader looks for) that can be loaded, with a workspace
@@ -180,8 +179,8 @@ impl BlasLt {
         candidates: &[impl AsRef<Path>],
         workspace_bytes: usize,
     ) -> Result<Self> {
-        let (functions, path) = library::load(candidates)?;
-        let functions = Arc::new(functions);
+        let library = Library::load(candidates).map_err(|tried| BlasError::Missing { tried })?;
+        let (functions, path) = (Arc::new(Functions::find(&library)?), library.path().to_owned());
         let workspace = DeviceBuffer::uninit(context, workspace_bytes.div_ceil(size_of::<Word>()))?;
         context.make_current()?;
         // SAFETY: each writes one handle, which Owned gives back.

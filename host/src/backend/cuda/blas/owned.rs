@@ -3,7 +3,7 @@ use std::ptr;
 use std::sync::Arc;
 
 use super::error::Result;
-use super::library::{Functions, Opaque, Status};
+use super::functions::{Functions, Opaque, Status};
 
 /// Something that the library made, given back when it is dropped.
 #[derive(Debug)]

@@ -3,7 +3,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytemuck::Pod;
-use cust::sys::CUdeviceptr;
+use cust::sys::CUmemorytype_enum::CU_MEMORYTYPE_DEVICE;
+use cust::sys::{CUDA_MEMCPY2D, CUdeviceptr};
 
 use super::error::{check_multiple, check_range};
 use super::raw::{self, Code, call};
@@ -201,6 +202,50 @@ impl<T: Pod> DeviceBuffer<T> {
             unsafe { call!(cuMemcpyDtoDAsync_v2(to, from, bytes, stream.raw())) }?;
         }
         Ok(())
+    }
+
+    /// Async: copies `rows` rows of `width` elements of another buffer, whose rows have `stride` elements, from its element `from` on, to
+    /// element `at` and on, where they lie behind each other. Ranges of one buffer may not overlap.
+    ///
+    /// # Errors
+    /// As for [`write`](Self::write); [`DriverError::OutOfRange`] for rows wider than `stride`, too.
+    pub fn copy_rows_from(
+        &self,
+        stream: &Stream,
+        at: usize,
+        other: &Self,
+        from: usize,
+        (rows, width, stride): (usize, usize, usize),
+    ) -> Result<()> {
+        check_range("copied row", 0, width, stride)?;
+        if rows == 0 || width == 0 {
+            return Ok(());
+        }
+        let to = self.target(stream, "copy", at, rows.saturating_mul(width))?;
+        let from =
+            other.target(stream, "copy", from, (rows - 1).saturating_mul(stride).saturating_add(width))?;
+        let [width, stride] = [width, stride].map(|elements| elements * size_of::<T>());
+        let copy = CUDA_MEMCPY2D {
+            srcMemoryType: CU_MEMORYTYPE_DEVICE,
+            srcDevice: from,
+            srcPitch: stride,
+            dstMemoryType: CU_MEMORYTYPE_DEVICE,
+            dstDevice: to,
+            dstPitch: width,
+            WidthInBytes: width,
+            Height: rows,
+            srcXInBytes: 0,
+            srcY: 0,
+            srcHost: std::ptr::null(),
+            srcArray: std::ptr::null_mut(),
+            dstXInBytes: 0,
+            dstY: 0,
+            dstHost: std::ptr::null_mut(),
+            dstArray: std::ptr::null_mut(),
+        };
+        // SAFETY: all rows are within their buffers, as was checked, and the buffers' drops wait for the work; the description is read
+        // before it returns.
+        unsafe { call!(cuMemcpy2DAsync_v2(&raw const copy, stream.raw())) }
     }
 
     /// Async: writes all of `source` from element `at` on. The copy keeps `source` until it is done.

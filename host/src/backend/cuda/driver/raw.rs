@@ -12,8 +12,8 @@ use std::ffi::{c_char, c_int, c_uchar, c_uint, c_void};
 use std::fmt;
 
 use cust::sys::{
-    CUcontext, CUctx_st, CUdevice, CUdeviceptr, CUevent, CUevent_st, CUfunc_st, CUfunction, CUgraph,
-    CUgraphExec, CUmod_st, CUmodule, CUstream, CUstream_st,
+    CUDA_MEMCPY2D, CUcontext, CUctx_st, CUdevice, CUdeviceptr, CUevent, CUevent_st, CUfunc_st, CUfunction,
+    CUgraph, CUgraphExec, CUmod_st, CUmodule, CUstream, CUstream_st,
 };
 
 /// What a driver call returned: any number, of whatever driver version.
@@ -122,6 +122,8 @@ declare! {
     fn cuMemcpyHtoDAsync_v2(to: CUdeviceptr, from: *const c_void, bytes: usize, stream: CUstream);
     fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: CUdeviceptr, bytes: usize, stream: CUstream);
     fn cuMemcpyDtoDAsync_v2(to: CUdeviceptr, from: CUdeviceptr, bytes: usize, stream: CUstream);
+
+    fn cuMemcpy2DAsync_v2(copy: *const CUDA_MEMCPY2D, stream: CUstream);
 
     fn cuMemHostAlloc(pointer: *mut *mut c_void, bytes: usize, flags: c_uint);
     fn cuMemFreeHost(pointer: *mut c_void);

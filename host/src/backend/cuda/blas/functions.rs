@@ -1,9 +1,8 @@
-//! cuBLASLt's file and functions. Types and numbers are those of `cublasLt.h`, the same in CUDA 12 and 13.
+//! cuBLASLt's functions. Types and numbers are those of `cublasLt.h`, the same in CUDA 12 and 13.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::ffi::{CStr, c_char, c_int, c_void};
 
+use super::super::library::functions;
 use super::error::{BlasError, Result};
 
 /// `cublasStatus_t`: any number, of whatever version.
@@ -49,23 +48,6 @@ pub(super) struct Heuristic {
     pub state: Status,
     waves: f32,
     reserved: [c_int; 4],
-}
-
-macro_rules! functions {
-    ($($field:ident = $symbol:ident($($argument:ident: $type:ty),*) -> $result:ty;)*) => {
-        /// The functions that products need.
-        #[derive(Debug)]
-        pub(super) struct Functions {
-            $(pub $field: unsafe extern "C" fn($($argument: $type),*) -> $result,)*
-        }
-
-        impl Functions {
-            fn find(library: &Library) -> Result<Self> {
-                // SAFETY: the types are those of the header, for these names.
-                unsafe { Ok(Self { $($field: library.function(stringify!($symbol))?,)* }) }
-            }
-        }
-    };
 }
 
 functions! {
@@ -115,60 +97,4 @@ impl Functions {
         };
         Err(BlasError::Status { call, code, name })
     }
-}
-
-/// A file that is loaded, for good: libraries that start the CUDA runtime do not survive being unloaded.
-#[derive(Debug)]
-struct Library {
-    handle: *mut c_void,
-    path: PathBuf,
-}
-
-/// Loads the first of `candidates` that the system's loader takes.
-pub(super) fn load(candidates: &[impl AsRef<Path>]) -> Result<(Functions, PathBuf)> {
-    let mut tried = Vec::new();
-    for path in candidates.iter().map(AsRef::as_ref) {
-        match Library::open(path) {
-            Ok(library) => return Ok((Functions::find(&library)?, library.path)),
-            Err(reason) => tried.push((path.to_owned(), reason)),
-        }
-    }
-    Err(BlasError::Missing { tried })
-}
-
-impl Library {
-    fn open(path: &Path) -> std::result::Result<Self, String> {
-        let file = CString::new(path.as_os_str().as_bytes()).map_err(|error| error.to_string())?;
-        // SAFETY: the name is a C string. Loading runs the library's constructors; the caller names cuBLASLt, which is made
-        // to be loaded at any time.
-        let handle = unsafe { libc::dlopen(file.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
-        if handle.is_null() { Err(loader_error(path)) } else { Ok(Self { handle, path: path.to_owned() }) }
-    }
-
-    /// # Safety
-    /// `F` is the type of the function of this name.
-    unsafe fn function<F: Copy>(&self, symbol: &'static str) -> Result<F> {
-        const { assert!(size_of::<F>() == size_of::<*mut c_void>()) };
-        let name = CString::new(symbol).expect("a name without NUL");
-        // SAFETY: the library is loaded, for good, and the name is a C string.
-        let function = unsafe { libc::dlsym(self.handle, name.as_ptr()) };
-        if function.is_null() {
-            return Err(BlasError::MissingSymbol { library: self.path.clone(), symbol });
-        }
-        // SAFETY: a function, not null, whose type the caller vouches for.
-        Ok(unsafe { std::mem::transmute_copy(&function) })
-    }
-}
-
-/// Why the last `dlopen` of this thread failed, without the file's name in front.
-fn loader_error(path: &Path) -> String {
-    // SAFETY: dlerror takes nothing and returns null or a C string that is this thread's until its next call.
-    let text = unsafe { libc::dlerror() };
-    if text.is_null() {
-        return "cannot be loaded".to_owned();
-    }
-    // SAFETY: not null, so a C string, and no dl call comes between.
-    let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
-    let reason = path.to_str().and_then(|path| text.strip_prefix(path)).unwrap_or(&text);
-    reason.trim_start_matches([':', ' ']).to_owned()
 }
