@@ -1,14 +1,15 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use spinkv::backend::cuda::StepTensors;
-use spinkv::backend::cuda::driver::{DeviceBuffer, Event, Stream};
+use spinkv::backend::cuda::Bus;
+use spinkv::backend::cuda::driver::{DeviceBuffer, Event, Priority, Stream};
 use spinkv::memory::Word;
 
 use super::WeightSizes;
 use super::activations::{Activations, KeysValues};
 use super::model::CudaModel;
 use super::parts::Parts;
+use super::pass::StepPass;
 use super::product::{BlasUse, Products};
 use crate::error::Result;
 
@@ -18,7 +19,7 @@ pub enum Overlap {
     /// Every layer waits for its pages, but for what of attention needs none of them.
     #[default]
     Off,
-    /// A batch is taken through the step as two halves, each on a stream of its own: while one half's pages come the other computes. Both read all weights, so it
+    /// A batch is taken through the step as two halves, each on a stream of its own, whose copies take turns: while one half's pages come the other computes. Both read all weights, so it
     /// is for large batches whose pages take longer than the weights. Smaller ones, those whose requests are resident, and all of a model over several GPUs
     /// are taken as one.
     Halves,
@@ -35,20 +36,27 @@ pub(super) struct SecondHalf {
     arrivals: DeviceBuffer<u32>,
     begins: Event,
     done: Event,
+    /// Where both halves' copies go.
+    bus: Stream,
+    /// Of either half: when its copies are known, and when they are made.
+    copies: [[Event; 2]; 2],
 }
 
 impl SecondHalf {
     fn new(parts: &Parts, sizes: &WeightSizes, requests: usize, blas: BlasUse) -> Result<Self> {
         let context = parts.stream.context();
         let stream = Arc::new(Stream::new(context)?);
+        let event = || Event::untimed(context);
         Ok(Self {
             products: Arc::new(Products::new(stream.clone(), parts.kernels.clone(), sizes, blas)?),
             ids: DeviceBuffer::zeroed(&stream, requests)?,
             likeliest: DeviceBuffer::zeroed(&stream, requests)?,
             greatest: DeviceBuffer::zeroed(&stream, requests)?,
             arrivals: DeviceBuffer::zeroed(&stream, requests)?,
-            begins: Event::untimed(context)?,
-            done: Event::untimed(context)?,
+            begins: event()?,
+            done: event()?,
+            bus: Stream::with_priority(context, Priority::High)?,
+            copies: [[event()?, event()?], [event()?, event()?]],
             stream,
         })
     }
@@ -96,19 +104,29 @@ impl CudaModel {
         second.begins.record(&whole.stream)?;
         second.stream.wait(&second.begins)?;
         second.ids.copy_from(&second.stream, 0, &whole.ids, half, batch - half)?;
-        for requests in [0..half, half..batch] {
-            let own = (requests.start > 0).then_some(second);
-            let parts = whole.half(sizes, requests.clone(), own)?;
-            self.launch_part(&parts, requests.clone(), rehearsed, &|_| Ok(()), &|layer,
-                                                                                 tensors: &StepTensors<
-                '_,
-            >| {
-                // SAFETY: the step begins before the graph is launched; the halves part its requests, and each has its own tensors and stream.
-                Ok(unsafe {
-                    self.pipeline.backend().launch_half(layer, requests.clone(), &parts.stream, tensors)
-                }?)
-            })?;
+        let [first, rest] = [0..half, half..batch];
+        let parts = [whole.half(sizes, first.clone(), None)?, whole.half(sizes, rest.clone(), Some(second))?];
+        let halves = [(first, &parts[0]), (rest, &parts[1])];
+        let passes =
+            halves.each_ref().map(|(requests, parts)| StepPass::begin(self, parts, requests.clone()));
+        let [first, rest] = passes;
+        let passes = [first?, rest?];
+        let backend = self.pipeline.backend();
+        for layer in 0..self.weights.layers.len() {
+            for (number, ((requests, parts), pass)) in halves.iter().zip(&passes).enumerate() {
+                pass.project(layer)?;
+                if !rehearsed {
+                    let [ready, fetched] = &second.copies[number];
+                    let bus = Bus { stream: &second.bus, ready, fetched };
+                    // SAFETY: the step begins before the graph is launched; the halves part its requests, and each has its own tensors and stream.
+                    unsafe {
+                        backend.launch_half(layer, requests.clone(), &parts.stream, &pass.tensors(), &bus)
+                    }?;
+                }
+                pass.finish(layer)?;
+            }
         }
+        passes.iter().try_for_each(StepPass::end)?;
         whole.likeliest.copy_from(&second.stream, half, &second.likeliest, 0, batch - half)?;
         second.done.record(&second.stream)?;
         Ok(whole.stream.wait(&second.done)?)

@@ -6,6 +6,7 @@ mod halves;
 mod model;
 pub mod parallel;
 mod parts;
+mod pass;
 mod product;
 mod profile;
 mod prompt;

@@ -1,19 +1,18 @@
 use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::Arc;
 
 use spinkv::KvConfig;
 use spinkv::backend::Step;
 use spinkv::backend::cuda::driver::{Context, Event, Graph, Result as DriverResult, Stream};
-use spinkv::backend::cuda::kernels::{Argmax, Positions, RmsNorm, Sample};
-use spinkv::backend::cuda::{CudaBackend, CudaLimits, StepTensors};
+use spinkv::backend::cuda::kernels::Sample;
+use spinkv::backend::cuda::{CudaBackend, CudaLimits};
 use spinkv::pipeline::Pipeline;
-use spinkv_kernels::abi::WORD_ELEMENTS;
 use spinkv_kernels::abi::model::sample::SampleParams;
 
 use super::halves::SecondHalf;
 use super::parallel::Rank;
 use super::parts::Parts;
+use super::pass::StepPass;
 use super::product::BlasUse;
 use super::profile::StepPart;
 use super::{DeviceWeights, GpuReport};
@@ -287,62 +286,19 @@ impl CudaModel {
             return self.launch_halves(batch, half, rehearsed);
         }
         let backend = self.pipeline.backend();
-        self.launch_part(&self.parts, 0..batch, rehearsed, behind, &|layer, tensors| {
-            let behind = |stage| behind(StepPart::of(stage));
-            // SAFETY: the step begins before the graph is launched; the tensors are used on this stream alone.
-            Ok(unsafe { backend.launch_layer_with(layer, batch, resident, tensors, behind) }?)
-        })
-    }
-
-    /// The same for some of its requests, with `parts` for as many, whose layers' stages `launch_layer` enqueues.
-    pub(super) fn launch_part(
-        &self,
-        parts: &Parts,
-        requests: Range<usize>,
-        rehearsed: bool,
-        behind: Behind<'_>,
-        launch_layer: &dyn Fn(usize, &StepTensors<'_>) -> Result<()>,
-    ) -> Result<()> {
-        let (batch, sizes) = (requests.len(), *self.weights.sizes());
-        let entries = self.pipeline.backend().entries_in(requests)?;
-        let kv = parts.step_kv.part(&sizes, batch)?;
-        let words = 0..batch * sizes.queries / WORD_ELEMENTS;
-        let (queries, attended) = (parts.step.queries.part(words.clone())?, parts.step.attended.part(words)?);
-        parts.embed(&self.weights, &parts.ids, batch, &parts.residual)?;
-        for (index, layer) in self.weights.layers.iter().enumerate() {
-            let positions = Positions::Entries(&entries);
-            parts.project(&sizes, layer, &parts.residual, batch, &parts.step, positions, 0, &kv)?;
+        let part = StepPass::begin(self, &self.parts, 0..batch)?;
+        for index in 0..self.weights.layers.len() {
+            part.project(index)?;
             behind(StepPart::Projections)?;
             if !rehearsed {
-                let tensors =
-                    StepTensors { queries: &queries, keys: &kv.keys, values: &kv.values, out: &attended };
-                launch_layer(index, &tensors)?;
+                let behind = |stage| behind(StepPart::of(stage));
+                // SAFETY: the step begins before the graph is launched; the tensors are used on this stream alone.
+                unsafe { backend.launch_layer_with(index, batch, resident, &part.tensors(), behind) }?;
             }
-            parts.finish(&sizes, layer, &parts.residual, batch, &parts.step)?;
+            part.finish(index)?;
             behind(StepPart::Mlp)?;
         }
-        let norm = RmsNorm {
-            residual: &parts.residual,
-            weight: &self.weights.final_norm,
-            first_token: 0,
-            tokens: batch as u32,
-            eps: parts.eps,
-            normed: &parts.step.normed,
-        };
-        // SAFETY: all of it is used on this stream alone.
-        unsafe { norm.launch(&parts.kernels, &parts.stream) }?;
-        parts.head(&self.weights, batch)?;
-        let argmax = Argmax {
-            logits: &parts.logits,
-            batch: batch as u32,
-            vocab: sizes.vocab as u32,
-            stride: sizes.vocab as u32,
-            greatest: &parts.greatest,
-            arrivals: &parts.arrivals,
-            ids: &parts.likeliest,
-        };
-        // SAFETY: as above; the scratch is 0 between launches.
-        unsafe { argmax.launch(&parts.kernels, &parts.stream) }?;
+        part.end()?;
         Ok(behind(StepPart::Head)?)
     }
 }

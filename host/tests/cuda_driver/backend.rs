@@ -3,13 +3,14 @@
 #[path = "backend/operators.rs"]
 mod operators;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use spinkv::algorithms::{
     Dense, HeadRule, LowRankKeys, PerRow, Quest, RowRules, ShadowKv, StreamingLlm, TokenTopK,
 };
-use spinkv::backend::cuda::driver::{Context, DeviceBuffer, DriverError};
-use spinkv::backend::cuda::{CudaBackend, CudaBytes, CudaLimits, StepTensors};
+use spinkv::backend::cuda::driver::{Context, DeviceBuffer, DriverError, Event, Priority, Stream};
+use spinkv::backend::cuda::{Bus, CudaBackend, CudaBytes, CudaLimits, StepTensors};
 use spinkv::backend::{Backend, Step};
 use spinkv::memory::{HostLayout, KvDtype, PageLayout, RequestPlan, Word};
 use spinkv::pipeline::{Budget, LowRank, Method, Pipeline, RequestId, SteadyZone};
@@ -591,6 +592,61 @@ fn fractions_keep_a_cache() {
         let limit = ((tokens * 9 / 10) / 8).max(1) as u32;
         assert_eq!(entry.limit, limit.min(entry.partitions), "{tokens}");
     }
+}
+
+/// What both halves of a batch name are tables, pages and summaries, whose rows they part, and nothing that a launch hands on.
+#[test]
+fn halves_of_a_batch_share_nothing_but_tables() {
+    let driver = driver();
+    let stages = ["chunk_mean_step", "append", "score", "select", "resolve", "gather", "attend_64"];
+    for method in [shadowkv(), with_outliers(), per_row(shadowkv())] {
+        let mut run = Run::new(&driver, method, &limits(40));
+        run.pipeline.admit(200).unwrap();
+        let backend = run.pipeline.backend();
+        assert_eq!([31, 32, 33, 40].map(|batch| backend.half_of(batch)), [None, None, Some(32), Some(32)]);
+        let [ready, fetched] = [(); 2].map(|()| Event::untimed(&run.context).unwrap());
+        let copies = Stream::with_priority(&run.context, Priority::High).unwrap();
+        let bus = Bus { stream: &copies, ready: &ready, fetched: &fetched };
+        driver.log();
+        let mut named = [32, 8].map(|count| {
+            let [queries, out] = [(); 2].map(|()| run.tensor(count, 4));
+            let [keys, values] = [(); 2].map(|()| run.tensor(count, 2));
+            let tensors = StepTensors { queries: &queries, keys: &keys, values: &values, out: &out };
+            let (half, backend) = (if count == 32 { 0..32 } else { 32..40 }, run.pipeline.backend());
+            // SAFETY: the stand-in runs nothing.
+            unsafe { backend.launch_half(1, half, backend.stream(), &tensors, &bus) }.unwrap();
+            let log = driver.log();
+            assert_eq!(launches(&log), stages);
+            // Attention waits for the pages: it would keep the other half's work from the GPU.
+            assert!(parameters(&log, "gather").ends_with(&["0".to_owned()]));
+            (log, [queries, out, keys, values])
+        });
+        let tables = |log: &[String]| {
+            let resolve = parameters(log, "resolve")[9..17].to_vec();
+            let gather = parameters(log, "gather")[4..6].to_vec();
+            let index = parameters(log, "chunk_mean_step");
+            let select = parameters(log, "select");
+            // Summaries are the Index's last one; marks are Select's.
+            let marks = select.into_iter().filter(|of| of.starts_with("0x")).skip(3).take(2);
+            resolve
+                .into_iter()
+                .chain(gather)
+                .chain(index.last().cloned())
+                .chain(marks)
+                .collect::<BTreeSet<_>>()
+        };
+        let addresses = |log: &[String]| -> BTreeSet<String> {
+            let all = log.iter().filter_map(|line| line.split_once(": ")).flat_map(|(_, of)| of.split(' '));
+            all.filter(|of| of.starts_with("0x") && *of != "0x0").map(str::to_owned).collect()
+        };
+        let [first, second] = named.each_mut().map(|(log, _)| std::mem::take(log));
+        let (known, shared) = (tables(&first), &addresses(&first) & &addresses(&second));
+        let other: Vec<_> = shared.difference(&known).collect();
+        assert!(other.is_empty(), "{other:?} of both halves:\n{first:#?}\n{second:#?}");
+    }
+    // What is not parted.
+    let run = Run::new(&driver, low_rank(shadowkv(), 64), &limits(40));
+    assert_eq!(run.pipeline.backend().half_of(40), None);
 }
 
 /// The parameters of the last launch of `kernel`.

@@ -179,7 +179,7 @@ fn halves(machine: &Machine) -> Outcome {
             }
         }
         println!("halves, {}: logits within {worst:e} of the whole step's", method.name());
-        ensure(worst <= 0.05, format!("{}: logits are off by {worst}", method.name()))?;
+        ensure(worst <= TOLERANCE, format!("{}: logits are off by {worst}", method.name()))?;
         let mut read = [0, 0];
         for ((model, batch), read) in
             [(&mut whole, &of_whole), (&mut parted, &of_parted)].into_iter().zip(&mut read)

@@ -17,4 +17,4 @@ mod step;
 
 pub use backend::{CudaBackend, CudaBytes, CudaLimits, RowClusters, StepTensors};
 pub use restore::{Restore, Restored};
-pub use step::{ClusterStages, LayerStep, LowRankStages, capture_step};
+pub use step::{Bus, ClusterStages, LayerStep, LowRankStages, capture_step};

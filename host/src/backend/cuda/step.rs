@@ -1,7 +1,7 @@
 use bytemuck::Pod;
 use spinkv_kernels::abi::page_code::{NO_CODE, PageCode};
 
-use super::driver::{DeviceBuffer, DriverError, Graph, Result, Stream, check_length, check_operand};
+use super::driver::{DeviceBuffer, DriverError, Event, Graph, Result, Stream, check_length, check_operand};
 use super::kernels::{
     Append, Attend, Awaited, Estimate, Gather, IndexOperator, IndexStep, Kernels, PageBiases, ProjectKeys,
     RebuildKeys, Resolve,
@@ -34,6 +34,17 @@ pub struct LayerStep<'a> {
     pub clusters: Option<ClusterStages<'a>>,
     /// What keys in low rank need besides; `None` for keys that are on the host.
     pub low_rank: Option<LowRankStages<'a>>,
+}
+
+/// Where the copies of several batches go one after another, each beside the others' compute.
+#[derive(Clone, Copy, Debug)]
+pub struct Bus<'a> {
+    /// Of high priority: copies take few blocks, and all else waits for them.
+    pub stream: &'a Stream,
+    /// Recorded when it is known what to copy.
+    pub ready: &'a Event,
+    /// Recorded when the copies are made.
+    pub fetched: &'a Event,
 }
 
 /// The launches about Attention of a step over clusters.
@@ -295,6 +306,24 @@ impl LayerStep<'_> {
         stream: &Stream,
         behind: impl Fn(&Stream) -> Result<()>,
     ) -> Result<()> {
+        // SAFETY: the caller's part.
+        unsafe { self.launch_over(None, kernels, stream, behind) }
+    }
+
+    /// The same with the copies on a stream that others' are on too, if there is one.
+    ///
+    /// # Errors
+    /// Those of [`launch_with`](Self::launch_with).
+    ///
+    /// # Safety
+    /// As for [`launch`](Self::launch).
+    pub(super) unsafe fn launch_over(
+        &self,
+        bus: Option<&Bus<'_>>,
+        kernels: &Kernels,
+        stream: &Stream,
+        behind: impl Fn(&Stream) -> Result<()>,
+    ) -> Result<()> {
         self.check()?;
         // SAFETY: the caller's part; each launch follows those that write what it reads.
         unsafe {
@@ -323,7 +352,16 @@ impl LayerStep<'_> {
                 rebuild.launch(kernels, stream)?;
                 behind(stream)?;
             }
-            self.gather.launch(kernels, stream)?;
+            match bus {
+                None => self.gather.launch(kernels, stream)?,
+                Some(bus) => {
+                    bus.ready.record(stream)?;
+                    bus.stream.wait(bus.ready)?;
+                    self.gather.launch(kernels, bus.stream)?;
+                    bus.fetched.record(bus.stream)?;
+                    stream.wait(bus.fetched)?;
+                }
+            }
             behind(stream)?;
             self.attend.launch(kernels, stream)?;
             behind(stream)?;

@@ -11,7 +11,7 @@ use super::super::kernels::{
 use super::super::operators::{
     GpuIndex, LayerIndex, LayerSelect, PromptIndex, PromptLaunch, SelectStage, StepIndex, SummaryRows,
 };
-use super::super::step::{LayerStep, LowRankStages};
+use super::super::step::{Bus, LayerStep, LowRankStages};
 use super::device::Lists;
 use super::sizes::Summaries;
 use super::{CudaBackend, Sizes};
@@ -75,55 +75,8 @@ impl CudaBackend {
     ) -> Result<()> {
         let lists = self.lists.part(&self.sizes, 0..batch)?;
         let stages = Stages { backend: self, lists: &lists, layer, first_request: 0, in_halves: false };
-        // SAFETY: the caller's part.
-        unsafe { self.launch_stages(&stages, &self.stream, resident, tensors, behind) }
-    }
-
-    /// Async: as [`launch_layer`](Self::launch_layer), on `stream` and for the entries in `half` of the batch alone, while the other half is on another stream:
-    /// one computes while the other's pages come. Attention waits for all of its pages, since blocks that wait would keep the other half's work from
-    /// the GPU.
-    ///
-    /// # Errors
-    /// [`DriverError::Multiple`](super::super::driver::DriverError::Multiple) for a second half that begins elsewhere than [`half_of`](Self::half_of) says, and those of
-    /// [`launch_layer`](Self::launch_layer).
-    ///
-    /// # Safety
-    /// As there, and the halves of a batch do not overlap.
-    pub unsafe fn launch_half(
-        &self,
-        layer: usize,
-        half: Range<usize>,
-        stream: &Stream,
-        tensors: &StepTensors<'_>,
-    ) -> Result<()> {
-        let (first_request, lists) = (half.start, self.lists.part(&self.sizes, half)?);
-        let stages = Stages { backend: self, lists: &lists, layer, first_request, in_halves: true };
-        // SAFETY: the caller's part; the lists are this half's alone, and rows of different requests share no table.
-        unsafe { self.launch_stages(&stages, stream, false, tensors, |_| Ok(())) }
-    }
-
-    /// How many requests of a batch its first half has; `None` for a batch that is not parted: a small one, or of methods whose stages share more than tables.
-    pub fn half_of(&self, batch: usize) -> Option<usize> {
-        if self.sizes.clusters.is_some() || self.sizes.rank > 0 {
-            return None;
-        }
-        let unit = self.sizes.half_unit();
-        let half = (batch / 2).next_multiple_of(unit);
-        (half < batch).then_some(half)
-    }
-
-    /// # Safety
-    /// As for [`launch_layer`](Self::launch_layer).
-    unsafe fn launch_stages(
-        &self,
-        stages: &Stages<'_>,
-        stream: &Stream,
-        resident: bool,
-        tensors: &StepTensors<'_>,
-        behind: impl Fn(Stage) -> DriverResult<()>,
-    ) -> Result<()> {
         let StepTensors { queries, keys, values, out } = *tensors;
-        let kernels = &self.kernels;
+        let (kernels, stream) = (&self.kernels, &*self.stream);
         // SAFETY: the caller's part; entries and tables are those of the backend's requests, which agree.
         unsafe {
             if resident {
@@ -131,16 +84,7 @@ impl CudaBackend {
                 behind(Stage::Offload)?;
                 stages.attend_steady(queries, out).launch(kernels, stream)?;
             } else {
-                let step = LayerStep {
-                    index: stages.index(),
-                    append: stages.append(keys, values),
-                    select: stages.select(queries),
-                    resolve: stages.resolve(),
-                    gather: stages.gather(),
-                    attend: stages.attend(queries, out),
-                    clusters: stages.clusters(out),
-                    low_rank: stages.low_rank(),
-                };
+                let step = stages.step(tensors);
                 // Which launches end a stage, by their number.
                 let of_low_rank = if step.low_rank.is_some() { 2 } else { 0 };
                 let appended = usize::from(step.index.is_some()) + of_low_rank;
@@ -163,6 +107,40 @@ impl CudaBackend {
         }
         behind(Stage::Attention)?;
         Ok(())
+    }
+
+    /// Async: as [`launch_layer`](Self::launch_layer), on `stream` and for the entries in `half` of the batch alone, while the other half is on another stream:
+    /// one computes while the other's pages come. The copies of both go over one `bus`: both at once would wait for both's pages, and then compute at once.
+    /// Attention waits for all of its pages, since blocks that wait would keep the other half's work from the GPU.
+    ///
+    /// # Errors
+    /// [`DriverError::Multiple`](super::super::driver::DriverError::Multiple) for a second half that begins elsewhere than [`half_of`](Self::half_of) says, and those of
+    /// [`launch_layer`](Self::launch_layer).
+    ///
+    /// # Safety
+    /// As there, and the halves of a batch do not overlap.
+    pub unsafe fn launch_half(
+        &self,
+        layer: usize,
+        half: Range<usize>,
+        stream: &Stream,
+        tensors: &StepTensors<'_>,
+        bus: &Bus<'_>,
+    ) -> Result<()> {
+        let (first_request, lists) = (half.start, self.lists.part(&self.sizes, half)?);
+        let stages = Stages { backend: self, lists: &lists, layer, first_request, in_halves: true };
+        // SAFETY: the caller's part; the lists are this half's alone, and rows of different requests share no table.
+        Ok(unsafe { stages.step(tensors).launch_over(Some(bus), &self.kernels, stream, |_| Ok(())) }?)
+    }
+
+    /// How many requests of a batch its first half has; `None` for a batch that is not parted: a small one, or of methods whose stages share more than tables.
+    pub fn half_of(&self, batch: usize) -> Option<usize> {
+        if self.sizes.clusters.is_some() || self.sizes.rank > 0 {
+            return None;
+        }
+        let unit = self.sizes.half_unit();
+        let half = (batch / 2).next_multiple_of(unit);
+        (half < batch).then_some(half)
     }
 
     pub(super) fn is_prompt(&self, step: &Step<'_>) -> bool {
@@ -269,6 +247,21 @@ pub(super) struct Stages<'a> {
 }
 
 impl<'a> Stages<'a> {
+    /// All of a decode step.
+    fn step(&self, tensors: &StepTensors<'a>) -> LayerStep<'a> {
+        let StepTensors { queries, keys, values, out } = *tensors;
+        LayerStep {
+            index: self.index(),
+            append: self.append(keys, values),
+            select: self.select(queries),
+            resolve: self.resolve(),
+            gather: self.gather(),
+            attend: self.attend(queries, out),
+            clusters: self.clusters(out),
+            low_rank: self.low_rank(),
+        }
+    }
+
     fn sizes(&self) -> &'a Sizes {
         &self.backend.sizes
     }
