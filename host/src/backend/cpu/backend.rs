@@ -3,12 +3,14 @@ use std::collections::HashMap;
 use rayon::prelude::*;
 
 use super::key_factors::KeyFactors;
+use super::prefix;
 use super::row::{NewTokens, Row, Shared, Tiers};
 use super::{attend_prompt, attend_with_estimates};
 use crate::backend::{Backend, PromptChunk, Step, StepEntry};
 use crate::memory::{
     Admission, Allocator, GpuBytes, HostArena, HostBytes, HostPage, HostProgress, MemoryLimits, MemoryUsage,
-    PageCensus, PagePool, PlainMemory, RequestPlan, RowId, SummaryPool, Transfers, Word,
+    PageCensus, PagePool, PlainMemory, PrefixCache, PrefixUsage, RequestPlan, RowId, SummaryPool, Transfers,
+    Word,
 };
 use crate::paging::{Directory, SegmentPool, StepClock};
 use crate::pipeline::{Counters, Place, Reach, RequestId};
@@ -38,6 +40,8 @@ struct Request {
     key_factors: Option<KeyFactors>,
     /// `[layers, kv_heads]`.
     rows: Vec<Row>,
+    /// Tokens whose slabs it shares from the beginning.
+    prefix: usize,
 }
 
 impl Request {
@@ -79,6 +83,7 @@ impl CpuBackend {
                 arena: HostArena::new(config.host_layout(), shape.layers, limits.host_bytes, memory),
                 segments: SegmentPool::new(shape.rows(), allocator.clone()),
                 transfers: Transfers::default(),
+                prefixes: None,
                 counters: Counters::default(),
             },
             summaries: SummaryPool::new(block, allocator.clone()),
@@ -103,6 +108,27 @@ impl CpuBackend {
         arena.reserve(slabs as usize, progress)?;
         arena.memory_mut().set_first_touch(false);
         Ok(self)
+    }
+
+    /// Keeps host pages of prompts for others that begin alike: at most `limit_bytes` bytes of them, or what requests leave of the host memory.
+    /// Requests take them back when they need the room.
+    ///
+    /// # Errors
+    /// Those of [`PrefixCache::new`].
+    pub fn with_prefixes(mut self, limit_bytes: Option<u64>) -> Result<Self> {
+        self.tiers.prefixes = Some(PrefixCache::new(&self.config, limit_bytes)?);
+        Ok(self)
+    }
+
+    /// Forgets all that is kept of prompts. What requests share stays theirs.
+    pub fn clear_prefixes(&mut self) {
+        let Tiers { prefixes, arena, .. } = &mut self.tiers;
+        while prefixes.as_mut().is_some_and(|prefixes| prefixes.evict(arena)) {}
+    }
+
+    /// Host slabs that requests, transfers and cached prefixes hold.
+    pub fn used_slabs(&self) -> usize {
+        self.tiers.arena.used_slabs()
     }
 
     /// How much of each tier may be used.
@@ -273,7 +299,7 @@ impl CpuBackend {
         for (layer, rows) in request.rows.chunks_mut(shape.kv_heads).enumerate() {
             for row in rows {
                 let missing = config.host_slabs(tokens) - row.host().slabs().len();
-                row.host_mut().extend(self.tiers.arena.take(layer, missing)?);
+                row.host_mut().extend(self.tiers.take_slabs(layer, missing)?);
             }
         }
         Ok(())
@@ -289,7 +315,8 @@ impl CpuBackend {
         }
         let segments = self.config.segments(tokens);
         request.key_factors.iter_mut().for_each(|factors| factors.truncate(segments));
-        let slabs = self.config.host_slabs(tokens);
+        // Those that it shares are no part of a step.
+        let slabs = self.config.host_slabs(tokens.max(request.prefix));
         for row in &mut request.rows {
             let keep = slabs.min(row.host().slabs().len());
             row.host_mut().truncate(keep).into_iter().for_each(|slab| self.tiers.arena.release(slab));
@@ -467,7 +494,7 @@ impl Backend for CpuBackend {
         };
         let rows = self.config.reaches().iter().map(row).collect();
         let (clock, summaries) = (StepClock::default(), Vec::new());
-        let state = Request { plan, clock, directory, summaries, key_factors, rows };
+        let state = Request { plan, clock, directory, summaries, key_factors, rows, prefix: 0 };
         self.requests.insert(request, state);
         self.share_out();
         Ok(())
@@ -630,6 +657,55 @@ impl Backend for CpuBackend {
     ) -> Result<()> {
         attend_prompt(self.config.shape(), chunk, queries, keys, values, out);
         Ok(())
+    }
+
+    fn prefix_block(&self) -> Option<usize> {
+        self.tiers.prefixes.as_ref().map(PrefixCache::block_tokens)
+    }
+
+    fn share_prefix(&mut self, request: RequestId, prompt: &[u32], unit: usize) -> Result<usize> {
+        let Self { tiers: Tiers { prefixes, arena, .. }, requests, .. } = self;
+        let Some(prefixes) = prefixes else { return Ok(0) };
+        let state = requests.get_mut(&request).ok_or(Error::UnknownRequest(request))?;
+        let shared = prefixes.share(prompt, unit, arena);
+        for (row, state) in state.rows.iter_mut().enumerate() {
+            state.host_mut().share(shared.slabs.iter().map(|block| block[row]));
+        }
+        state.prefix = shared.tokens;
+        Ok(shared.tokens)
+    }
+
+    fn fill_prefix(
+        &mut self,
+        request: RequestId,
+        layer: usize,
+        prefix: usize,
+        keys: &mut [f32],
+        values: &mut [f32],
+    ) -> Result<()> {
+        if self.tiers.prefixes.is_some() {
+            let state = self.requests.get(&request).ok_or(Error::UnknownRequest(request))?;
+            let kv_heads = self.config.shape().kv_heads;
+            let rows = &state.rows[layer * kv_heads..][..kv_heads];
+            prefix::fill(self.config.layout(), &self.tiers.arena, rows, prefix, keys, values);
+        }
+        Ok(())
+    }
+
+    fn keep_prefix(&mut self, request: RequestId, prompt: &[u32]) {
+        let Self { tiers: Tiers { prefixes: Some(prefixes), arena, .. }, requests, .. } = self else {
+            return;
+        };
+        let Some(state) = requests.get(&request) else { return };
+        // Pages that a transfer still writes are nobody else's yet, nor are those behind them.
+        let published = state.rows.iter().map(|row| row.host().published_slabs()).min().unwrap_or(0);
+        let tokens = prompt.len().min(published * prefixes.block_tokens());
+        let slabs = |block: usize| state.rows.iter().map(|row| row.host().slabs()[block]).collect();
+        prefixes.keep(&prompt[..tokens], slabs, arena);
+    }
+
+    fn prefixes(&self) -> Option<PrefixUsage> {
+        self.tiers.prefixes.as_ref().map(PrefixCache::usage)
     }
 
     fn counters(&self) -> Counters {
