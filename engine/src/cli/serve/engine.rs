@@ -7,7 +7,7 @@ use spinkv_engine::runner::CpuRunner;
 use spinkv_engine::serve::{Engine, Scheduler};
 use spinkv_engine::tokenizer::Tokenizer;
 
-use super::settings::Settings;
+use super::settings::{PrefixLimit, Settings};
 
 /// Loads the model and serves until told to end; on the engine's thread.
 pub(super) fn run_engine(engine: Engine, settings: Settings, tokenizer: Tokenizer) -> Result<()> {
@@ -53,7 +53,10 @@ pub(super) fn run_engine(engine: Engine, settings: Settings, tokenizer: Tokenize
 }
 
 fn cpu_backend(settings: &Settings) -> Result<CpuBackend> {
-    let backend = CpuBackend::new(settings.kv.clone(), settings.limits);
+    let mut backend = CpuBackend::new(settings.kv.clone(), settings.limits);
+    if let Some(PrefixLimit(limit)) = settings.prefixes {
+        backend = backend.with_prefixes(limit)?;
+    }
     if settings.reserve_host_bytes == 0 {
         return Ok(backend);
     }

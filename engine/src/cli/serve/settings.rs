@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use spinkv::algorithms::{self, MethodOptions, OwnOptions};
 use spinkv::backend::BackendKind;
-use spinkv::memory::MemoryLimits;
+use spinkv::memory::{MemoryLimits, PrefixCache};
 use spinkv::pipeline::{Budget, DEFAULT_BUFFERING, SteadyZone};
 use spinkv::{KvConfig, KvShape};
 use spinkv_engine::config::ModelConfig;
@@ -18,6 +18,13 @@ use super::super::demo;
 use super::super::pages::dtype;
 use super::ServeArguments;
 
+/// Bytes of pages of prompts that are kept for others, where requests leave so much, if there is no limit of the host memory.
+const PREFIX_BYTES: u64 = 1 << 30;
+
+/// How much is kept of prompts for others: at most so many bytes, or what requests leave of the host memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PrefixLimit(pub Option<u64>);
+
 /// All settings, checked.
 pub(super) struct Settings {
     pub backend: BackendKind,
@@ -27,6 +34,8 @@ pub(super) struct Settings {
     pub limits: MemoryLimits,
     pub buffering: f64,
     pub reserve_host_bytes: u64,
+    /// How much is kept of prompts for others; `None` for nothing.
+    pub prefixes: Option<PrefixLimit>,
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "a setting of GPUs"))]
     pub cublaslt: String,
     pub scheduling: SchedulerOptions,
@@ -81,6 +90,7 @@ impl ServeArguments {
             patience: self.patience.unwrap_or(usual.patience),
             preempt: self.preempt.unwrap_or(usual.preempt),
         };
+        let prefixes = self.prefixes(backend, &kv, &limits)?;
         let cpu = backend == BackendKind::Cpu;
         if cpu && scheduling.max_batch > STREAMED_TOKENS {
             return Err(Error::InvalidSetting {
@@ -101,9 +111,36 @@ impl ServeArguments {
             limits,
             buffering: self.buffering.unwrap_or(DEFAULT_BUFFERING),
             reserve_host_bytes,
+            prefixes,
             cublaslt: self.cublaslt.clone().unwrap_or_else(|| "auto".to_owned()),
             scheduling,
         })
+    }
+
+    /// What is asked for is refused where it cannot be; what is not asked for is done where it can.
+    fn prefixes(
+        &self,
+        backend: BackendKind,
+        kv: &KvConfig,
+        limits: &MemoryLimits,
+    ) -> Result<Option<PrefixLimit>> {
+        let limit = match self.prefix_mib {
+            Some(0) => return Ok(None),
+            Some(mib) => Some(mib.saturating_mul(1 << 20)),
+            None if limits.host_bytes.is_some() => None,
+            None => Some(PREFIX_BYTES),
+        };
+        let possible = if backend == BackendKind::Cpu {
+            PrefixCache::new(kv, limit).map(drop).map_err(Error::from)
+        } else {
+            let what = "keep pages of prompts for others: give --prefix-mib 0 or nothing";
+            Err(Error::UnsupportedByBackend { backend: "cuda", what })
+        };
+        match possible {
+            Ok(()) => Ok(Some(PrefixLimit(limit))),
+            Err(_) if self.prefix_mib.is_none() => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     pub(super) fn server(&self, settings: &Settings) -> Result<ServerOptions> {
