@@ -1,9 +1,10 @@
+mod prefix;
+
 use std::collections::HashMap;
 
 use rayon::prelude::*;
 
 use super::key_factors::KeyFactors;
-use super::prefix;
 use super::row::{NewTokens, Row, Shared, Tiers};
 use super::{attend_prompt, attend_with_estimates};
 use crate::backend::{Backend, PromptChunk, Step, StepEntry};
@@ -108,27 +109,6 @@ impl CpuBackend {
         arena.reserve(slabs as usize, progress)?;
         arena.memory_mut().set_first_touch(false);
         Ok(self)
-    }
-
-    /// Keeps host pages of prompts for others that begin alike: at most `limit_bytes` bytes of them, or what requests leave of the host memory.
-    /// Requests take them back when they need the room.
-    ///
-    /// # Errors
-    /// Those of [`PrefixCache::new`].
-    pub fn with_prefixes(mut self, limit_bytes: Option<u64>) -> Result<Self> {
-        self.tiers.prefixes = Some(PrefixCache::new(&self.config, limit_bytes)?);
-        Ok(self)
-    }
-
-    /// Forgets all that is kept of prompts. What requests share stays theirs.
-    pub fn clear_prefixes(&mut self) {
-        let Tiers { prefixes, arena, .. } = &mut self.tiers;
-        while prefixes.as_mut().is_some_and(|prefixes| prefixes.evict(arena)) {}
-    }
-
-    /// Host slabs that requests, transfers and cached prefixes hold.
-    pub fn used_slabs(&self) -> usize {
-        self.tiers.arena.used_slabs()
     }
 
     /// How much of each tier may be used.
@@ -664,15 +644,7 @@ impl Backend for CpuBackend {
     }
 
     fn share_prefix(&mut self, request: RequestId, prompt: &[u32], unit: usize) -> Result<usize> {
-        let Self { tiers: Tiers { prefixes, arena, .. }, requests, .. } = self;
-        let Some(prefixes) = prefixes else { return Ok(0) };
-        let state = requests.get_mut(&request).ok_or(Error::UnknownRequest(request))?;
-        let shared = prefixes.share(prompt, unit, arena);
-        for (row, state) in state.rows.iter_mut().enumerate() {
-            state.host_mut().share(shared.slabs.iter().map(|block| block[row]));
-        }
-        state.prefix = shared.tokens;
-        Ok(shared.tokens)
+        self.share_blocks(request, prompt, unit)
     }
 
     fn fill_prefix(
@@ -683,25 +655,11 @@ impl Backend for CpuBackend {
         keys: &mut [f32],
         values: &mut [f32],
     ) -> Result<()> {
-        if self.tiers.prefixes.is_some() {
-            let state = self.requests.get(&request).ok_or(Error::UnknownRequest(request))?;
-            let kv_heads = self.config.shape().kv_heads;
-            let rows = &state.rows[layer * kv_heads..][..kv_heads];
-            prefix::fill(self.config.layout(), &self.tiers.arena, rows, prefix, keys, values);
-        }
-        Ok(())
+        self.load_prefix(request, layer, prefix, keys, values)
     }
 
     fn keep_prefix(&mut self, request: RequestId, prompt: &[u32]) {
-        let Self { tiers: Tiers { prefixes: Some(prefixes), arena, .. }, requests, .. } = self else {
-            return;
-        };
-        let Some(state) = requests.get(&request) else { return };
-        // Pages that a transfer still writes are nobody else's yet, nor are those behind them.
-        let published = state.rows.iter().map(|row| row.host().published_slabs()).min().unwrap_or(0);
-        let tokens = prompt.len().min(published * prefixes.block_tokens());
-        let slabs = |block: usize| state.rows.iter().map(|row| row.host().slabs()[block]).collect();
-        prefixes.keep(&prompt[..tokens], slabs, arena);
+        self.keep_blocks(request, prompt);
     }
 
     fn prefixes(&self) -> Option<PrefixUsage> {

@@ -17,7 +17,6 @@ pub mod linalg;
 pub mod low_rank;
 pub mod math;
 mod offload;
-mod prefix;
 mod row;
 mod select;
 
