@@ -156,7 +156,7 @@ pub(crate) struct ServeArguments {
     pub(super) reserve_host_mib: Option<u64>,
 
     /// Host memory for pages of prompts that are kept for later prompts that begin alike, in MiB; 0 keeps none. Requests take it back when they
-    /// need the room. cpu backend; full host pages, and methods whose pages hold tokens in order [default: what requests leave of --host-mib; without that 1024]
+    /// need the room. Full host pages, and methods whose pages hold tokens in order [default: what requests leave of --host-mib; without that 1024]
     #[arg(long, value_name = "MIB", env = "SPINKV_PREFIX_MIB", help_heading = "Memory")]
     pub(super) prefix_mib: Option<u64>,
 

@@ -69,7 +69,7 @@ fn cuda_model(settings: Settings) -> Result<spinkv_engine::cuda::CudaModel> {
     use spinkv::backend::cuda::{CudaBackend, CudaLimits};
     use spinkv_engine::cuda::{BlasUse, CudaModel, CudaOptions, DeviceWeights};
 
-    let Settings { config, kv, limits, buffering, directory, .. } = settings;
+    let Settings { config, kv, limits, buffering, directory, prefixes, .. } = settings;
     let limits = CudaLimits {
         requests: settings.scheduling.max_batch,
         max_tokens: config.max_position_embeddings,
@@ -86,6 +86,9 @@ fn cuda_model(settings: Settings) -> Result<spinkv_engine::cuda::CudaModel> {
         _ => BlasUse::IfPresent,
     };
     let mut model = CudaModel::new(context, config, weights, kv, &CudaOptions { limits, blas })?;
+    if let Some(PrefixLimit(limit)) = prefixes {
+        model.pipeline_mut().backend_mut().share_prefixes(limit)?;
+    }
     if settings.reserve_host_bytes > 0 {
         let backend = model.pipeline_mut().backend_mut();
         backend.reserve_host(settings.reserve_host_bytes, &mut |_| {})?;

@@ -127,19 +127,14 @@ impl ServeArguments {
         let limit = match self.prefix_mib {
             Some(0) => return Ok(None),
             Some(mib) => Some(mib.saturating_mul(1 << 20)),
-            None if limits.host_bytes.is_some() => None,
+            // A GPU's host memory has a limit of its own.
+            None if limits.host_bytes.is_some() || backend != BackendKind::Cpu => None,
             None => Some(PREFIX_BYTES),
         };
-        let possible = if backend == BackendKind::Cpu {
-            PrefixCache::new(kv, limit).map(drop).map_err(Error::from)
-        } else {
-            let what = "keep pages of prompts for others: give --prefix-mib 0 or nothing";
-            Err(Error::UnsupportedByBackend { backend: "cuda", what })
-        };
-        match possible {
-            Ok(()) => Ok(Some(PrefixLimit(limit))),
+        match PrefixCache::new(kv, limit) {
+            Ok(_) => Ok(Some(PrefixLimit(limit))),
             Err(_) if self.prefix_mib.is_none() => Ok(None),
-            Err(error) => Err(error),
+            Err(error) => Err(error.into()),
         }
     }
 
