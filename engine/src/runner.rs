@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use spinkv::backend::cpu::CpuBackend;
-use spinkv::memory::{MemoryUsage, RequestPlan};
+use spinkv::memory::{MemoryUsage, PrefixUsage, RequestPlan};
 use spinkv::pipeline::{Counters, Pipeline, RequestId, StageTimes};
 
 use crate::config::ModelConfig;
@@ -88,6 +88,12 @@ pub trait Runner {
     /// model refuses.
     fn begin_prompt(&mut self, request: RequestId, tokens: &[u32]) -> Result<Self::Prompt>;
 
+    /// Tokens of a prompt, from the first on, whose pages were there already and that are not computed again.
+    fn cached_tokens(&self, prompt: &Self::Prompt) -> usize {
+        let _ = prompt;
+        0
+    }
+
     /// The next layer of a prompt, between whose layers decode steps of other requests may run. `progress` hears of parts of the whole prompt
     /// that are done, as (done, total), and may break off. After the last layer it returns the logits of the prompt's last token,
     /// `[vocab_size]`.
@@ -147,6 +153,11 @@ pub trait Runner {
     /// Bytes of KV memory in use now.
     fn usage(&self) -> MemoryUsage;
 
+    /// What is kept of prompts for others; `None` where they share no pages.
+    fn prefixes(&self) -> Option<PrefixUsage> {
+        None
+    }
+
     /// Time in the stages of decode steps and of prompts; `None` where stages are not timed one by one.
     fn stage_times(&self) -> Option<(StageTimes, StageTimes)>;
 
@@ -203,7 +214,11 @@ impl Runner for CpuRunner<'_> {
     }
 
     fn begin_prompt(&mut self, request: RequestId, tokens: &[u32]) -> Result<Prompt> {
-        self.model.begin_prompt(request, tokens, Wanted::Last)
+        self.model.begin_prompt(&mut self.pipeline, request, tokens, Wanted::Last)
+    }
+
+    fn cached_tokens(&self, prompt: &Prompt) -> usize {
+        prompt.cached_tokens()
     }
 
     fn prompt_layer(
@@ -226,6 +241,10 @@ impl Runner for CpuRunner<'_> {
 
     fn usage(&self) -> MemoryUsage {
         self.pipeline.usage()
+    }
+
+    fn prefixes(&self) -> Option<PrefixUsage> {
+        self.pipeline.prefixes()
     }
 
     fn stage_times(&self) -> Option<(StageTimes, StageTimes)> {

@@ -10,7 +10,7 @@ use std::time::Instant;
 use proptest::prelude::*;
 use spinkv::algorithms::{self, MethodOptions};
 use spinkv::backend::cpu::CpuBackend;
-use spinkv::memory::{KvDtype, MemoryLimits, MemoryUsage, PageLayout};
+use spinkv::memory::{KvDtype, MemoryLimits, MemoryUsage, PageLayout, SLAB_PAGES};
 use spinkv::pipeline::{Budget, Pipeline, SteadyZone};
 use spinkv::{KvConfig, KvShape};
 use spinkv_engine::config::ModelConfig;
@@ -25,6 +25,11 @@ static MODEL: LazyLock<Model> = LazyLock::new(|| {
     Model::open(&dir, config, |_, _| {}).expect("the model is bundled")
 });
 
+fn slab_bytes() -> u64 {
+    PageLayout::new(8, MODEL.config().head_dim, KvDtype::Bf16).unwrap().page_bytes() as u64
+        * SLAB_PAGES as u64
+}
+
 fn runner(limits: MemoryLimits, late: Option<u64>) -> CpuRunner<'static> {
     let config = MODEL.config();
     let shape = KvShape::new(config.layers, config.query_heads, config.kv_heads, config.head_dim).unwrap();
@@ -35,7 +40,7 @@ fn runner(limits: MemoryLimits, late: Option<u64>) -> CpuRunner<'static> {
         ..MethodOptions::default()
     };
     let kv = KvConfig::new(shape, layout, algorithms::by_name("shadowkv", &options).unwrap()).unwrap();
-    let backend = CpuBackend::new(kv, limits);
+    let backend = CpuBackend::new(kv, limits).with_prefixes(None).unwrap();
     let backend = match late {
         Some(seed) => backend.with_late_transfers(seed),
         None => backend,
@@ -47,6 +52,8 @@ fn runner(limits: MemoryLimits, late: Option<u64>) -> CpuRunner<'static> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Ask {
     prompt: usize,
+    /// Tokens of it that all others of so many begin with.
+    shared: usize,
     tokens: usize,
     seed: u64,
     drawn: bool,
@@ -54,7 +61,8 @@ struct Ask {
 
 impl Ask {
     fn job(self, priority: i32) -> Job {
-        let token = |i: usize| (i as u32 * 2_654_435 + self.seed as u32 * 40_503) % 4000 + 10;
+        let seed = |i: usize| if i < self.shared { 9 } else { self.seed as u32 };
+        let token = |i: usize| (i as u32 * 2_654_435 + seed(i) * 40_503) % 4000 + 10;
         let temperature = if self.drawn { 1.5 } else { 0.0 };
         Job {
             prompt: (0..self.prompt).map(token).collect(),
@@ -86,7 +94,7 @@ impl Run {
     fn step(&mut self) {
         for output in self.scheduler.step(Instant::now()) {
             match output.event {
-                Event::Started => {}
+                Event::Started { .. } => {}
                 Event::Token(piece) => {
                     let tokens = piece.tokens.iter().map(|token| (token.id, token.logprob));
                     self.tokens.entry(output.job).or_default().extend(tokens);
@@ -133,12 +141,13 @@ enum Happens {
 
 fn ask() -> impl Strategy<Value = Ask> {
     (
-        prop::sample::select(vec![1, 7, 30, 90, 180]),
+        prop::sample::select(vec![1, 7, 30, 90, 180, 300]),
+        prop::sample::select(vec![0, 128, 170, 256]),
         prop::sample::select(vec![1, 3, 9]),
         0..3u64,
         any::<bool>(),
     )
-        .prop_map(|(prompt, tokens, seed, drawn)| Ask { prompt, tokens, seed, drawn })
+        .prop_map(|(prompt, shared, tokens, seed, drawn)| Ask { prompt, shared, tokens, seed, drawn })
 }
 
 fn happens() -> impl Strategy<Value = Happens> {
@@ -160,13 +169,21 @@ proptest! {
         patience in 0..3usize,
         // From the largest job's least to all that anybody wants.
         room in 1.0..3.0f64,
+        // Of the host, beyond the largest job's: what is kept of prompts is in the way of the next.
+        host_room in prop::option::of(1.0..3.0f64),
         late in prop::option::of(any::<u64>()),
         preempt in any::<bool>(),
     ) {
         let mut roomy = runner(MemoryLimits::default(), None);
-        let largest = roomy.admit(188).unwrap();
-        let pages = (roomy.plan(largest).unwrap().least_gpu_pages() as f64 * room) as usize;
-        let limits = MemoryLimits { gpu_pages: Some(pages), ..MemoryLimits::default() };
+        let largest = roomy.admit(308).unwrap();
+        let plan = roomy.plan(largest).unwrap();
+        let pages = (plan.least_gpu_pages() as f64 * room) as usize;
+        let host_slabs = host_room.map(|room| (plan.host_slabs() as f64 * room) as usize);
+        let limits = MemoryLimits {
+            gpu_pages: Some(pages),
+            host_bytes: host_slabs.map(|slabs| slabs as u64 * slab_bytes()),
+            ..MemoryLimits::default()
+        };
         let mut run = Run::new(limits, late, SchedulerOptions { max_batch, max_queue: 64, prompt_layers, patience, preempt });
         let (mut jobs, mut cancelled) = (Vec::new(), Vec::new());
         for event in events {
@@ -194,6 +211,7 @@ proptest! {
             }
         }
         let mut usage = run.scheduler.usage();
+        usage.host.pages -= run.scheduler.prefixes().unwrap().bytes;
         // What late transfers still touch is nobody's any more.
         if late.is_some() {
             usage.gpu.in_flight_pages = 0;

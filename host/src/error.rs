@@ -178,6 +178,12 @@ pub enum Error {
     #[error("the backend does not park this request")]
     ParkingUnsupported,
 
+    #[error("prompts of method {method:?} cannot share pages: {reason}")]
+    PrefixesUnsupported { method: String, reason: String },
+
+    #[error("request {0:?} was told another prompt before")]
+    PrefixTaken(RequestId),
+
     #[error("request {0:?} appears twice in one batch")]
     DuplicateRequest(RequestId),
 

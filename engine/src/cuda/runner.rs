@@ -1,6 +1,6 @@
 use std::ops::ControlFlow;
 
-use spinkv::memory::{MemoryUsage, RequestPlan};
+use spinkv::memory::{MemoryUsage, PrefixUsage, RequestPlan};
 use spinkv::pipeline::{Counters, RequestId, StageTimes};
 use spinkv_kernels::abi::model::argmax::NONE;
 
@@ -47,6 +47,10 @@ impl Runner for CudaModel {
         Self::begin_prompt(self, request, tokens)
     }
 
+    fn cached_tokens(&self, prompt: &CudaPrompt) -> usize {
+        prompt.cached_tokens()
+    }
+
     fn prompt_layer(
         &mut self,
         prompt: &mut CudaPrompt,
@@ -82,6 +86,10 @@ impl Runner for CudaModel {
 
     fn usage(&self) -> MemoryUsage {
         self.pipeline().usage()
+    }
+
+    fn prefixes(&self) -> Option<PrefixUsage> {
+        self.pipeline().prefixes()
     }
 
     fn stage_times(&self) -> Option<(StageTimes, StageTimes)> {

@@ -11,8 +11,25 @@ use super::{Model, ops};
 use crate::error::{Error, Result};
 
 /// Tokens of a prompt that pass through a layer at a time. Large enough for full-speed matrix products, small
-/// enough that the widest activations (queries, MLP) are held for this many tokens only.
+/// enough that the widest activations (queries, MLP) are held for this many tokens only. Where prompts share pages chunks are smaller.
 pub const PREFILL_CHUNK: usize = 512;
+
+/// The fewest tokens of a chunk that keep the machine busy.
+const LEAST_CHUNK: usize = 128;
+
+/// Tokens of a prompt that pass through a layer at a time, where prompts share pages in blocks of `block` tokens: whole blocks, or equal parts of
+/// one. A prompt then has the same chunks behind a shared prefix as without one, and so the same bits: the order in which products are summed
+/// depends on the tokens of a chunk alone.
+fn prompt_chunk(block: Option<usize>) -> usize {
+    let Some(mut chunk) = block else { return PREFILL_CHUNK };
+    while chunk < LEAST_CHUNK {
+        chunk *= 2;
+    }
+    while chunk > PREFILL_CHUNK && chunk.is_multiple_of(2) {
+        chunk /= 2;
+    }
+    chunk
+}
 
 /// The positions of a prompt whose final hidden states are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,10 +54,15 @@ pub struct DecodeToken {
 pub struct Prompt {
     request: RequestId,
     wanted: Wanted,
-    /// The residual stream, `[tokens, hidden_size]`.
+    /// The residual stream of the tokens behind the prefix, `[tokens - prefix, hidden_size]`.
     hidden: Vec<f32>,
+    /// Of the same tokens.
     rotations: Rotations,
     tokens: usize,
+    /// Tokens that others have computed.
+    prefix: usize,
+    /// Tokens of a chunk.
+    chunk: usize,
     /// Layers that are done.
     layer: usize,
 }
@@ -51,11 +73,16 @@ impl Prompt {
         self.request
     }
 
+    /// Tokens, from the first on, whose pages were there already.
+    pub fn cached_tokens(&self) -> usize {
+        self.prefix
+    }
+
     /// The final hidden states of what is wanted, `[wanted tokens, hidden_size]`, once all layers are done.
     fn finish(&mut self) -> Vec<f32> {
         let mut hidden = mem::take(&mut self.hidden);
         if self.wanted == Wanted::Last {
-            hidden.drain(..hidden.len() - hidden.len() / self.tokens);
+            hidden.drain(..hidden.len() - hidden.len() / (self.tokens - self.prefix));
         }
         hidden
     }
@@ -78,7 +105,7 @@ impl Model {
         wanted: Wanted,
         mut progress: impl FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Vec<f32>> {
-        let mut prompt = self.begin_prompt(request, tokens, wanted)?;
+        let mut prompt = self.begin_prompt(pipeline, request, tokens, wanted)?;
         loop {
             if let Some(hidden) = self.prompt_layer(pipeline, &mut prompt, &mut progress)? {
                 return Ok(hidden);
@@ -86,20 +113,39 @@ impl Model {
         }
     }
 
-    /// A prompt before its first layer. Nothing of the request has changed yet.
+    /// A prompt before its first layer. Where the backend shares pages between prompts, and only the last token's state is wanted, it begins
+    /// behind those that are there.
     ///
     /// # Errors
-    /// [`Error::TokenOutOfVocabulary`] and [`Error::EmptyPrompt`].
-    pub fn begin_prompt(&self, request: RequestId, tokens: &[u32], wanted: Wanted) -> Result<Prompt> {
+    /// [`Error::TokenOutOfVocabulary`], [`Error::EmptyPrompt`], and those of [`Pipeline::share_prefix`]; nothing of the request has then changed.
+    pub fn begin_prompt<B: Backend<Tensor = [f32]>>(
+        &self,
+        pipeline: &mut Pipeline<B>,
+        request: RequestId,
+        tokens: &[u32],
+        wanted: Wanted,
+    ) -> Result<Prompt> {
         if tokens.is_empty() {
             return Err(Error::EmptyPrompt);
         }
+        let vocab_size = self.config.vocab_size;
+        if let Some(id) = tokens.iter().copied().find(|id| *id as usize >= vocab_size) {
+            return Err(Error::TokenOutOfVocabulary { id, vocab_size });
+        }
+        let block = pipeline.backend().prefix_block();
+        let chunk = prompt_chunk(block);
+        let prefix = match block {
+            Some(_) if wanted == Wanted::Last => pipeline.share_prefix(request, tokens, chunk)?,
+            _ => 0,
+        };
         Ok(Prompt {
             request,
             wanted,
-            hidden: self.embed(tokens.iter().copied())?,
-            rotations: self.rope.rotations(0..tokens.len()),
+            hidden: self.embed(tokens[prefix..].iter().copied())?,
+            rotations: self.rope.rotations(prefix..tokens.len()),
             tokens: tokens.len(),
+            prefix,
+            chunk,
             layer: 0,
         })
     }
@@ -116,20 +162,25 @@ impl Model {
         prompt: &mut Prompt,
         mut progress: impl FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Option<Vec<f32>>> {
-        let Prompt { request, wanted, ref mut hidden, ref rotations, tokens, layer: index } = *prompt;
+        let Prompt { request, wanted, ref mut hidden, ref rotations, tokens, prefix, chunk, layer: index } =
+            *prompt;
         let (layers, layer) = (self.layers.len(), &self.layers[index]);
         let (query_heads, kv_heads) = (self.config.query_heads, self.config.kv_heads);
-        let chunk_width = PREFILL_CHUNK * self.config.hidden_size;
-        let chunks = tokens.div_ceil(PREFILL_CHUNK);
+        let chunk_width = chunk * self.config.hidden_size;
+        let chunks = (tokens - prefix).div_ceil(chunk);
+        let of_prefix = prefix * kv_heads * self.config.head_dim;
         let mut keys = Vec::with_capacity(tokens * kv_heads * self.config.head_dim);
+        keys.resize(of_prefix, 0.0);
         let mut values = Vec::with_capacity(keys.capacity());
+        values.resize(of_prefix, 0.0);
         for hidden in hidden.chunks(chunk_width) {
             let normed = self.normed(hidden, &layer.attention_norm);
             keys.extend(layer.key.apply(&normed));
             values.extend(layer.value.apply(&normed));
         }
-        self.norm_heads(&mut keys, layer.key_norm.as_deref());
-        rotations.apply(0, kv_heads, &mut keys);
+        self.norm_heads(&mut keys[of_prefix..], layer.key_norm.as_deref());
+        rotations.apply(0, kv_heads, &mut keys[of_prefix..]);
+        pipeline.fill_prefix(request, index, tokens, &mut keys, &mut values)?;
 
         let mut attention = pipeline.prefill(request, index, tokens, &keys, &values)?;
         // Nothing reads the last layer's outputs but those that are wanted.
@@ -137,16 +188,16 @@ impl Model {
             Wanted::Last if index + 1 == layers => chunks - 1,
             _ => 0,
         };
-        attention.skip(skipped * PREFILL_CHUNK)?;
-        for (chunk, hidden) in hidden.chunks_mut(chunk_width).enumerate().skip(skipped) {
+        attention.skip(skipped * chunk)?;
+        for (number, hidden) in hidden.chunks_mut(chunk_width).enumerate().skip(skipped) {
             let normed = self.normed(hidden, &layer.attention_norm);
             let mut queries = layer.query.apply(&normed);
             self.norm_heads(&mut queries, layer.query_norm.as_deref());
-            rotations.apply(chunk * PREFILL_CHUNK, query_heads, &mut queries);
+            rotations.apply(number * chunk, query_heads, &mut queries);
             let mut attended = vec![0.0; queries.len()];
             attention.attend(hidden.len() / self.config.hidden_size, &queries, &mut attended)?;
             self.finish_layer(layer, &attended, hidden);
-            if progress(index * chunks + chunk + 1, layers * chunks).is_break() {
+            if progress(index * chunks + number + 1, layers * chunks).is_break() {
                 return Err(Error::Cancelled);
             }
         }

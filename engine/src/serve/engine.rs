@@ -3,7 +3,7 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use spinkv::memory::MemoryUsage;
+use spinkv::memory::{MemoryUsage, PrefixUsage};
 use spinkv::pipeline::Counters;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
@@ -44,6 +44,8 @@ pub struct Status {
     pub usage: MemoryUsage,
     /// What happened to pages.
     pub counters: Counters,
+    /// What is kept of prompts for others; `None` where they share no pages.
+    pub prefixes: Option<PrefixUsage>,
     /// Bytes of a host page: what moves of a page.
     pub page_bytes: usize,
 }
@@ -289,9 +291,10 @@ impl Engine {
         {
             let mut metrics = self.shared.metrics();
             match &event {
-                Event::Started => {
+                Event::Started { cached_tokens } => {
                     metrics.queue_time.observe(waited);
                     metrics.prompt_tokens += listener.prompt_tokens as u64;
+                    metrics.cached_tokens += *cached_tokens as u64;
                 }
                 Event::Token(_) => {
                     metrics.generated_tokens += 1;
@@ -307,6 +310,7 @@ impl Engine {
                         job = job.0,
                         reason = super::metrics::reason_name(finished.reason),
                         prompt_tokens = finished.prompt_tokens,
+                        cached_tokens = finished.cached_tokens,
                         generated_tokens = finished.generated_tokens,
                         seconds = waited.as_secs_f64(),
                         "finished"
@@ -331,6 +335,7 @@ impl Engine {
         let (load, usage, counters) = (scheduler.load(), scheduler.usage(), scheduler.counters());
         let mut status = self.shared.status();
         (status.load, status.usage, status.preemptions) = (load, usage, scheduler.preemptions());
+        status.prefixes = scheduler.prefixes();
         if let Ok(counters) = counters {
             status.counters = counters;
         }

@@ -56,8 +56,11 @@ pub struct Output {
 /// What happens to a job: [`Started`](Self::Started) once, then a [`Token`](Self::Token) each, and in the end one of the others.
 #[derive(Debug)]
 pub enum Event {
-    /// It has memory, and its prompt begins.
-    Started,
+    /// It has memory, and its prompt begins: so many of its tokens need not be computed, since their pages are there.
+    Started {
+        /// These tokens, from the first on.
+        cached_tokens: usize,
+    },
     /// One more token was generated.
     Token(Piece),
     /// It is over.
@@ -104,6 +107,8 @@ pub struct Finished {
     pub rest: Piece,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// Those of them that were not computed, since their pages were there.
+    pub cached_tokens: usize,
     /// Tokens that were generated, an end token included.
     pub generated_tokens: usize,
 }

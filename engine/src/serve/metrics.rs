@@ -45,6 +45,8 @@ pub(super) struct Metrics {
     pub failed: u64,
     pub finished: BTreeMap<Reason, u64>,
     pub prompt_tokens: u64,
+    /// Of those, the ones that were not computed.
+    pub cached_tokens: u64,
     pub generated_tokens: u64,
     /// From submission to the prompt's first layer.
     pub queue_time: Histogram,
@@ -122,9 +124,10 @@ impl Metrics {
         family(
             "spinkv_tokens_total",
             "counter",
-            "Tokens that were read and generated.",
+            "Tokens of prompts, those of them whose pages were there already, and tokens that were generated.",
             &[
                 ("{kind=\"prompt\"}", self.prompt_tokens as f64),
+                ("{kind=\"cached\"}", self.cached_tokens as f64),
                 ("{kind=\"generated\"}", self.generated_tokens as f64),
             ],
         );
@@ -151,6 +154,31 @@ impl Metrics {
                 ("{cause=\"replaced\"}", counters.evicted_pages as f64),
                 ("{cause=\"shrunk\"}", counters.shrunk_pages as f64),
             ],
+        );
+        let prefixes = status.prefixes.unwrap_or_default();
+        family(
+            "spinkv_prefix_blocks",
+            "gauge",
+            "Blocks of prompts that are kept for others.",
+            &[("", prefixes.blocks as f64)],
+        );
+        family(
+            "spinkv_prefix_bytes",
+            "gauge",
+            "Host memory of those blocks, what requests have of it as well included.",
+            &[("", prefixes.bytes as f64)],
+        );
+        family(
+            "spinkv_prefix_lookups_total",
+            "counter",
+            "Prompts that were looked up among those blocks.",
+            &[("", prefixes.lookups as f64)],
+        );
+        family(
+            "spinkv_prefix_evictions_total",
+            "counter",
+            "Blocks that were evicted, for others or for requests.",
+            &[("", prefixes.evicted_blocks as f64)],
         );
         let (gpu, host) = (status.usage.gpu, status.usage.host);
         family(

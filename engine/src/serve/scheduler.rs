@@ -3,7 +3,7 @@ mod admission;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use spinkv::memory::MemoryUsage;
+use spinkv::memory::{MemoryUsage, PrefixUsage};
 use spinkv::pipeline::{Counters, RequestId};
 
 use super::job::{Event, Finished, Job, JobId, Output, Piece, Reason};
@@ -85,6 +85,8 @@ struct Active {
     request: RequestId,
     sampler: Sampler,
     text: TextFilter,
+    /// Tokens of the prompt whose pages were there.
+    cached: usize,
     /// The newest token; meaningless while the prompt is under way.
     token: u32,
     generated: usize,
@@ -176,6 +178,11 @@ impl<R: Runner> Scheduler<R> {
         self.runner.usage()
     }
 
+    /// What is kept of prompts for others; `None` where they share no pages.
+    pub fn prefixes(&self) -> Option<PrefixUsage> {
+        self.runner.prefixes()
+    }
+
     /// What happened to pages so far.
     ///
     /// # Errors
@@ -218,6 +225,7 @@ impl<R: Runner> Scheduler<R> {
                 reason,
                 rest: Piece::default(),
                 prompt_tokens: job.prompt.len(),
+                cached_tokens: 0,
                 generated_tokens: 0,
             };
             return self.tell(id, Event::Finished(finished));
@@ -342,8 +350,9 @@ impl<R: Runner> Scheduler<R> {
 
     fn finish(&mut self, active: Active, reason: Reason, rest: Piece) {
         self.release(active.request);
-        let (prompt_tokens, generated_tokens) = (active.job.prompt.len(), active.generated);
-        let finished = Finished { reason, rest, prompt_tokens, generated_tokens };
+        let (prompt_tokens, cached_tokens) = (active.job.prompt.len(), active.cached);
+        let generated_tokens = active.generated;
+        let finished = Finished { reason, rest, prompt_tokens, cached_tokens, generated_tokens };
         self.tell(active.id, Event::Finished(finished));
     }
 

@@ -76,7 +76,7 @@ fn settings_have_an_order_and_a_signal_drains() {
     std::fs::write(&keys, "\nof-file\n").unwrap();
     let text = format!(
         "port = 0\nserved-model-name = \"file\"\nmax-body-mib = 1\nmax-batch = 2\napi-key-file = {:?}\nbudget = \"512\"\n\
-         log-json = true\n",
+         log-json = true\nprefix-mib = 0\n",
         keys.to_str().unwrap()
     );
     std::fs::write(&file, text).unwrap();
@@ -90,6 +90,7 @@ fn settings_have_an_order_and_a_signal_drains() {
     post(process.address, "/v1/completions", &body).refused(401, "invalid_api_key", None);
     let headers = [("Authorization", "Bearer of-variable")];
     assert_eq!(request(process.address, "GET", "/v1/models/flag", &headers, "").status, 200);
+    assert!(get(process.address, "/status").json()["prefixes"].is_null(), "the file says 0");
     let headers = [("Authorization", "Bearer of-file")];
     let large = format!("{{\"prompt\": \"{}\"}}", "x".repeat(1 << 20));
     request(process.address, "POST", "/v1/completions", &headers, &large).refused(
@@ -208,6 +209,11 @@ fn settings_that_cannot_work_are_refused() {
         spinkv().args(["--method", "retroinfer", "--selections", "drifting"]),
         &["retroinfer cannot be drawn"],
     );
+    // What is not asked for is off where it cannot be.
+    let kept = ["--prefix-mib", "9"];
+    let parts = ["retroinfer", "cannot share pages", "clusters"];
+    refused(spinkv().args(kept).args(["--method", "retroinfer"]), &parts);
+    refused(spinkv().args(kept).args(["--host-kv", "fp8"]), &["shadowkv", "cannot share pages", "fp8"]);
     refused(spinkv().args(["--backend", "tpu"]), &["\"tpu\"", "known: cpu, cuda"]);
     refused(spinkv().args(["--gpus", "2"]), &["the cpu backend cannot use GPUs"]);
 }

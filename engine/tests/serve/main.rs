@@ -8,6 +8,7 @@ mod http;
 mod limits;
 mod load;
 mod openai;
+mod prefixes;
 mod pressure;
 mod protocol;
 mod replicas;

@@ -43,6 +43,8 @@ pub fn kv() -> KvConfig {
 
 pub struct Setup {
     pub limits: MemoryLimits,
+    /// Whether prompts share pages.
+    pub prefixes: bool,
     pub scheduling: SchedulerOptions,
     pub options: ServerOptions,
     pub template: Option<ChatTemplate>,
@@ -52,6 +54,7 @@ impl Default for Setup {
     fn default() -> Self {
         Self {
             limits: MemoryLimits::default(),
+            prefixes: true,
             scheduling: SchedulerOptions::default(),
             options: ServerOptions {
                 model: "needle-tiny".to_owned(),
@@ -80,9 +83,12 @@ pub struct Server {
 
 impl Server {
     pub fn start(setup: Setup) -> Self {
-        let Setup { limits, scheduling, options, template } = setup;
+        let Setup { limits, prefixes, scheduling, options, template } = setup;
         let (engine, handle) = Engine::new();
-        let backend = CpuBackend::new(kv(), limits);
+        let mut backend = CpuBackend::new(kv(), limits);
+        if prefixes {
+            backend = backend.with_prefixes(None).unwrap();
+        }
         let allocator = backend.allocator().clone();
         let thread = std::thread::spawn(move || {
             let pipeline = Pipeline::new(backend);
@@ -122,10 +128,11 @@ impl Server {
     }
 }
 
-/// Whether nobody is there and no byte is held.
+/// Whether nobody is there and no byte is held, but for what is kept of prompts.
 pub fn is_free(status: &Value) -> bool {
     let zero = |value: &Value| value.as_object().expect("numbers").values().all(|number| *number == 0);
-    zero(&status["requests"]) && zero(&status["bytes"]["gpu"]) && zero(&status["bytes"]["host"])
+    let (host, kept) = (&status["bytes"]["host"], status["prefixes"]["bytes"].as_u64().unwrap_or(0));
+    zero(&status["requests"]) && zero(&status["bytes"]["gpu"]) && host["tables"] == 0 && host["pages"] == kept
 }
 
 impl Drop for Server {

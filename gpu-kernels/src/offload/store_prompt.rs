@@ -1,8 +1,9 @@
+use cuda_std::atomic::{Order, Scope};
 use cuda_std::prelude::*;
 
 use super::warp_copy::{copy_words, publish};
 use crate::abi::page_code::{NO_CODE, PageCode};
-use crate::abi::{Entry, WARP, host_page};
+use crate::abi::{Entry, SLAB_PAGES, WARP, host_page};
 use crate::codes::encode_page;
 use crate::ragged::request_of;
 
@@ -18,7 +19,7 @@ use crate::ragged::request_of;
 /// | `steady` | of all requests | physical pages, at [`steady_place`](Entry::steady_place); only those of steady pages are read |
 /// | `pool` | `[pages, 2, page_tokens, head_words]` words | GPU pages: keys, then values |
 /// | `host_slabs` | of all requests | slabs, at [`slab_place`](Entry::slab_place); only those of complete pages are read |
-/// | `host_valid` | as `host_slabs` | [valid bits](crate::abi::valid_place) |
+/// | `host_valid` | as `host_slabs` | [valid bits](crate::abi::valid_place); those of this launch's pages are read before they are set |
 /// | `host_pages` | `[slabs, 16, host_words]` words, mapped host memory | the host tier's pages |
 /// | `requests` | at least 1 | |
 /// | `first_row` | layer * `kv_heads` | row of KV head 0 |
@@ -27,7 +28,8 @@ use crate::ragged::request_of;
 /// | `on_host` | 0 or 1 | as for [`append`](super::append()) |
 /// | `host_words`, `code` | | as for [`append`](super::append()) |
 ///
-/// Of a last page that is not complete only the tokens that there are are written.
+/// Of a last page that is not complete only the tokens that there are are written. A page whose valid bit is set is on the host already, another
+/// request's as well: there it is not written.
 ///
 /// # Mapping
 /// A warp has a page of a KV head at a time: page `w / kv_heads`, head `w % kv_heads`, and on by the launch's warps, so neighbours
@@ -91,7 +93,12 @@ pub unsafe fn store_prompt(
                 .row((first + word / head_words) as usize)
                 .load_with(column as usize, LoadCache::ReadOnlyOnce)
         };
-        let goes = tokens == page_tokens && on_host != 0;
+        let slab = entry.slab_place(row, key);
+        let mut goes = tokens == page_tokens && on_host != 0;
+        if goes {
+            let valid = host_valid.atomic_load(slab as usize, Order::Relaxed, Scope::System);
+            goes = valid >> (key % SLAB_PAGES) & 1 == 0;
+        }
         let stays = key.wrapping_sub(entry.leaving_key) >= entry.leaving;
         // Read only if there is one.
         let steady_page = if stays { steady.load(entry.steady_place(row, key) as usize) } else { 0 };
@@ -101,7 +108,6 @@ pub unsafe fn store_prompt(
             copy_words(2 * words, load, |at, loaded| page.store(place(at) as usize, loaded));
         }
         if goes {
-            let slab = entry.slab_place(row, key);
             let page = host_pages.row(host_page(host_slabs.load(slab as usize), key) as usize);
             if code == NO_CODE {
                 let skipped = 2 * half - host_words;

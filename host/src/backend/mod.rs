@@ -8,7 +8,7 @@ pub mod cpu;
 #[cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub mod cuda;
 
-use crate::memory::{MemoryUsage, RequestPlan};
+use crate::memory::{MemoryUsage, PrefixUsage, RequestPlan};
 use crate::pipeline::{Counters, RequestId};
 use crate::{Error, KvConfig, Result};
 
@@ -114,6 +114,48 @@ pub trait Backend {
     fn resume(&mut self, request: RequestId) -> Result<()> {
         let _ = request;
         Err(Error::ParkingUnsupported)
+    }
+
+    /// Tokens of the blocks in which prompts share host pages; `None` where they share none.
+    fn prefix_block(&self) -> Option<usize> {
+        None
+    }
+
+    /// Gives an admitted request, before its first layer, the host pages that are there of the beginning of `prompt`, as
+    /// [`PrefixCache::share`](crate::memory::PrefixCache::share) finds them, and returns their tokens. The request is charged as if it shared nothing.
+    ///
+    /// # Errors
+    /// Backend failures; nothing is then changed.
+    fn share_prefix(&mut self, request: RequestId, prompt: &[u32], unit: usize) -> Result<usize> {
+        let _ = (request, prompt, unit);
+        Ok(0)
+    }
+
+    /// Completes the keys and values of a layer of a prompt, `[tokens, kv_heads, head_dim]`, where prompts share pages: the first `prefix` tokens'
+    /// are read from the request's host pages, the others are rounded to what pages store, so that it makes no difference whose are read.
+    ///
+    /// # Errors
+    /// Backend failures.
+    fn fill_prefix(
+        &mut self,
+        request: RequestId,
+        layer: usize,
+        prefix: usize,
+        keys: &mut Self::Tensor,
+        values: &mut Self::Tensor,
+    ) -> Result<()> {
+        let _ = (request, layer, prefix, keys, values);
+        Ok(())
+    }
+
+    /// Keeps the host pages of a prompt that has passed through all layers for others, as far as they are complete.
+    fn keep_prefix(&mut self, request: RequestId, prompt: &[u32]) {
+        let _ = (request, prompt);
+    }
+
+    /// What is kept of prompts; `None` where they share no pages.
+    fn prefixes(&self) -> Option<PrefixUsage> {
+        None
     }
 
     /// Summarises the partitions that leave the steady zone in this step. Their keys are in steady pages or

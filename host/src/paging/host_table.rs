@@ -29,6 +29,17 @@ impl HostTable {
         self.valid.resize(self.slabs.len(), 0);
     }
 
+    /// Adds the slabs of tokens that another request has computed: all their pages are complete.
+    ///
+    /// # Panics
+    /// If the table has slabs already.
+    pub fn share(&mut self, slabs: impl IntoIterator<Item = SlabId>) {
+        assert!(self.slabs.is_empty(), "a prefix comes before all that a request computes");
+        self.slabs.extend(slabs);
+        self.valid.resize(self.slabs.len(), u16::MAX);
+        self.computed = (self.slabs.len() * SLAB_PAGES) as u32;
+    }
+
     /// Takes the last slabs back, down to `slabs` of them.
     ///
     /// # Panics
@@ -72,6 +83,11 @@ impl HostTable {
         assert!(self.published(key).is_none(), "page {key} is published twice");
         let page = self.lookup(key).expect("a page that is published has a slab");
         self.valid[key as usize / SLAB_PAGES] |= 1 << page.index;
+    }
+
+    /// Slabs, from the first on, whose pages are all complete on the host.
+    pub fn published_slabs(&self) -> usize {
+        self.valid.iter().take_while(|valid| **valid == u16::MAX).count()
     }
 
     /// Pages that are complete on the host.

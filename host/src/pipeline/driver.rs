@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::{Counters, Stage, StageTimes};
 use crate::backend::{Backend, PromptChunk, Step, StepEntry, StepKind};
-use crate::memory::{MemoryUsage, RequestPlan};
+use crate::memory::{MemoryUsage, PrefixUsage, RequestPlan};
 use crate::{Error, KvConfig, Result};
 
 /// The name of an admitted request. Never used twice by one pipeline.
@@ -65,6 +65,10 @@ struct Request {
     step: Tokens,
     failed: bool,
     parked: bool,
+    /// The prompt, from [`Pipeline::share_prefix`] to its last layer.
+    prompt: Vec<u32>,
+    /// Tokens of it that others have computed.
+    prefix: usize,
 }
 
 impl<B: Backend> Pipeline<B> {
@@ -114,6 +118,8 @@ impl<B: Backend> Pipeline<B> {
             step: Tokens::DECODED,
             failed: false,
             parked: false,
+            prompt: Vec::new(),
+            prefix: 0,
         };
         self.requests.insert(id, state);
         Ok(id)
@@ -164,12 +170,62 @@ impl<B: Backend> Pipeline<B> {
         }
     }
 
+    /// Tells a request that has no tokens yet its prompt, and gives it the host pages that others have computed of the prompt's beginning.
+    /// Returns how many tokens that are: a multiple of `unit`, fewer than the prompt has, and 0 where the backend does not
+    /// [share](Backend::prefix_block). In each layer [`fill_prefix`](Self::fill_prefix) then gives their keys and values, and
+    /// [`prefill`](Self::prefill) takes the queries behind them. Once the prompt is through, its pages are kept for others.
+    ///
+    /// Only what prompts computed is shared, densely and from their first token on. What a decode step computes depends on what it selected, and
+    /// stays the request's own.
+    ///
+    /// # Errors
+    /// [`Error::UnknownRequest`], [`Error::RequestFailed`], [`Error::RequestParked`], [`Error::LayerOrder`]; [`Error::PrefillNotEmpty`] after the
+    /// first token, [`Error::PrefixTaken`] for another prompt than before, [`Error::EmptyRequest`] for no tokens, [`Error::ContextFull`]
+    /// for more than the admitted length. Nothing is then changed.
+    ///
+    /// # Panics
+    /// If `unit` is 0.
+    pub fn share_prefix(&mut self, request: RequestId, prompt: &[u32], unit: usize) -> Result<usize> {
+        if prompt.is_empty() {
+            return Err(Error::EmptyRequest);
+        }
+        let held = self.check(request, 0, Tokens::prompt(prompt.len()))?;
+        if held > 0 {
+            return Err(Error::PrefillNotEmpty { request, held });
+        }
+        let state = self.requests.get_mut(&request).expect("checked above");
+        if !state.prompt.is_empty() {
+            return if state.prompt == prompt { Ok(state.prefix) } else { Err(Error::PrefixTaken(request)) };
+        }
+        state.prefix = self.backend.share_prefix(request, prompt, unit)?;
+        state.prompt = prompt.to_vec();
+        Ok(state.prefix)
+    }
+
+    /// Completes the keys and values of the next layer of a prompt of `tokens` tokens, `[tokens, kv_heads, head_dim]`, of which those behind the
+    /// [shared](Self::share_prefix) prefix are given; see [`Backend::fill_prefix`].
+    ///
+    /// # Errors
+    /// Those of [`prefill`](Self::prefill); nothing is then changed. Backend failures.
+    pub fn fill_prefix(
+        &mut self,
+        request: RequestId,
+        layer: usize,
+        tokens: usize,
+        keys: &mut B::Tensor,
+        values: &mut B::Tensor,
+    ) -> Result<()> {
+        let prefix = self.check_prompt(request, layer, tokens, keys, values)?;
+        self.backend.fill_prefix(request, layer, prefix, keys, values)
+    }
+
     /// Begins one layer of a prompt of `tokens` tokens: `keys` and `values` are `[tokens, kv_heads,
-    /// head_dim]`, unrounded. The queries follow through [`PrefillLayer::attend`].
+    /// head_dim]`, unrounded. The queries follow through [`PrefillLayer::attend`], from the first token on that is not
+    /// [shared](Self::share_prefix).
     ///
     /// # Errors
     /// [`Error::PrefillNotEmpty`] after the first token, [`Error::ContextFull`] beyond the admitted length,
-    /// [`Error::LayerOrder`], [`Error::StepMismatch`] for another length than in the layers before,
+    /// [`Error::LayerOrder`], [`Error::StepMismatch`] for another length than in the layers before or than that of the prompt that was told,
     /// [`Error::TensorLength`], [`Error::EmptyRequest`] for no tokens, [`Error::UnknownRequest`],
     /// [`Error::RequestFailed`]; nothing is then changed.
     pub fn prefill<'a>(
@@ -180,16 +236,8 @@ impl<B: Backend> Pipeline<B> {
         keys: &'a B::Tensor,
         values: &'a B::Tensor,
     ) -> Result<PrefillLayer<'a, B>> {
-        if tokens == 0 {
-            return Err(Error::EmptyRequest);
-        }
-        let held = self.check(request, layer, Tokens::prompt(tokens))?;
-        if held > 0 {
-            return Err(Error::PrefillNotEmpty { request, held });
-        }
-        self.check_length("keys", keys, tokens * self.config().shape().kv_heads)?;
-        self.check_length("values", values, tokens * self.config().shape().kv_heads)?;
-        Ok(PrefillLayer { pipeline: self, request, layer, tokens, keys, values, attended: 0 })
+        let attended = self.check_prompt(request, layer, tokens, keys, values)?;
+        Ok(PrefillLayer { pipeline: self, request, layer, tokens, keys, values, attended })
     }
 
     /// One layer of a decode step for a batch of distinct requests, one new token each: `queries` and `out`
@@ -312,6 +360,11 @@ impl<B: Backend> Pipeline<B> {
         self.backend.usage()
     }
 
+    /// What is kept of prompts for others; `None` where they share no pages.
+    pub fn prefixes(&self) -> Option<PrefixUsage> {
+        self.backend.prefixes()
+    }
+
     /// Time in the stages of decode steps; over a backend that enqueues them, the time that enqueueing takes.
     pub fn decode_times(&self) -> &StageTimes {
         &self.decode_times
@@ -345,6 +398,33 @@ impl<B: Backend> Pipeline<B> {
         Ok(state.tokens)
     }
 
+    /// Checks a layer of a prompt, and returns the tokens of its shared prefix.
+    fn check_prompt(
+        &self,
+        request: RequestId,
+        layer: usize,
+        tokens: usize,
+        keys: &B::Tensor,
+        values: &B::Tensor,
+    ) -> Result<usize> {
+        if tokens == 0 {
+            return Err(Error::EmptyRequest);
+        }
+        let held = self.check(request, layer, Tokens::prompt(tokens))?;
+        if held > 0 {
+            return Err(Error::PrefillNotEmpty { request, held });
+        }
+        let state = &self.requests[&request];
+        if !state.prompt.is_empty() && state.prompt.len() != tokens {
+            let [expected, found] =
+                [state.prompt.len(), tokens].map(|count| Tokens::prompt(count).to_string());
+            return Err(Error::StepMismatch { request, expected, found });
+        }
+        self.check_length("keys", keys, tokens * self.config().shape().kv_heads)?;
+        self.check_length("values", values, tokens * self.config().shape().kv_heads)?;
+        Ok(state.prefix)
+    }
+
     fn check_length(&self, what: &'static str, tensor: &B::Tensor, vectors: usize) -> Result<()> {
         let (expected, found) = (vectors * self.config().shape().head_dim, B::elements(tensor));
         if expected == found { Ok(()) } else { Err(Error::TensorLength { what, expected, found }) }
@@ -362,6 +442,9 @@ impl<B: Backend> Pipeline<B> {
             } else if state.next_layer + 1 == layers {
                 state.next_layer = 0;
                 state.tokens += entry.new;
+                if !state.prompt.is_empty() {
+                    self.backend.keep_prefix(entry.request, &std::mem::take(&mut state.prompt));
+                }
             } else {
                 state.next_layer += 1;
             }

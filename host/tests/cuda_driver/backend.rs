@@ -2,6 +2,8 @@
 
 #[path = "backend/operators.rs"]
 mod operators;
+#[path = "backend/prefixes.rs"]
+mod prefixes;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

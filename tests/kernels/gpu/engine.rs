@@ -33,6 +33,7 @@ pub fn tests() -> Vec<Test> {
         test("engine::logits_without_cublaslt", |machine| logits(machine, BlasUse::Never)),
         test("engine::needles_are_found", needles),
         test("engine::steps_of_others_run_between_a_prompts_layers", between_layers),
+        test("engine::prompts_share_pages", prefixes),
         test("engine::tokens_are_drawn_as_on_the_cpu", draws),
         test("engine::halves_are_the_step_as_a_whole", halves),
         test("engine::drawn_selections_are_what_steps_read", drawn),
@@ -302,6 +303,54 @@ fn between_layers(machine: &Machine) -> Outcome {
     }
     ensure(between == 6, format!("{between} steps between layers"))?;
     ensure(model.pipeline().backend().is_empty(), "something is held")
+}
+
+/// What was there already is not computed, and what a request gets is what it gets without, up to the order of sums: products of other numbers of tokens
+/// are summed otherwise.
+fn prefixes(machine: &Machine) -> Outcome {
+    let reference = Bundled::open("needle-tiny");
+    let sparse =
+        ShadowKv { budget: Budget::Tokens(256), steady: SteadyZone { sinks: 4, window: 64 }, outliers: 8 };
+    let ids = reference.input_ids("needle_4k_0");
+    // The question, behind half of the context.
+    let half: Vec<u32> = ids[..ids.len() / 2].iter().chain(&ids[ids.len() - 40..]).copied().collect();
+    let mut runs = Vec::new();
+    for sharing in [false, true] {
+        let mut model = bundled(machine, "needle-tiny", sparse, limits(3, 4200), BlasUse::IfPresent)?;
+        if sharing {
+            model.pipeline_mut().backend_mut().share_prefixes(None)?;
+        }
+        let mut answers = Vec::new();
+        for (prompt, cached) in
+            [(&ids, 0), (&half, ids.len() / 2 / 128 * 128), (&ids, (ids.len() - 1) / 128 * 128)]
+        {
+            let request = model.pipeline_mut().admit(prompt.len() + 9)?;
+            let mut begun = model.begin_prompt(request, prompt)?;
+            let (found, expected) = (begun.cached_tokens(), if sharing { cached } else { 0 });
+            ensure(found == expected, format!("{found} tokens are cached, not {expected}"))?;
+            let logits = loop {
+                if let Some(logits) = model.prompt_layer(&mut begun, go)? {
+                    break logits;
+                }
+            };
+            let mut tokens = vec![best(&logits)];
+            for _ in 0..8 {
+                let token = tokens[tokens.len() - 1];
+                tokens.extend(model.decode_greedy(&[DecodeToken { request, token }])?);
+            }
+            answers.push((logits, tokens));
+            model.pipeline_mut().release(request);
+        }
+        model.pipeline_mut().backend_mut().clear_prefixes();
+        ensure(model.pipeline().backend().is_empty(), "something is held")?;
+        runs.push(answers);
+    }
+    for (index, ((logits, tokens), (shared, of_shared))) in runs[0].iter().zip(&runs[1]).enumerate() {
+        let apart = max_difference(logits, shared);
+        ensure(apart < TOLERANCE, format!("prompt {index}: logits {apart} apart"))?;
+        ensure(tokens == of_shared, format!("prompt {index}: {of_shared:?}, not {tokens:?}"))?;
+    }
+    Ok(())
 }
 
 /// The text of `tokens` greedy tokens after each of the named prompts, in one batch.

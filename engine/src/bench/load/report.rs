@@ -96,21 +96,22 @@ impl LoadReport {
         }
         writeln!(
             f,
-            "\n  {:>6} {:>7} {:>9} {:>13} {:>13} {:>11}   by the server",
-            "rate", "batch", "hit ratio", "from host", "to host", "preemptions"
+            "\n  {:>6} {:>7} {:>9} {:>13} {:>13} {:>11} {:>13}   by the server",
+            "rate", "batch", "hit ratio", "from host", "to host", "preemptions", "cached"
         )?;
         for point in &self.points {
             let Some(server) = point.server else { continue };
             let mib = |bytes: f64| format!("{:.1} MiB", bytes / f64::from(1 << 20));
             writeln!(
                 f,
-                "  {:>6} {:>7.2} {:>9} {:>13} {:>13} {:>11}",
+                "  {:>6} {:>7.2} {:>9} {:>13} {:>13} {:>11} {:>13}",
                 rate(point),
                 server.mean_batch,
                 server.hit_ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.3}")),
                 mib(server.to_gpu_bytes),
                 mib(server.to_host_bytes),
-                server.preemptions
+                server.preemptions,
+                format!("{} of {}", server.cached_tokens, server.prompt_tokens)
             )?;
         }
         Ok(())

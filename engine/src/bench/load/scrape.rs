@@ -10,6 +10,7 @@ pub struct Scrape {
     to_host_bytes: f64,
     preemptions: f64,
     prompt_tokens: f64,
+    cached_tokens: f64,
     generated_tokens: f64,
 }
 
@@ -28,6 +29,9 @@ pub struct ServerFigures {
     pub preemptions: f64,
     /// Tokens of prompts that were begun.
     pub prompt_tokens: f64,
+    /// Those of them whose pages were there already.
+    #[serde(default)]
+    pub cached_tokens: f64,
     /// Tokens that were generated.
     pub generated_tokens: f64,
 }
@@ -47,6 +51,7 @@ impl Scrape {
             to_host_bytes: value("spinkv_moved_bytes_total{direction=\"to_host\"}")?,
             preemptions: value("spinkv_preemptions_total")?,
             prompt_tokens: value("spinkv_tokens_total{kind=\"prompt\"}")?,
+            cached_tokens: value("spinkv_tokens_total{kind=\"cached\"}")?,
             generated_tokens: value("spinkv_tokens_total{kind=\"generated\"}")?,
         })
     }
@@ -61,6 +66,7 @@ impl Scrape {
             to_host_bytes: later.to_host_bytes - self.to_host_bytes,
             preemptions: later.preemptions - self.preemptions,
             prompt_tokens: later.prompt_tokens - self.prompt_tokens,
+            cached_tokens: later.cached_tokens - self.cached_tokens,
             generated_tokens: later.generated_tokens - self.generated_tokens,
         }
     }
@@ -76,6 +82,7 @@ mod tests {
              spinkv_time_per_output_token_seconds_sum {seconds}\nspinkv_selected_pages_total{{found=\"hit\"}} {hits}\n\
              spinkv_selected_pages_total{{found=\"miss\"}} 10\nspinkv_moved_bytes_total{{direction=\"to_gpu\"}} 4096\n\
              spinkv_moved_bytes_total{{direction=\"to_host\"}} 0\nspinkv_tokens_total{{kind=\"prompt\"}} 7\n\
+             spinkv_tokens_total{{kind=\"cached\"}} {hits}\n\
              spinkv_tokens_total{{kind=\"generated\"}} 1e3\n"
         )
     }
@@ -86,6 +93,7 @@ mod tests {
             (Scrape::parse(&text(1.5, 20)).unwrap(), Scrape::parse(&text(7.5, 50)).unwrap());
         let figures = before.until(&after, 4.0);
         assert_eq!((figures.mean_batch, figures.hit_ratio), (1.5, Some(1.0)));
+        assert_eq!(figures.cached_tokens, 30.0);
         assert_eq!(before.until(&before, 4.0).hit_ratio, None);
         assert_eq!((after.generated_tokens, figures.generated_tokens), (1000.0, 0.0));
         assert_eq!(Scrape::parse("vllm:num_requests_running 3\n"), None);

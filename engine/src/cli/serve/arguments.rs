@@ -173,6 +173,11 @@ pub(crate) struct ServeArguments {
     #[arg(long, value_name = "MIB", env = "SPINKV_RESERVE_HOST_MIB", help_heading = "Memory")]
     pub(super) reserve_host_mib: Option<u64>,
 
+    /// Host memory for pages of prompts that are kept for later prompts that begin alike, in MiB; 0 keeps none. Requests take it back when they
+    /// need the room. Full host pages, and methods whose pages hold tokens in order [default: what requests leave of --host-mib; without that 1024]
+    #[arg(long, value_name = "MIB", env = "SPINKV_PREFIX_MIB", help_heading = "Memory")]
+    pub(super) prefix_mib: Option<u64>,
+
     /// Cache pages beyond those that one step needs, as a multiple of them [default: 5]
     #[arg(long, value_name = "RATIO", env = "SPINKV_BUFFERING", help_heading = "Memory")]
     pub(super) buffering: Option<f64>,
@@ -218,7 +223,7 @@ impl ServeArguments {
         fill!(self, file, model random_weights layers selections served_model_name host port api_key api_key_file allow_open max_body_mib max_concurrent
             request_timeout drain_timeout default_max_tokens max_batch max_queue prompt_layers patience preempt max_context
             method budget sinks window gates backend gpus page_tokens kv_dtype host_kv gpu_pages gpu_mib host_mib reserve_host_mib
-            buffering cublaslt overlap log log_json);
+            prefix_mib buffering cublaslt overlap log log_json);
         Ok(self)
     }
 

@@ -7,7 +7,7 @@ use spinkv_engine::runner::CpuRunner;
 use spinkv_engine::serve::{Engine, Scheduler};
 use spinkv_engine::tokenizer::Tokenizer;
 
-use super::settings::Settings;
+use super::settings::{PrefixLimit, Settings};
 
 /// Loads the model and serves until told to end; on the engine's thread.
 pub(super) fn run_engine(engine: Engine, settings: Settings, tokenizer: Tokenizer) -> Result<()> {
@@ -54,7 +54,10 @@ pub(super) fn run_engine(engine: Engine, settings: Settings, tokenizer: Tokenize
 }
 
 fn cpu_backend(settings: &Settings) -> Result<CpuBackend> {
-    let backend = CpuBackend::new(settings.kv.clone(), settings.limits);
+    let mut backend = CpuBackend::new(settings.kv.clone(), settings.limits);
+    if let Some(PrefixLimit(limit)) = settings.prefixes {
+        backend = backend.with_prefixes(limit)?;
+    }
     if settings.reserve_host_bytes == 0 {
         return Ok(backend);
     }
@@ -72,7 +75,7 @@ fn cuda_model(settings: Settings) -> Result<spinkv_engine::cuda::TensorParallel>
 
     use super::settings::{RANDOM_SEED, Source};
 
-    let Settings { config, kv, limits, buffering, source, gpus, .. } = settings;
+    let Settings { config, kv, limits, buffering, source, gpus, prefixes, .. } = settings;
     let limits = CudaLimits {
         requests: settings.scheduling.max_batch,
         max_tokens: config.max_position_embeddings,
@@ -95,6 +98,9 @@ fn cuda_model(settings: Settings) -> Result<spinkv_engine::cuda::TensorParallel>
     };
     let mut model = TensorParallel::new(&group, config, weights, kv, &CudaOptions { limits, blas })?;
     model.set_overlap(if settings.in_halves { Overlap::Halves } else { Overlap::Off })?;
+    if let Some(PrefixLimit(limit)) = prefixes {
+        model.share_prefixes(limit)?;
+    }
     if settings.reserve_host_bytes > 0 {
         model.reserve_host(settings.reserve_host_bytes, &mut |_| {})?;
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use spinkv::algorithms::{self, MethodOptions, OwnOptions};
 use spinkv::backend::BackendKind;
-use spinkv::memory::MemoryLimits;
+use spinkv::memory::{MemoryLimits, PrefixCache};
 use spinkv::pipeline::{Budget, DEFAULT_BUFFERING, SteadyZone};
 use spinkv::{KvConfig, KvShape};
 use spinkv_engine::bench::Drifting;
@@ -61,6 +61,12 @@ impl Source {
         name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
     }
 }
+/// Bytes of pages of prompts that are kept for others, where requests leave so much, if there is no limit of the host memory.
+const PREFIX_BYTES: u64 = 1 << 30;
+
+/// How much is kept of prompts for others: at most so many bytes, or what requests leave of the host memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PrefixLimit(pub Option<u64>);
 
 /// All settings, checked.
 pub(super) struct Settings {
@@ -73,6 +79,8 @@ pub(super) struct Settings {
     pub limits: MemoryLimits,
     pub buffering: f64,
     pub reserve_host_bytes: u64,
+    /// How much is kept of prompts for others; `None` for nothing.
+    pub prefixes: Option<PrefixLimit>,
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "a setting of GPUs"))]
     pub cublaslt: String,
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "a setting of GPUs"))]
@@ -141,6 +149,7 @@ impl ServeArguments {
             patience: self.patience.unwrap_or(usual.patience),
             preempt: self.preempt.unwrap_or(usual.preempt),
         };
+        let prefixes = self.prefixes(backend, gpus, &kv, &limits)?;
         let cpu = backend == BackendKind::Cpu;
         if cpu && scheduling.max_batch > STREAMED_TOKENS {
             return Err(Error::InvalidSetting {
@@ -166,6 +175,7 @@ impl ServeArguments {
             limits,
             buffering: self.buffering.unwrap_or(DEFAULT_BUFFERING),
             reserve_host_bytes,
+            prefixes,
             cublaslt: self.cublaslt.clone().unwrap_or_else(|| "auto".to_owned()),
             in_halves,
             scheduling,
@@ -193,6 +203,33 @@ impl ServeArguments {
                 let config = ModelConfig::open(&directory)?;
                 Ok((Source::Checkpoint(directory), config))
             }
+        }
+    }
+
+    /// What is asked for is refused where it cannot be; what is not asked for is done where it can.
+    fn prefixes(
+        &self,
+        backend: BackendKind,
+        gpus: usize,
+        kv: &KvConfig,
+        limits: &MemoryLimits,
+    ) -> Result<Option<PrefixLimit>> {
+        let limit = match self.prefix_mib {
+            Some(0) => return Ok(None),
+            Some(_) if gpus > 1 => {
+                let what = "share prompts' pages over several GPUs";
+                return Err(Error::UnsupportedByBackend { backend: "cuda", what });
+            }
+            Some(mib) => Some(mib.saturating_mul(1 << 20)),
+            None if gpus > 1 => return Ok(None),
+            // A GPU's host memory has a limit of its own.
+            None if limits.host_bytes.is_some() || backend != BackendKind::Cpu => None,
+            None => Some(PREFIX_BYTES),
+        };
+        match PrefixCache::new(kv, limit) {
+            Ok(_) => Ok(Some(PrefixLimit(limit))),
+            Err(_) if self.prefix_mib.is_none() => Ok(None),
+            Err(error) => Err(error.into()),
         }
     }
 

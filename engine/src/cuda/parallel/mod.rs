@@ -119,6 +119,19 @@ impl TensorParallel {
         }
     }
 
+    /// Keeps the pages of prompts for others that begin alike, as [`CudaBackend::share_prefixes`].
+    ///
+    /// # Errors
+    /// As there; [`Error::UnsupportedByBackend`] over several GPUs, each of which would share by itself.
+    pub fn share_prefixes(&mut self, limit: Option<u64>) -> Result<()> {
+        let [model] = &mut *self.models else {
+            let what = "share prompts' pages over several GPUs";
+            return Err(Error::UnsupportedByBackend { backend: "cuda", what });
+        };
+        let model = model.get_mut().unwrap_or_else(PoisonError::into_inner);
+        Ok(model.pipeline_mut().backend_mut().share_prefixes(limit)?)
+    }
+
     /// The whole model's dimensions.
     pub fn config(&self) -> &ModelConfig {
         &self.config

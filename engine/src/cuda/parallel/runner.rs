@@ -1,7 +1,7 @@
 use std::ops::ControlFlow;
 use std::sync::Mutex;
 
-use spinkv::memory::{MemoryUsage, RequestPlan};
+use spinkv::memory::{MemoryUsage, PrefixUsage, RequestPlan};
 use spinkv::pipeline::{Counters, RequestId, StageTimes};
 use spinkv_kernels::abi::model::argmax::NONE;
 
@@ -145,6 +145,15 @@ impl Runner for TensorParallel {
         })?;
         samplers.iter_mut().zip(after).for_each(|(sampler, after)| **sampler = after);
         Ok(drawn.swap_remove(0))
+    }
+
+    fn cached_tokens(&self, prompt: &ParallelPrompt) -> usize {
+        // Of several GPUs none shares prompts.
+        lock(&self.models[0]).cached_tokens(&lock(&prompt.0[0]))
+    }
+
+    fn prefixes(&self) -> Option<PrefixUsage> {
+        lock(&self.models[0]).prefixes()
     }
 
     fn counters(&mut self) -> Result<Counters> {

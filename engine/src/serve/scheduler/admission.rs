@@ -142,9 +142,10 @@ impl<R: Runner> Scheduler<R> {
             Ok((prompt, sampler)) => {
                 let stream = self.tokenizer.as_ref().map(Tokenizer::stream);
                 let text = TextFilter::new(stream, job.stop.clone());
-                self.tell(id, Event::Started);
+                let cached = self.runner.cached_tokens(&prompt);
+                self.tell(id, Event::Started { cached_tokens: cached });
                 Some((
-                    Active { id, job, request, sampler, text, token: 0, generated: 0, overtaken: 0 },
+                    Active { id, job, request, sampler, text, cached, token: 0, generated: 0, overtaken: 0 },
                     prompt,
                 ))
             }

@@ -285,7 +285,7 @@ impl Bench {
                 self.tokens.entry(job).or_default().extend(piece.tokens.iter().map(|token| token.id));
             };
             match event {
-                Event::Started => self.started.push(job),
+                Event::Started { .. } => self.started.push(job),
                 Event::Token(piece) => take(piece),
                 Event::Finished(finished) => {
                     take(finished.rest.clone());

@@ -40,7 +40,7 @@ impl Answer {
         let (mut text, mut tokens) = (String::new(), Vec::new());
         let finished = loop {
             match self.submission.next().await {
-                Some(Event::Started) => {}
+                Some(Event::Started { .. }) => {}
                 Some(Event::Token(piece)) => {
                     text.push_str(&piece.text);
                     tokens.extend(piece.tokens);
@@ -101,7 +101,7 @@ impl Answer {
             }
         };
         let failure = match event {
-            Event::Started => return,
+            Event::Started { .. } => return,
             Event::Token(text) => return piece(&text),
             Event::Failed(error) => error.into(),
             Event::Finished(finished) => match finish_reason(&finished) {
@@ -191,5 +191,5 @@ fn finish_reason(finished: &Finished) -> Result<&'static str, ApiError> {
 fn usage(finished: &Finished) -> Value {
     let (prompt, generated) = (finished.prompt_tokens, finished.generated_tokens);
     json!({"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated,
-        "prompt_tokens_details": {"cached_tokens": 0}})
+        "prompt_tokens_details": {"cached_tokens": finished.cached_tokens}})
 }

@@ -51,6 +51,11 @@ pub(super) async fn status(State(shared): State<Shared>) -> Response {
         "evicted_pages": counters.evicted_pages, "shrunk_pages": counters.shrunk_pages,
         "bytes_to_gpu": counters.fetched_pages() * status.page_bytes as u64,
         "bytes_to_host": counters.offloaded_pages * status.page_bytes as u64});
+    if let Some(prefixes) = status.prefixes {
+        body["prefixes"] = json!({"blocks": prefixes.blocks, "bytes": prefixes.bytes, "lookups": prefixes.lookups,
+            "prompt_tokens": prefixes.prompt_tokens, "cached_tokens": prefixes.cached_tokens,
+            "evicted_blocks": prefixes.evicted_blocks});
+    }
     body["bytes"] = json!({
         "gpu": {"steady_pages": gpu.steady_pages, "cache_pages": gpu.cache_pages,
             "in_flight_pages": gpu.in_flight_pages, "tables": gpu.tables(), "summaries": gpu.summaries,

@@ -1,3 +1,5 @@
+mod prefix;
+
 use std::collections::HashMap;
 
 use rayon::prelude::*;
@@ -8,7 +10,8 @@ use super::{attend_prompt, attend_with_estimates};
 use crate::backend::{Backend, PromptChunk, Step, StepEntry};
 use crate::memory::{
     Admission, Allocator, GpuBytes, HostArena, HostBytes, HostPage, HostProgress, MemoryLimits, MemoryUsage,
-    PageCensus, PagePool, PlainMemory, RequestPlan, RowId, SummaryPool, Transfers, Word,
+    PageCensus, PagePool, PlainMemory, PrefixCache, PrefixUsage, RequestPlan, RowId, SummaryPool, Transfers,
+    Word,
 };
 use crate::paging::{Directory, SegmentPool, StepClock};
 use crate::pipeline::{Counters, Place, Reach, RequestId};
@@ -38,6 +41,8 @@ struct Request {
     key_factors: Option<KeyFactors>,
     /// `[layers, kv_heads]`.
     rows: Vec<Row>,
+    /// Tokens whose slabs it shares from the beginning.
+    prefix: usize,
 }
 
 impl Request {
@@ -79,6 +84,7 @@ impl CpuBackend {
                 arena: HostArena::new(config.host_layout(), shape.layers, limits.host_bytes, memory),
                 segments: SegmentPool::new(shape.rows(), allocator.clone()),
                 transfers: Transfers::default(),
+                prefixes: None,
                 counters: Counters::default(),
             },
             summaries: SummaryPool::new(block, allocator.clone()),
@@ -273,7 +279,7 @@ impl CpuBackend {
         for (layer, rows) in request.rows.chunks_mut(shape.kv_heads).enumerate() {
             for row in rows {
                 let missing = config.host_slabs(tokens) - row.host().slabs().len();
-                row.host_mut().extend(self.tiers.arena.take(layer, missing)?);
+                row.host_mut().extend(self.tiers.take_slabs(layer, missing)?);
             }
         }
         Ok(())
@@ -289,7 +295,8 @@ impl CpuBackend {
         }
         let segments = self.config.segments(tokens);
         request.key_factors.iter_mut().for_each(|factors| factors.truncate(segments));
-        let slabs = self.config.host_slabs(tokens);
+        // Those that it shares are no part of a step.
+        let slabs = self.config.host_slabs(tokens.max(request.prefix));
         for row in &mut request.rows {
             let keep = slabs.min(row.host().slabs().len());
             row.host_mut().truncate(keep).into_iter().for_each(|slab| self.tiers.arena.release(slab));
@@ -467,7 +474,7 @@ impl Backend for CpuBackend {
         };
         let rows = self.config.reaches().iter().map(row).collect();
         let (clock, summaries) = (StepClock::default(), Vec::new());
-        let state = Request { plan, clock, directory, summaries, key_factors, rows };
+        let state = Request { plan, clock, directory, summaries, key_factors, rows, prefix: 0 };
         self.requests.insert(request, state);
         self.share_out();
         Ok(())
@@ -630,6 +637,33 @@ impl Backend for CpuBackend {
     ) -> Result<()> {
         attend_prompt(self.config.shape(), chunk, queries, keys, values, out);
         Ok(())
+    }
+
+    fn prefix_block(&self) -> Option<usize> {
+        self.tiers.prefixes.as_ref().map(PrefixCache::block_tokens)
+    }
+
+    fn share_prefix(&mut self, request: RequestId, prompt: &[u32], unit: usize) -> Result<usize> {
+        self.share_blocks(request, prompt, unit)
+    }
+
+    fn fill_prefix(
+        &mut self,
+        request: RequestId,
+        layer: usize,
+        prefix: usize,
+        keys: &mut [f32],
+        values: &mut [f32],
+    ) -> Result<()> {
+        self.load_prefix(request, layer, prefix, keys, values)
+    }
+
+    fn keep_prefix(&mut self, request: RequestId, prompt: &[u32]) {
+        self.keep_blocks(request, prompt);
+    }
+
+    fn prefixes(&self) -> Option<PrefixUsage> {
+        self.tiers.prefixes.as_ref().map(PrefixCache::usage)
     }
 
     fn counters(&self) -> Counters {

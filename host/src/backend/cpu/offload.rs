@@ -92,7 +92,8 @@ impl OffloadTables<'_> {
     }
 
     /// What the kernel `store_prompt` does: stores the prompts of all entries, whose token 0 is at `first_token` of `keys` and `values`,
-    /// `[tokens, kv_heads, head_words]`. Complete pages go to the host, pages other than the entry's leaving ones to the GPU.
+    /// `[tokens, kv_heads, head_words]`. Complete pages go to the host, unless their valid bits say that they are there; pages other than the
+    /// entry's leaving ones go to the GPU.
     ///
     /// # Panics
     /// If a table leads out of its array.
@@ -120,7 +121,13 @@ impl OffloadTables<'_> {
                         self.write_token(page, token - first, &keys[at.clone()], &values[at]);
                     }
                 };
-                let goes = self.on_host && end == first + self.page_tokens;
+                let goes = self.on_host
+                    && end == first + self.page_tokens
+                    && !{
+                        let slabs = SLAB_PAGES as usize;
+                        let slab = entry.first_slab as usize + row * entry.slab_stride as usize + key / slabs;
+                        pages.host_valid[slab] >> (key % slabs) & 1 == 1
+                    };
                 if !leaving.contains(&key) {
                     let page = self.pool_page(entry, row, key);
                     let page = &mut pages.pool[page * words..][..words];
@@ -219,6 +226,13 @@ mod tests {
         // The sink's page and the last, of which there is one token; pages 1 and 2 are on the host alone.
         assert_eq!(pool, [7, 0, 107, 0, 0, 0, 0, 0, 1, 2, 101, 102]);
         assert_eq!(host[16 * 4..][..12], [1, 2, 101, 102, 3, 4, 103, 104, 5, 6, 105, 106]);
+        assert_eq!(valid, [0, 0b111]);
+        // What is there already is another's.
+        host[16 * 4..].fill(9);
+        valid[1] = 0b10;
+        let mut pages = OffloadPages { pool: &mut pool, host_pages: &mut host, host_valid: &mut valid };
+        tables.store_prompt(&keys, &values, &[99, 1], &mut pages);
+        assert_eq!(host[16 * 4..][..12], [1, 2, 101, 102, 9, 9, 9, 9, 5, 6, 105, 106]);
         assert_eq!(valid, [0, 0b111]);
     }
 

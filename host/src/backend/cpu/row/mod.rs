@@ -10,7 +10,8 @@ use super::index::{key_bounds, least_cosine, mean_key, outliers};
 use super::select::{Wish, choose, score_partitions_beside, top_k_beside};
 use crate::backend::{StepEntry, StepKind};
 use crate::memory::{
-    Direction, HostArena, HostPage, PagePool, PhysicalPage, RequestPlan, RowId, Transfer, Transfers,
+    Direction, HostArena, HostPage, PagePool, PhysicalPage, PrefixCache, RequestPlan, RowId, SlabId,
+    Transfer, Transfers,
 };
 use crate::paging::{
     BucketedLru, Directory, HostTable, PageCopy, Resolution, RowCache, RowSlots, SegmentPool, SlotId,
@@ -32,10 +33,16 @@ pub(super) struct Tiers {
     pub arena: HostArena,
     pub segments: SegmentPool,
     pub transfers: Transfers,
+    pub prefixes: Option<PrefixCache>,
     pub counters: Counters,
 }
 
 impl Tiers {
+    /// Takes slabs, of cached prefixes if need be.
+    pub fn take_slabs(&mut self, layer: usize, count: usize) -> Result<Vec<SlabId>> {
+        PrefixCache::take_slabs(self.prefixes.as_mut(), layer, count, &mut self.arena)
+    }
+
     /// Starts a transfer; what is handed back is complete.
     fn start(&mut self, transfer: Transfer) -> Option<Transfer> {
         self.transfers.start(transfer, &mut self.pool, &mut self.arena)
@@ -178,6 +185,8 @@ impl Row {
             let key = (token / page_tokens) as u32;
             let end = ((key as usize + 1) * page_tokens).min(entry.after());
             let complete = end == (key as usize + 1) * page_tokens;
+            // A prefix that another request computed.
+            let shared_page = self.host.published(key).is_some();
 
             // A page that is steady already is filled first: it may leave with this very step. Then those that
             // leave make room, and only then new pages join.
@@ -195,13 +204,15 @@ impl Row {
             };
             if steady.is_none() && retrievable.contains(&key) {
                 // The middle of a prompt never sees the GPU pool.
-                write(&mut staging);
-                transfer.add_staged(key, &staging, self.host_page(key));
+                if !shared_page {
+                    write(&mut staging);
+                    transfer.add_staged(key, &staging, self.host_page(key));
+                }
             } else {
                 let page = steady.unwrap_or_else(|| self.steady.push(key));
                 assert!(!tiers.pool.is_held(page), "{page:?} is written while a transfer reads it");
                 write(tiers.pool.page_mut(page));
-                if complete {
+                if complete && !shared_page {
                     config.host_layout().round(tiers.pool.page_mut(page));
                     transfer.add(key, page, self.host_page(key));
                 }

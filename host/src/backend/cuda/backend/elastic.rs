@@ -7,7 +7,7 @@ use spinkv_kernels::abi::{
 };
 
 use super::{CudaBackend, Request};
-use crate::memory::{HostPage, RequestPlan, SlabId, Word};
+use crate::memory::{HostPage, PrefixCache, RequestPlan, SlabId, Word};
 use crate::paging::StepClock;
 use crate::pipeline::{Reach, RequestId};
 use crate::{Error, Result};
@@ -58,7 +58,8 @@ impl CudaBackend {
         let of_layer = sizes.kv_heads * self.config.host_slabs(plan.max_tokens);
         let mut slabs = Vec::with_capacity(sizes.layers * of_layer);
         for layer in 0..sizes.layers {
-            match self.arena.take(layer, of_layer) {
+            let cache = self.prefixes.as_mut().map(|prefixes| &mut prefixes.cache);
+            match PrefixCache::take_slabs(cache, layer, of_layer, &mut self.arena) {
                 Ok(taken) => slabs.extend(taken),
                 Err(error) => {
                     self.release_slabs(slabs);
@@ -98,6 +99,7 @@ impl CudaBackend {
             always: 0,
             segments: take(&mut self.free_segments, segments),
             slabs,
+            prefix: 0,
             pages: steady.iter().chain(&slots).copied().collect(),
             held: vec![0; rows],
         };

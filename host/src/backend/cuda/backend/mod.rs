@@ -10,6 +10,7 @@ mod low_rank;
 mod measure;
 mod outliers;
 mod own;
+mod prefix;
 mod prompt;
 mod request;
 mod sizes;
@@ -24,13 +25,16 @@ use spinkv_kernels::abi::{ABSENT_SLOT, Entry, NO_KEY, SEGMENT_KEYS, SLOT_PINNED}
 use super::driver::{Context, DeviceBuffer, PinnedArena, Stream};
 use super::kernels::{Kernels, Resolve};
 use crate::backend::{Backend, PromptChunk, Step, StepEntry, StepKind};
-use crate::memory::{Admission, HostArena, HostProgress, MemoryLimits, MemoryUsage, RequestPlan, Word};
+use crate::memory::{
+    Admission, HostArena, HostProgress, MemoryLimits, MemoryUsage, PrefixUsage, RequestPlan, Word,
+};
 use crate::pipeline::{Counters, Reach, RequestId};
 use crate::{Error, KvConfig, Result};
 use clusters::Clusters;
 use device::{Lists, RowCounts, Tables};
 use low_rank::KeyFactors;
 use own::Own;
+use prefix::Prefixes;
 use prompt::Prompt;
 use request::{Request, is_resident};
 use sizes::Sizes;
@@ -61,6 +65,7 @@ pub struct CudaBackend {
     /// What `lists.counts` are parts of.
     counts: DeviceBuffer<u32>,
     prompt: Prompt,
+    prefixes: Option<Prefixes>,
     arena: HostArena<PinnedArena>,
     admission: Admission,
     requests: HashMap<RequestId, Request>,
@@ -160,6 +165,7 @@ impl CudaBackend {
         };
         Ok(Self {
             prompt: Prompt::new(&sizes, &kernels, &stream)?,
+            prefixes: None,
             admission: Admission::new(limits),
             requests: HashMap::new(),
             free_places: (0..sizes.requests).rev().collect(),
@@ -363,15 +369,8 @@ impl CudaBackend {
             }
             table
         };
-        let slabs: Vec<u32> = request.slabs.iter().map(|slab| slab.number()).collect();
         let at = |stride: usize| place * rows * stride;
-        self.tables.host_slabs.write(
-            stream,
-            at(sizes.slab_stride),
-            &in_rows(&slabs, sizes.slab_stride, 0),
-        )?;
-        let valid = at(sizes.slab_stride)..at(sizes.slab_stride) + rows * sizes.slab_stride;
-        self.tables.host_valid.fill_bytes(stream, valid, 0)?;
+        self.write_slabs(request)?;
         let marks = at(sizes.mark_words)..at(sizes.mark_words) + rows * sizes.mark_words;
         self.tables.marks.fill_bytes(stream, marks, 0)?;
         let reaches = self.config.reaches();
@@ -591,6 +590,33 @@ impl Backend for CudaBackend {
         out: &mut Self::Tensor,
     ) -> Result<()> {
         self.attend_chunk(chunk, queries, keys, values, out)
+    }
+
+    fn prefix_block(&self) -> Option<usize> {
+        self.prefixes.as_ref().map(|prefixes| prefixes.cache.block_tokens())
+    }
+
+    fn share_prefix(&mut self, request: RequestId, prompt: &[u32], unit: usize) -> Result<usize> {
+        self.share_blocks(request, prompt, unit)
+    }
+
+    fn fill_prefix(
+        &mut self,
+        request: RequestId,
+        layer: usize,
+        prefix: usize,
+        keys: &mut Self::Tensor,
+        values: &mut Self::Tensor,
+    ) -> Result<()> {
+        self.load_prefix(request, layer, prefix, keys, values)
+    }
+
+    fn keep_prefix(&mut self, request: RequestId, prompt: &[u32]) {
+        self.keep_blocks(request, prompt);
+    }
+
+    fn prefixes(&self) -> Option<PrefixUsage> {
+        self.prefixes.as_ref().map(|prefixes| prefixes.cache.usage())
     }
 
     fn counters(&self) -> Counters {

@@ -213,7 +213,8 @@ impl CudaBackend {
         (self.prompt.pages, self.prompt.partitions) = (pages, stored.new_partitions);
         self.prompt.uploaded = Some(*entry);
         if step.layer == 0 && self.clusters.is_none() {
-            self.counters.offloaded_pages += (tokens / self.sizes.page_tokens * self.sizes.rows()) as u64;
+            let written = (tokens - request.prefix) / self.sizes.page_tokens;
+            self.counters.offloaded_pages += (written * self.sizes.rows()) as u64;
         }
         Ok(())
     }

@@ -29,7 +29,10 @@ pub(super) struct Request {
     /// Partitions of each row that every step reads beside the budget: of those that its prompt indexed.
     pub always: usize,
     pub segments: Vec<u32>,
+    /// `[rows, slabs of a row]`.
     pub slabs: Vec<SlabId>,
+    /// Tokens whose slabs it shares from the beginning.
+    pub prefix: usize,
     /// Physical pages of all its rows, in the steady zone and in caches: they change places, but nobody else gets them.
     pub pages: Vec<u32>,
     /// `[rows]`: pages that the caches hold.

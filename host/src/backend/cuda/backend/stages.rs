@@ -22,7 +22,7 @@ use crate::pipeline::{PartitionScore, Reach, Stage};
 use spinkv_kernels::abi::Entry;
 
 /// Blocks that fetch misses: enough for the bus, whatever the size of a page (benches/results/2026-11-23-h200-step-kernels.md).
-const GATHER_BLOCKS: u32 = 16;
+pub(super) const GATHER_BLOCKS: u32 = 16;
 
 /// The tensors of a layer of a decode step, for a batch.
 #[derive(Clone, Copy, Debug)]
