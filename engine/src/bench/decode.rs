@@ -111,11 +111,12 @@ fn measured(machine: &mut dyn Machine, group: &Group, options: &DecodeOptions) -
     let Outcome { points, selected } = machine.measure(group, options)?;
     // A replayed cache would take what those of its group do.
     let memory = points.last().map(|point| point.memory).unwrap_or_default();
-    let mut points = points.into_iter();
+    let mut points = points.into_iter().peekable();
     let mut all = Vec::with_capacity(group.caches.len());
     for caching in group.caches.iter().copied() {
         let Some(policy) = policy_of(caching) else {
-            all.extend(points.next());
+            // A batch that is not parted has none in halves.
+            all.extend(points.next_if(|point| point.cache == caching));
             continue;
         };
         let Some(selected) = &selected else {

@@ -200,7 +200,7 @@ fn settings_that_cannot_work_are_refused() {
     let random = ["--random-weights", "qwen3-14b"];
     refused(spinkv().args(random), &["cpu", "make random weights"]);
     refused(
-        spinkv().args(["--backend", "cuda", "--random-weights", "qwen3-41b"]),
+        spinkv().args(["--backend", "cuda", "--random-weights", "qwen3-14"]),
         &["did you mean \"qwen3-14b\"?"],
     );
     refused(spinkv().args(["--overlap", "halves"]), &["cpu", "overlap halves of a batch"]);
