@@ -128,6 +128,7 @@ impl Batch {
             slot_capacity: SLOTS as u32,
             segment_capacity: (self.tables.directories.len() / self.requests) as u32,
             pages: &self.pages,
+            misses_last: true,
             page_counts: &self.counts[0],
             copies: &self.copies,
             copy_keys: None,

@@ -22,6 +22,8 @@ pub mod attention;
 #[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
 mod block;
 #[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
+mod chain;
+#[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
 mod codes;
 #[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
 mod gate;

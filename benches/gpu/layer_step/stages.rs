@@ -108,6 +108,7 @@ impl Layer {
                 slot_capacity: SLOTS as u32,
                 segment_capacity: SHAPE.segments() as u32,
                 pages: &set.pages,
+                misses_last: true,
                 page_counts: &set.page_counts,
                 copies: &set.copies,
                 copy_keys: None,

@@ -16,9 +16,11 @@ use crate::error::Result;
 /// Whether a step's Retrieve is overlapped with its compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Overlap {
-    /// Every layer waits for its pages, but for what of attention needs none of them.
-    #[default]
+    /// None: Attention waits for all pages of its layer.
     Off,
+    /// Attention begins with the pages that are there, while the others come.
+    #[default]
+    Attention,
     /// A batch is taken through the step as two halves, each on a stream of its own, whose copies take turns: while one half's pages come the other computes. Both read all weights, so it
     /// is for large batches whose pages take longer than the weights. Smaller ones, those whose requests are resident, and all of a model over several GPUs
     /// are taken as one.
@@ -76,9 +78,13 @@ impl CudaModel {
     pub fn set_overlap(&mut self, overlap: Overlap) -> Result<()> {
         // Sums with other ranks are of one order.
         let wanted = overlap == Overlap::Halves && self.parts.rank.is_none();
-        if wanted != self.second.is_some() {
+        if overlap != self.overlap {
             self.parts.stream.synchronize()?;
             self.graphs.clear();
+            self.pipeline.backend_mut().attend_beside_copies(overlap != Overlap::Off);
+            self.overlap = overlap;
+        }
+        if wanted != self.second.is_some() {
             let requests = self.pipeline.backend().capacity();
             let make = || SecondHalf::new(&self.parts, self.weights.sizes(), requests, self.blas);
             self.second = wanted.then(make).transpose()?;

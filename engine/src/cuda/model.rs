@@ -9,7 +9,7 @@ use spinkv::backend::cuda::{CudaBackend, CudaLimits};
 use spinkv::pipeline::Pipeline;
 use spinkv_kernels::abi::model::sample::SampleParams;
 
-use super::halves::SecondHalf;
+use super::halves::{Overlap, SecondHalf};
 use super::parallel::Rank;
 use super::parts::Parts;
 use super::pass::StepPass;
@@ -35,6 +35,7 @@ pub struct CudaModel {
     pub(super) graphs: HashMap<(usize, bool), Graph>,
     /// Where steps are taken as two halves.
     pub(super) second: Option<SecondHalf>,
+    pub(super) overlap: Overlap,
     pub(super) blas: BlasUse,
     /// Bytes of GPU memory that were in use before this.
     used_before: u64,
@@ -98,6 +99,7 @@ impl CudaModel {
             prompts: 0,
             graphs: HashMap::new(),
             second: None,
+            overlap: Overlap::default(),
             blas: options.blas,
             used_before,
             context,

@@ -31,8 +31,19 @@ impl Runner for CudaModel {
         self.pipeline_mut().release(request);
     }
 
+    fn places(&self) -> usize {
+        self.pipeline().backend().capacity()
+    }
+
     fn park(&mut self, request: RequestId) -> Result<()> {
         Ok(self.pipeline_mut().park(request)?)
+    }
+
+    fn parked_pages(&self, request: RequestId) -> Result<usize> {
+        let plan = self.plan(request)?;
+        let is_whole = self.pipeline().backend().is_resident([request]);
+        let steady = if is_whole { plan.rows * plan.row.steady_pages } else { 0 };
+        Ok(plan.cache_pages() - plan.buffering_pages() + steady)
     }
 
     fn resume(&mut self, request: RequestId) -> Result<()> {

@@ -22,7 +22,7 @@ use crate::softmax::{ceil, shift_of};
 /// | `entries` | `[batch]` [`Entry`] | the requests of the step. The tail begins at page `leaving_key + leaving`, also where nothing leaves |
 /// | `kv_heads`, `group` | at least 1; 1 to 16 | KV heads, and query heads of each |
 /// | `layer` | | whose steady pages |
-/// | `pages` | `[batch * kv_heads, list_capacity]` | physical pages of the selections, as [`resolve`](crate::retrieve::resolve) lists them: full ones |
+/// | `pages` | `[batch * kv_heads, list_capacity]` | physical pages of the selections, as [`resolve`](crate::retrieve::resolve) lists them: full ones; with `awaits` and without `biased` the misses are last |
 /// | `page_counts` | `[batch * kv_heads]` | how many; more than `list_capacity` counts as `list_capacity` |
 /// | `steady` | see [`Entry::first_steady`] | physical pages of the steady zone |
 /// | `biases` | `[batch * kv_heads, list_capacity * page_tokens]` if `biased` is 1, else not read | added to the logits of selected tokens |
@@ -40,8 +40,9 @@ use crate::softmax::{ceil, shift_of};
 /// `units` is `batch * kv_heads *` [`blocks_of_group`]. Nothing is written for an entry that only fills the batch. Products are exact,
 /// sums in f32; the weights of V are rounded to bf16 and divided by their own sum.
 ///
-/// With `awaits` it may run beside the [`gather`](crate::retrieve::gather) before it, whose blocks all run by then: a row waits for its
-/// own misses alone. It ends after that all the same, so the launch after it may reuse what either read.
+/// With `awaits` it may run beside the [`gather`](crate::retrieve::gather) before it, whose blocks all run by then. Of a selection's pages the last are
+/// those that come: a warp waits for its row's misses when it has got that far, and with `biased`, where pages are in another order, before its first
+/// tile. It ends after `gather` all the same, so the launch after it may reuse what either read.
 ///
 /// # Mapping
 /// A block has up to 8 query heads of a row and, of `splits`, its share of the row's tokens, which lie in a list of pages: sinks,
@@ -170,8 +171,8 @@ pub unsafe fn attend_64(
     thread::wait_dependencies();
 }
 
-/// Between two looks at what has arrived.
-const POLL_NANOSECONDS: u32 = 100;
+/// Between two looks at what has arrived: counts of all rows lie in a few lines, where `gather`'s own come after whoever looks.
+const POLL_NANOSECONDS: u32 = 1000;
 
 /// A launch's parameters.
 struct Operands {
@@ -222,12 +223,13 @@ unsafe fn attend<const WORDS: u32>(operands: Operands) {
     if entry.tokens == 0 {
         return;
     }
+    let selected = page_counts.load(row as usize).min(list_capacity);
     let context = Context::new(
         entry,
         layer * kv_heads + row % kv_heads,
         steady,
         pages.slice((row * list_capacity) as usize, list_capacity as usize),
-        page_counts.load(row as usize).min(list_capacity),
+        selected,
         page_tokens,
     );
     let page_words = 2 * page_tokens * WORDS;
@@ -246,23 +248,28 @@ unsafe fn attend<const WORDS: u32>(operands: Operands) {
     let mut at = split * share + warp;
     let mut asked = at;
     let mut lookup = tile::Lookup::<WARPS>::new(&context, asked);
+    // Selected pages that are on their way: the last ones, where the list's order counts for nothing else.
+    let coming = if awaits != 0 { copy_counts.load(row as usize).min(selected) } else { 0 };
+    let first_coming = if biased != 0 { 0 } else { context.first_of_last(coming) };
+    let mut all_here = coming == 0;
     let mut ask = |stage: u32| {
         if asked < end {
+            if !all_here && (asked + 1) * TILE > first_coming {
+                if lane == 0 {
+                    let words = coming * page_words;
+                    while arrived.atomic_load(row as usize, Order::Acquire, Scope::Device) < words {
+                        thread::nanosleep(POLL_NANOSECONDS);
+                    }
+                }
+                warp::sync_warp(FULL_MASK);
+                all_here = true;
+            }
             let pages = lookup.next(&context, asked);
             tile::copy::<WORDS>(&context, pool, page_words, asked, pages, stage_at(stage));
         }
         commit_group();
         asked += WARPS;
     };
-    if awaits != 0 {
-        if thread::thread_idx_x() == 0 {
-            let words = copy_counts.load(row as usize).min(list_capacity) * page_words;
-            while arrived.atomic_load(row as usize, Order::Acquire, Scope::Device) < words {
-                thread::nanosleep(POLL_NANOSECONDS);
-            }
-        }
-        thread::sync_threads();
-    }
     let mut stage = 0;
     while stage < STAGES - 1 {
         ask(stage);

@@ -54,6 +54,12 @@ impl Context {
         }
     }
 
+    /// The first token of the selection's last `pages` pages.
+    #[inline(always)]
+    pub fn first_of_last(&self, pages: u32) -> u32 {
+        ((self.before_tail - pages) << self.log_runs) * RUN
+    }
+
     /// The physical page of run `run`; of runs beyond the last, of none.
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     #[inline(always)]

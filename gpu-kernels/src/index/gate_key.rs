@@ -6,6 +6,7 @@ use super::operator::Mean;
 use super::prompts::Summaries;
 use crate::abi::Entry;
 use crate::abi::gate::BLOCK;
+use crate::chain::chain;
 use crate::gate::{Gate, Scratch, TurnBack};
 use crate::model::elements::word_of_quad;
 use crate::ragged::request_of;
@@ -139,6 +140,7 @@ pub unsafe fn gate_key_step(
     gate_magnitude: f32,
     summaries: GlobalMut<U32x4>,
 ) {
+    chain();
     let block = thread::block_idx_x();
     let (entry, head) = (Entry::load(entries, block / kv_heads), block % kv_heads);
     if entry.tokens == 0 {

@@ -3,6 +3,7 @@ use cuda_std::prelude::*;
 use super::operator::{self, Operator};
 use super::prompts::Summaries;
 use crate::abi::Entry;
+use crate::chain::chain;
 
 /// One entry a block, one word (8 channels) of a summary a thread at a time: the body of the kernels for a decode step.
 #[inline(always)]
@@ -17,6 +18,7 @@ pub(super) unsafe fn summarise_leaving<O: Operator>(
     partition_tokens: u32,
     summaries: Summaries,
 ) {
+    chain();
     let entry = Entry::load(entries, thread::block_idx_x());
     if entry.tokens == 0 {
         return;

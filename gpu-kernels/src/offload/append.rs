@@ -4,6 +4,7 @@ use cuda_std::warp::FULL_MASK;
 use super::warp_copy::{copy_words, publish};
 use crate::abi::page_code::{NO_CODE, PageCode};
 use crate::abi::{Entry, WARP, host_page};
+use crate::chain::chain;
 use crate::codes::encode_page;
 
 /// Stores the new token of each row of a decode step in its steady page, one layer; a page that is now full goes to the host.
@@ -61,6 +62,7 @@ pub unsafe fn append(
     host_words: u32,
     code: u32,
 ) {
+    chain();
     let warp = thread::index_1d() / WARP;
     let (index, head) = (warp / kv_heads, warp % kv_heads);
     if index >= batch {

@@ -5,6 +5,7 @@ use cuda_std::warp::FULL_MASK;
 use super::lists::Lists;
 use crate::abi::gather::{BLOCK, PIECE_WORDS};
 use crate::abi::{PageCopy, WARP};
+use crate::chain::chain;
 
 /// Copies pages from mapped host memory to the GPU's page pool, by lists and counts that lie on the device: one list a row, as
 /// [`resolve`](super::resolve()) leaves them, or one for all.
@@ -52,8 +53,7 @@ pub unsafe fn gather(
     arrived: GlobalMut<u32>,
     counted: u32,
 ) {
-    #[cfg(any(not(target_arch = "nvptx64"), sm_90))]
-    thread::launch_dependents();
+    chain();
     let lists = Lists::new(copies, counts, lists, capacity, BLOCK, 0);
     let words = lists.all() * page_words;
     let warp = thread::index_1d() / WARP;

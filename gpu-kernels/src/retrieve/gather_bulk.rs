@@ -6,6 +6,7 @@ use cuda_std::shared;
 use super::lists::Lists;
 use crate::abi::gather_bulk::{AHEAD, BARRIERS, BLOCK, LISTS, RINGS, STAGE_WORDS, STAGES, TARGETS};
 use crate::abi::{PageCopy, WARP};
+use crate::chain::chain;
 
 /// What [`gather`](super::gather()) does, by bulk copies: host to shared memory to device.
 ///
@@ -50,7 +51,7 @@ pub unsafe fn gather_bulk(
     arrived: GlobalMut<u32>,
     counted: u32,
 ) {
-    thread::launch_dependents();
+    chain();
     let lists = Lists::new(copies, counts, lists, capacity, BLOCK, LISTS);
     if warp::lane_id() != 0 {
         return;

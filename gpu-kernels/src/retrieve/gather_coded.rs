@@ -6,6 +6,7 @@ use super::lists::Lists;
 use crate::abi::gather::{BLOCK, PIECE_WORDS};
 use crate::abi::page_code::PageCode;
 use crate::abi::{PageCopy, WARP};
+use crate::chain::chain;
 use crate::codes::decode_word;
 use crate::unroll::unrolled;
 
@@ -48,8 +49,7 @@ pub unsafe fn gather_coded(
     counted: u32,
     code: u32,
 ) {
-    #[cfg(any(not(target_arch = "nvptx64"), sm_90))]
-    thread::launch_dependents();
+    chain();
     let lists = Lists::new(copies, counts, lists, capacity, BLOCK, 0);
     let code_words = page_words - 1;
     let words = lists.all() * code_words;

@@ -1,6 +1,7 @@
 use cuda_std::prelude::*;
 
 use crate::abi::{Entry, WORD_ELEMENTS};
+use crate::chain::chain;
 use crate::gate::{Gate, Scratch, TurnBack};
 use crate::model::elements::{eight_of, word_of_quad};
 use crate::unroll::unrolled;
@@ -51,6 +52,7 @@ pub unsafe fn gate_query(
     gate_magnitude: f32,
     gate_queries: GlobalMut<U32x4>,
 ) {
+    chain();
     let row = thread::block_idx_x();
     let (entry, head) = (Entry::load(entries, row / kv_heads), row % kv_heads);
     if entry.tokens == 0 {

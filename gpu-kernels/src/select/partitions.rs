@@ -6,6 +6,7 @@ use super::order::{Keys, Scratch, Walk, clear_bins, count_first_digit, descend, 
 use crate::abi::score::{TILE, tiles};
 use crate::abi::select::{BLOCK, FORCED_KEY, KEYS_A_QUAD, MASKED_KEY, MERGE_MAX, MERGE_MEAN, WEIGHT_OF_ONE};
 use crate::abi::{Entry, WARP};
+use crate::chain::chain;
 use crate::ragged::RowPartitions;
 use crate::softmax::{exp, ln, shift_of};
 
@@ -71,6 +72,7 @@ pub unsafe fn select(
     estimated_ids: GlobalMut<u32>,
     estimated: GlobalMut<u32>,
 ) {
+    chain();
     let row = thread::block_idx_x();
     let entry = Entry::load(entries, row / kv_heads);
     let partitions =
@@ -216,7 +218,7 @@ unsafe fn merged(
     let load = |head: u32| {
         if head < group {
             let of_head = head as usize * row_quads + quad as usize;
-            logits.load_with(of_head, LoadCache::ReadOnlyOnce)
+            logits.load(of_head) // Not read-only: the launch before may still be writing them.
         } else {
             U32x4::default()
         }

@@ -7,6 +7,7 @@ use cuda_std::{Rows, shared, shared_layout};
 
 use crate::abi::score::{BLOCK, CHUNK_WORDS, MAX_GROUP, SCRATCH_BYTES, STAGES, TILE, tiles};
 use crate::abi::{Entry, WARP};
+use crate::chain::chain;
 use crate::ragged::RowPartitions;
 use crate::softmax::{exp, shift_of};
 
@@ -102,6 +103,7 @@ pub unsafe fn score(
     logits: GlobalMut<f32>,
     statistics: GlobalMut<f32>,
 ) {
+    chain();
     let tiles = tiles(stride);
     let (row, tile) = (thread::block_idx_x() / tiles, thread::block_idx_x() % tiles);
     let entry = Entry::load(entries, row / kv_heads);

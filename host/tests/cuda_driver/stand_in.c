@@ -139,7 +139,7 @@ int cuEventDestroy_v2(void *event) { return 0; }
 /* The kernels, and the types of their parameters: an address, an unsigned, a float. */
 static const struct kernel { const char *name, *parameters; } kernels[] = {
     {"scale", "auf"}, {"fault", "auf"}, {"gather", "aauuaauuau"}, {"gather_bulk", "aauuaauuau"}, {"gather_coded", "aauuaauuauu"},
-    {"resolve", "auuuaauuuaaaaaaaauuuaaaauaaa"},
+    {"resolve", "auuuaauuuaaaaaaaauuuauaaauaaa"},
     {"score", "aaaauuuuuuufuauauaa"}, {"select", "aaauuuuuffaauuuauufuauaaaa"}, {"top_k", "aaauuauaa"},
     {"attend_64", "auuuaauaauauafaauuaaaa"}, {"attend_128", "auuuaauaauauafaauuaaaa"},
     {"prefill_64", "aaaaaauuufaa"}, {"prefill_128", "aaaaaauuufaa"},

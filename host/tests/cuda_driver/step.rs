@@ -163,6 +163,7 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
         slot_capacity: 32,
         segment_capacity: 2,
         pages: &pages,
+        misses_last: true,
         page_counts: &counts,
         copies: &page_copies,
         copy_keys: None,
@@ -304,6 +305,8 @@ fn a_layers_stages_are_checked_together_and_launched_in_order() {
         assert_eq!(launch(wrong), Err(DriverError::OtherBuffer { what }));
     }
     assert_eq!(launch(bounds), Err(DriverError::Operand { what: "score bounds", value: 0, min: 1, max: 1 }));
+    let in_order = launch(with_resolve(Resolve { misses_last: false, ..resolve }));
+    assert_eq!(in_order, Err(DriverError::Operand { what: "attend misses_last", value: 0, min: 1, max: 1 }));
     // All of a step but one stage is of layer 1.
     let other_layer = launch(with_resolve(Resolve { layer: 0, ..resolve }));
     assert_eq!(other_layer, Err(DriverError::Length { what: "index first_row", expected: 0, found: 3 }));

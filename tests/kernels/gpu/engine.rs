@@ -35,6 +35,7 @@ pub fn tests() -> Vec<Test> {
         test("engine::steps_of_others_run_between_a_prompts_layers", between_layers),
         test("engine::prompts_share_pages", prefixes),
         test("engine::tokens_are_drawn_as_on_the_cpu", draws),
+        test("engine::attention_beside_copies_is_attention_after_them", beside_copies),
         test("engine::halves_are_the_step_as_a_whole", halves),
         test("engine::drawn_selections_are_what_steps_read", drawn),
         test("engine::soak_of_1000_steps", soak),
@@ -135,6 +136,55 @@ fn logits(machine: &Machine, blas: BlasUse) -> Outcome {
         ensure(worst <= TOLERANCE, format!("{name}: logits are off by {worst}"))?;
         ensure(decided >= least, format!("{name}: only {decided} steps were decided"))?;
         ensure(model.pipeline().backend().is_empty(), "something is still held")?;
+    }
+    Ok(())
+}
+
+/// Attention that begins while pages come, beside attention that waits for all of them: the same bits, with few misses, with some, and with nothing else.
+fn beside_copies(machine: &Machine) -> Outcome {
+    const REQUESTS: usize = 24;
+    let reference = Bundled::open("needle-tiny");
+    let ids = reference.input_ids("needle_4k_0");
+    let open = |overlap| -> Result<_, Box<dyn std::error::Error>> {
+        let config = ModelConfig::open(dir("needle-tiny"))?;
+        let weights = DeviceWeights::open(&machine.stream, dir("needle-tiny"), &config, |_, _| {})?;
+        let method = ShadowKv { budget: Budget::Tokens(512), steady: SteadyZone::default(), outliers: 4 };
+        let limits = limits(REQUESTS, 2200);
+        let mut model = model(machine, config, weights, Arc::new(method), limits, BlasUse::IfPresent)?;
+        model.set_overlap(overlap)?;
+        let mut batch = Vec::new();
+        for number in 0..REQUESTS {
+            let request = model.pipeline_mut().admit(2200)?;
+            let prompt = &ids[number * 31..][..(2000 - 85 * number).max(20)];
+            let logits = model.prefill(request, prompt, go)?;
+            batch.push(DecodeToken { request, token: best(&logits) });
+        }
+        Ok((model, batch))
+    };
+    let ((mut after, mut of_after), (mut beside, mut of_beside)) =
+        (open(Overlap::Off)?, open(Overlap::Attention)?);
+    let vocab = after.config().vocab_size;
+    for step in 0..120 {
+        if step % 3 == 2 {
+            after.pipeline_mut().backend_mut().empty_caches()?;
+            beside.pipeline_mut().backend_mut().empty_caches()?;
+        }
+        let count = [REQUESTS, 1, 9, 16][step % 4];
+        let expected = after.decode(&of_after[..count])?;
+        let found = beside.decode(&of_beside[..count])?;
+        let off = max_difference(&found, &expected);
+        ensure(off == 0.0, format!("step {step}: logits are off by {off}"))?;
+        for (number, logits) in expected.chunks_exact(vocab).enumerate() {
+            let token = best(logits);
+            (of_after[number].token, of_beside[number].token) = (token, token);
+        }
+    }
+    for (model, batch) in [(&mut after, of_after), (&mut beside, of_beside)] {
+        model.pipeline_mut().backend_mut().settle()?;
+        ensure(model.pipeline().counters().misses > 10_000, "little was fetched")?;
+        for part in batch {
+            model.pipeline_mut().backend_mut().audit(part.request)?;
+        }
     }
     Ok(())
 }

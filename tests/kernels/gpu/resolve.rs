@@ -62,6 +62,7 @@ fn resolve_step(
         slot_capacity: case.slot_capacity,
         segment_capacity: case.segment_capacity,
         pages: &pages,
+        misses_last: ResolveCase::misses_last(number),
         page_counts: &page_counts,
         copies: &copies,
         copy_keys: ResolveCase::keyed(number).then_some(&copy_keys),

@@ -34,12 +34,14 @@ impl GateCase {
         let shape = KvShape::new(LAYERS, kv_heads * group, kv_heads, head_dim).expect("a valid shape");
         let rank = pick(rng, &[16, 32, 64, 80, 128, 128, 256]);
         let norms = rng.random_bool(0.5);
+        // At times so small that a norm's epsilon is much of what it divides by.
+        let width = pick(rng, &[0.2, 0.0005]);
         let mut weights = |elements: usize, width: f32| -> Vec<f32> {
             (0..elements).map(|_| bf16::from_f32(rng.random_range(-width..width)).to_f32()).collect()
         };
         let layers = (0..LAYERS).map(|_| LayerGate {
-            query: weights(kv_heads * rank * group * head_dim, 0.2),
-            key: weights(kv_heads * rank * 3 * head_dim, 0.2),
+            query: weights(kv_heads * rank * group * head_dim, width),
+            key: weights(kv_heads * rank * 3 * head_dim, width),
             query_norm: norms.then(|| weights(rank, 2.0)),
             key_norm: norms.then(|| weights(rank, 2.0)),
         });

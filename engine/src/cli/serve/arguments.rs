@@ -104,6 +104,10 @@ pub(crate) struct ServeArguments {
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL", env = "SPINKV_PREEMPT", help_heading = "Scheduling")]
     pub(super) preempt: Option<bool>,
 
+    /// Tokens that a request generates before others of its priority may have its memory in turn; its KV waits on the host meanwhile [default: it keeps its memory]
+    #[arg(long, value_name = "TOKENS", env = "SPINKV_TURN", help_heading = "Scheduling")]
+    pub(super) turn: Option<usize>,
+
     /// Tokens of the longest request, prompt and answer together [default: the model's context]
     #[arg(long, value_name = "TOKENS", env = "SPINKV_MAX_CONTEXT", help_heading = "Scheduling")]
     pub(super) max_context: Option<usize>,
@@ -186,9 +190,9 @@ pub(crate) struct ServeArguments {
     #[arg(long, value_name = "USE", value_parser = ["auto", "require", "off"], env = "SPINKV_CUBLASLT", help_heading = "Memory")]
     pub(super) cublaslt: Option<String>,
 
-    /// Whether fetches of KV overlap compute on a GPU: off; or halves, two halves of a batch in alternation, which pays where a large batch waits longer for
-    /// its pages than the weights take to read [default: off]
-    #[arg(long, value_name = "HOW", value_parser = ["off", "halves"], env = "SPINKV_OVERLAP", help_heading = "Memory")]
+    /// What runs on a GPU while pages of KV come: nothing (off); attention over the pages that are there; or halves, the other half of the batch, which pays where a
+    /// large batch waits longer for its pages than the weights take to read [default: attention]
+    #[arg(long, value_name = "WHAT", value_parser = ["off", "attention", "halves"], env = "SPINKV_OVERLAP", help_heading = "Memory")]
     pub(super) overlap: Option<String>,
 
     /// What is logged, as tracing's filters say it [default: info]
@@ -221,7 +225,7 @@ impl ServeArguments {
             self.method_option = file.method_option;
         }
         fill!(self, file, model random_weights layers selections served_model_name host port api_key api_key_file allow_open max_body_mib max_concurrent
-            request_timeout drain_timeout default_max_tokens max_batch max_queue prompt_layers patience preempt max_context
+            request_timeout drain_timeout default_max_tokens max_batch max_queue prompt_layers patience preempt turn max_context
             method budget sinks window gates backend gpus page_tokens kv_dtype host_kv gpu_pages gpu_mib host_mib reserve_host_mib
             prefix_mib buffering cublaslt overlap log log_json);
         Ok(self)

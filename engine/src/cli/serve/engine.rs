@@ -97,7 +97,11 @@ fn cuda_model(settings: Settings) -> Result<spinkv_engine::cuda::TensorParallel>
         _ => BlasUse::IfPresent,
     };
     let mut model = TensorParallel::new(&group, config, weights, kv, &CudaOptions { limits, blas })?;
-    model.set_overlap(if settings.in_halves { Overlap::Halves } else { Overlap::Off })?;
+    model.set_overlap(match settings.overlap.as_str() {
+        "off" => Overlap::Off,
+        "halves" => Overlap::Halves,
+        _ => Overlap::Attention,
+    })?;
     if let Some(PrefixLimit(limit)) = prefixes {
         model.share_prefixes(limit)?;
     }

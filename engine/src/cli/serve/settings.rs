@@ -84,7 +84,7 @@ pub(super) struct Settings {
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "a setting of GPUs"))]
     pub cublaslt: String,
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "a setting of GPUs"))]
-    pub in_halves: bool,
+    pub overlap: String,
     pub scheduling: SchedulerOptions,
 }
 
@@ -148,6 +148,7 @@ impl ServeArguments {
             prompt_layers: at_least("prompt-layers", self.prompt_layers.unwrap_or(usual.prompt_layers), 1)?,
             patience: self.patience.unwrap_or(usual.patience),
             preempt: self.preempt.unwrap_or(usual.preempt),
+            turn: self.turn.map(|turn| at_least("turn", turn, 1)).transpose()?,
         };
         let prefixes = self.prefixes(backend, gpus, &kv, &limits)?;
         let cpu = backend == BackendKind::Cpu;
@@ -162,8 +163,8 @@ impl ServeArguments {
             let what = "limit its memory by --gpu-mib: --gpu-pages does";
             return Err(Error::UnsupportedByBackend { backend: "cuda", what });
         }
-        let in_halves = self.overlap.as_deref() == Some("halves");
-        if cpu && in_halves {
+        let overlap = self.overlap.clone().unwrap_or_else(|| "attention".to_owned());
+        if cpu && overlap == "halves" {
             return Err(Error::UnsupportedByBackend { backend: "cpu", what: "overlap halves of a batch" });
         }
         Ok(Settings {
@@ -177,7 +178,7 @@ impl ServeArguments {
             reserve_host_bytes,
             prefixes,
             cublaslt: self.cublaslt.clone().unwrap_or_else(|| "auto".to_owned()),
-            in_halves,
+            overlap,
             scheduling,
         })
     }

@@ -109,14 +109,14 @@ impl TensorParallel {
     /// # Errors
     /// As there; [`Error::UnsupportedByBackend`] for halves over several GPUs.
     pub fn set_overlap(&mut self, overlap: Overlap) -> Result<()> {
-        match &mut *self.models {
-            [model] => model.get_mut().unwrap_or_else(PoisonError::into_inner).set_overlap(overlap),
-            _ if overlap == Overlap::Off => Ok(()),
-            _ => {
-                let what = "overlap halves of a batch over several GPUs";
-                Err(Error::UnsupportedByBackend { backend: "cuda", what })
-            }
+        if overlap == Overlap::Halves && self.models.len() > 1 {
+            let what = "overlap halves of a batch over several GPUs";
+            return Err(Error::UnsupportedByBackend { backend: "cuda", what });
         }
+        let mut models = self.models.iter_mut();
+        models.try_for_each(|model| {
+            model.get_mut().unwrap_or_else(PoisonError::into_inner).set_overlap(overlap)
+        })
     }
 
     /// Keeps the pages of prompts for others that begin alike, as [`CudaBackend::share_prefixes`].

@@ -68,12 +68,21 @@ impl Runner for TensorParallel {
         });
     }
 
+    fn places(&self) -> usize {
+        lock(&self.models[0]).places()
+    }
+
     fn park(&mut self, request: RequestId) -> Result<()> {
         self.all_or_none(|model| model.park(request), |model| model.resume(request))
     }
 
     fn resume(&mut self, request: RequestId) -> Result<()> {
         self.all_or_none(|model| model.resume(request), |model| model.park(request))
+    }
+
+    /// Of all ranks together.
+    fn parked_pages(&self, request: RequestId) -> Result<usize> {
+        self.models.iter().map(|model| lock(model).parked_pages(request)).sum()
     }
 
     /// That of all ranks together.

@@ -7,6 +7,7 @@ use cuda_std::prelude::*;
 
 use crate::abi::resolve::{BLOCK, LIST_TOO_LONG, NO_FAULT, NOT_ON_HOST, TOO_FEW_SLOTS};
 use crate::abi::{Entry, PageCopy, WARP};
+use crate::chain::chain;
 use row::Row;
 use slots::Scratch;
 
@@ -36,7 +37,8 @@ use slots::Scratch;
 /// | `slot_capacity` | a multiple of 4 | the most [`slots`](Entry::slots) of an entry |
 /// | `segment_capacity` | | the most segments of a directory |
 /// | `list_capacity` | at most [`MAX_LIST`](crate::abi::resolve::MAX_LIST) | the most pages of a selection |
-/// | `pages` | `[batch * kv_heads, list_capacity]` | physical pages of the selection, in its order |
+/// | `pages` | `[batch * kv_heads, list_capacity]` | physical pages of the selection, in its order; if `misses_last` is 1 those that are here already, then the misses, each in its order |
+/// | `misses_last` | 0 or 1 | |
 /// | `page_counts` | `[batch * kv_heads]` | how many |
 /// | `copies` | `[batch * kv_heads, list_capacity]` | the misses, in the selection's order |
 /// | `copy_keys` | `[batch * kv_heads, list_capacity]` | the misses' page keys, for what is rebuilt instead of copied. Written if `keyed` is 1, else not touched |
@@ -82,6 +84,7 @@ pub unsafe fn resolve(
     segment_capacity: u32,
     list_capacity: u32,
     pages: GlobalMut<u32>,
+    misses_last: u32,
     page_counts: GlobalMut<u32>,
     copies: GlobalMut<PageCopy>,
     copy_keys: GlobalMut<u32>,
@@ -90,6 +93,7 @@ pub unsafe fn resolve(
     arrived: GlobalMut<u32>,
     faults: GlobalMut<u32>,
 ) {
+    chain();
     let (block, thread) = (thread::block_idx_x(), thread::thread_idx_x());
     // Asked for beside the entry, not after it: a chain of loads is what the kernel's time is made of.
     let id_count = id_counts.load(block as usize);
@@ -155,18 +159,19 @@ pub unsafe fn resolve(
             }
         }
         let (before, all) = scratch.warps.rank(round, is_page, is_miss);
-        let position = selected + (before & 0xffff);
+        let (position, misses_before) = (selected + (before & 0xffff), missing + (before >> 16));
         if is_page && position < list_capacity {
             if is_miss {
                 // The one of the round before has had a round's time.
                 complete &= scratch.settle(awaited, awaited_key, slab, valid);
-                awaited = missing + (before >> 16);
+                awaited = misses_before;
                 awaited_key = key;
                 scratch.miss_keys.store(awaited as usize, key);
                 scratch.miss_positions.store(awaited as usize, position);
                 (slab, valid) = row.host(key);
             } else {
-                pages.store(position as usize, page);
+                let place = if misses_last != 0 { position - misses_before } else { position };
+                pages.store(place as usize, page);
             }
         }
         selected += all & 0xffff;
@@ -194,7 +199,12 @@ pub unsafe fn resolve(
             let slot = scratch.targets.load(miss as usize);
             let device_page = row.install(&scratch, key, slot);
             scratch.touch(slot);
-            pages.store(scratch.miss_positions.load(miss as usize) as usize, device_page);
+            let place = if misses_last != 0 {
+                selected - missing + miss
+            } else {
+                scratch.miss_positions.load(miss as usize)
+            };
+            pages.store(place as usize, device_page);
             copies.store(
                 miss as usize,
                 PageCopy { host_page: scratch.sources.load(miss as usize), device_page },

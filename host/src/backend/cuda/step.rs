@@ -15,7 +15,7 @@ use super::operators::{LayerIndex, LayerSelect, StepIndex};
 /// selected; a page is on the host, and said to be, before a later step may evict it; a page leaves the steady zone in `resolve`, after
 /// its last reader there, and attention finds it in the cache, if it is selected; no page of the selection is the victim of another row
 /// or layer, so what attention reads stays until the layer's next step. Attention may begin while `gather` runs, which counts what it has
-/// brought; each row waits for its own pages.
+/// brought: each row begins with the pages that are here, which `resolve` lists first, and then waits for its own misses.
 #[derive(Clone, Copy, Debug)]
 pub struct LayerStep<'a> {
     /// Index: summaries of the partitions that leave the steady zone; `None` for methods without.
@@ -160,6 +160,11 @@ impl LayerStep<'_> {
             ("attend steady", resolve.tables.steady.len(), attend.steady.len()),
             ("attend pool", gather.device_pages.len(), attend.pool.len()),
         ])?;
+        // Biases are of pages in the selection's order; else who awaits the misses looks for them at the end.
+        if attend.awaited.is_some() || attend.biases.is_some() {
+            let misses_last = u64::from(attend.biases.is_none());
+            check_operand("attend misses_last", resolve.misses_last.into(), misses_last..=misses_last)?;
+        }
         if attend.awaited.is_some() && gather.code.is_none() {
             // Whole pages are awaited, and `gather` counts what it brings; of codes, what they become.
             check_length("gather awaited words", page_words, gather.page_words as usize)?;

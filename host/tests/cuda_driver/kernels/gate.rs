@@ -126,7 +126,10 @@ fn gates_are_checked_and_launched() {
     assert_eq!(driver.log(), [""; 0], "nothing was launched");
     launch(right).unwrap();
     let parameters = format!("{entry} {list} {of_pool} {directory} 4 6 2 8 16 16 8 {}", rest(&of_norm, 1));
-    assert_eq!(driver.log(), [format!("launch gate_key_step 4 1 1, 256 1 1, 22656: {parameters}")]);
+    assert_eq!(
+        driver.log(),
+        [format!("overlapping launch gate_key_step 4 1 1, 256 1 1, 22656: {parameters}")]
+    );
 
     // Queries: groups of 3.
     let (of_queries, queries, gate_queries) = (words(6 * 24 * 32), words(2 * 6 * 8), words(2 * 2 * 4));
@@ -165,5 +168,5 @@ fn gates_are_checked_and_launched() {
         [&of_queries, &queries, &gate_queries].map(|buffer| format!("{:#x}", buffer.address()));
     let parameters =
         format!("{entry} {queries} 4 2 3 8 {turn} 0.50 {weights} 32 {of_norm} 1 0.00 {gate_turn} 1.50 {to}");
-    assert_eq!(driver.log(), [format!("launch gate_query 4 1 1, 256 1 1, 22656: {parameters}")]);
+    assert_eq!(driver.log(), [format!("overlapping launch gate_query 4 1 1, 256 1 1, 22656: {parameters}")]);
 }

@@ -99,6 +99,6 @@ fn an_index_of_prompts_is_checked_and_launched() {
         let entries = entries.address();
         let parameters =
             format!("{entries:#x} {steady:#x} {pool:#x} {directories:#x} 4 6 2 4 16 16 8 {summaries:#x}");
-        assert_eq!(driver.log(), [format!("launch {name} 2 1 1, 128 1 1, 0: {parameters}")]);
+        assert_eq!(driver.log(), [format!("overlapping launch {name} 2 1 1, 128 1 1, 0: {parameters}")]);
     }
 }

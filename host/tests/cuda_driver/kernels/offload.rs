@@ -108,7 +108,7 @@ fn offloads_are_checked_and_launched() {
     let host = host_pages.device_address();
     let places = format!("{steady:#x} {pool:#x} {slabs:#x} {valid:#x} {host:#x}");
     let parameters = format!("{entries:#x} {keys:#x} {values:#x} {places} 2 2 2 6 4 1 48 0");
-    assert_eq!(driver.log(), [format!("launch append 1 1 1, 128 1 1, 0: {parameters}")]);
+    assert_eq!(driver.log(), [format!("overlapping launch append 1 1 1, 128 1 1, 0: {parameters}")]);
     store(prompt).unwrap();
     let parameters =
         format!("{keys:#x} {values:#x} {entries:#x} {token:#x} {page:#x} {places} 2 2 2 6 4 1 48 0");

@@ -149,6 +149,7 @@ fn a_resolve_is_checked_and_launched() {
         slot_capacity: 32,
         segment_capacity: 3,
         pages: &pages,
+        misses_last: true,
         page_counts: &rows,
         copies: &copies,
         copy_keys: None,
@@ -190,7 +191,7 @@ fn a_resolve_is_checked_and_launched() {
     launch(right).unwrap();
     let shared = resolve::shared_bytes(32, 3, 5);
     let start = format!(
-        "launch resolve 6 1 1, 256 1 1, {shared}: {:#x} 2 1 4 {:#x}",
+        "overlapping launch resolve 6 1 1, 256 1 1, {shared}: {:#x} 2 1 4 {:#x}",
         entries.address(),
         ids.address()
     );

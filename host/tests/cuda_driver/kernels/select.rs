@@ -97,7 +97,9 @@ fn a_score_is_checked_and_launched() {
         let numbers = format!(
             "3 4 {head_words} {bounds} 512 6 1 0.25 516 {row_pages:#x} {counted} {always:#x} {words}"
         );
-        let line = format!("launch score 12 1 1, 128 1 1, {shared}: {tables} {read} {numbers} {written}");
+        let line = format!(
+            "overlapping launch score 12 1 1, 128 1 1, {shared}: {tables} {read} {numbers} {written}"
+        );
         assert_eq!(driver.log(), [line]);
     }
 }
@@ -209,7 +211,7 @@ fn a_selection_is_checked_and_launched() {
     let line = |statistics: u64, scores: &str, marks: &str, resident: u32, keys: u64, estimates: &str| {
         let shared = select::shared_bytes(resident);
         format!(
-            "launch select 6 1 1, 1024 1 1, {shared}: {entries:#x} {logits:#x} {statistics:#x} 3 4 516 {scores} {marks} {resident} {keys:#x} 7 {ids:#x} {selected:#x} {estimates}"
+            "overlapping launch select 6 1 1, 1024 1 1, {shared}: {entries:#x} {logits:#x} {statistics:#x} 3 4 516 {scores} {marks} {resident} {keys:#x} 7 {ids:#x} {selected:#x} {estimates}"
         )
     };
     let row_pages = row_pages.address();

@@ -139,6 +139,7 @@ impl World<'_> {
                 slot_capacity: SLOT_STRIDE as u32,
                 segment_capacity: SEGMENTS as u32,
                 pages: &lists.pages,
+                misses_last: true,
                 page_counts: &lists.page_counts,
                 copies: &lists.copies,
                 copy_keys: None,

@@ -383,7 +383,9 @@ impl<'a> World<'a> {
                     let (clock, tokens) = (request.clock, request.tokens);
                     let state = &mut request.rows[layer * KV_HEADS + head];
                     let before = pages_of(tokens - 1).end;
-                    let (own_pages, own_copies) = state.step(clock, before..candidates.end, ids);
+                    let (mut own_pages, own_copies) = state.step(clock, before..candidates.end, ids);
+                    // Misses are listed last.
+                    own_pages.sort_by_key(|page| own_copies.iter().any(|copy| copy.device_page == *page));
                     let found = &pages[row * LIMIT..][..page_counts[row] as usize];
                     if found != own_pages {
                         return Err(at(&format!("pages {found:?}, and {own_pages:?} were expected")).into());

@@ -56,6 +56,7 @@ impl ResolveCase {
                         self.segment_capacity,
                         self.list_capacity,
                         pages.view_mut(),
+                        Self::misses_last(number).into(),
                         page_counts.view_mut(),
                         copies.view_mut(),
                         copy_keys.view_mut(),

@@ -15,6 +15,7 @@ mod prompt;
 mod request;
 mod sizes;
 mod stages;
+mod whole;
 
 use std::collections::HashMap;
 use std::ops::{Add, Range};
@@ -62,6 +63,8 @@ pub struct CudaBackend {
     lists: Lists,
     /// Whether prompts are kept; see [`keep_prompts`](CudaBackend::keep_prompts).
     keeps_prompts: bool,
+    /// Whether Attention runs beside the copies of Retrieve; see [`attend_beside_copies`](CudaBackend::attend_beside_copies).
+    attends_beside: bool,
     /// What `lists.counts` are parts of.
     counts: DeviceBuffer<u32>,
     prompt: Prompt,
@@ -173,6 +176,7 @@ impl CudaBackend {
             free_pages: (0..sizes.pool_pages as u32).rev().collect(),
             uploaded: Vec::new(),
             keeps_prompts: true,
+            attends_beside: true,
             unsettled: None,
             faulted: HashMap::new(),
             counters: Counters::default(),
@@ -204,6 +208,12 @@ impl CudaBackend {
     /// wrong: to measure what they cost.
     pub fn keep_prompts(&mut self, keep: bool) {
         self.keeps_prompts = keep;
+    }
+
+    /// Whether Attention begins while Retrieve's copies run, as it does unless told otherwise: each row with the pages that are here. Else it waits for
+    /// all of them: to measure what that is worth. Results are the same. What was captured stays as it is.
+    pub fn attend_beside_copies(&mut self, beside: bool) {
+        self.attends_beside = beside;
     }
 
     /// The stream of all stages; who computes their tensors uses it, too.
@@ -361,14 +371,6 @@ impl CudaBackend {
             // Both bytes of ABSENT_SLOT are alike.
             self.tables.segments.fill_bytes(stream, first..first + segment, ABSENT_SLOT as u8)?;
         }
-        let in_rows = |numbers: &[u32], stride: usize, rest: u32| {
-            let mut table = vec![rest; rows * stride];
-            let of_row = numbers.len() / rows;
-            for row in 0..rows {
-                table[row * stride..][..of_row].copy_from_slice(&numbers[row * of_row..][..of_row]);
-            }
-            table
-        };
         let at = |stride: usize| place * rows * stride;
         self.write_slabs(request)?;
         let marks = at(sizes.mark_words)..at(sizes.mark_words) + rows * sizes.mark_words;
@@ -380,8 +382,7 @@ impl CudaBackend {
         }
         let masks: Vec<u32> = reaches.iter().flat_map(|reach| vec![mask(reach); sizes.mask_words]).collect();
         self.tables.masks.write(stream, at(sizes.mask_words), &masks)?;
-        let list = if request.resident { steady.len() / rows + 1 } else { steady.len() / rows };
-        self.tables.steady.write(stream, at(sizes.steady_stride), &in_rows(steady, list, 0))?;
+        self.write_steady(request, steady)?;
         let stride = sizes.slot_stride;
         self.tables.owners.write(stream, at(stride), &vec![NO_KEY; rows * stride])?;
         let (mut physical, mut states) = (vec![u32::MAX; rows * stride], vec![SLOT_PINNED; rows * stride]);
@@ -396,6 +397,19 @@ impl CudaBackend {
         self.tables.physical.write(stream, at(stride), &physical)?;
         self.tables.states.write(stream, at(stride) / 4, bytemuck::cast_slice(&states))?;
         Ok(())
+    }
+
+    /// Writes the pages of a request's steady zone, `[rows, pages]`; beside those of a resident one the ring has a place, which is never used.
+    fn write_steady(&self, request: &Request, steady: &[u32]) -> Result<()> {
+        let rows = self.sizes.rows();
+        let of_row = steady.len() / rows;
+        let list = of_row + usize::from(request.resident);
+        let mut table = vec![0; rows * list];
+        for (list, pages) in table.chunks_exact_mut(list.max(1)).zip(steady.chunks_exact(of_row.max(1))) {
+            list[..of_row].copy_from_slice(pages);
+        }
+        let first = request.place * rows * self.sizes.steady_stride;
+        Ok(self.tables.steady.write(&self.stream, first, &table)?)
     }
 
     /// Launches a prompt's stage, if prompts are kept.

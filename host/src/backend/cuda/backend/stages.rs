@@ -24,6 +24,9 @@ use spinkv_kernels::abi::Entry;
 /// Blocks that fetch misses: enough for the bus, whatever the size of a page (benches/results/2026-11-23-h200-step-kernels.md).
 pub(super) const GATHER_BLOCKS: u32 = 16;
 
+/// The same where it counts what has arrived, which more blocks hide (benches/results/2026-11-27-h100-attention-beside-gather.md).
+const COUNTING_GATHER_BLOCKS: u32 = 24;
+
 /// The tensors of a layer of a decode step, for a batch.
 #[derive(Clone, Copy, Debug)]
 pub struct StepTensors<'a> {
@@ -415,6 +418,8 @@ impl<'a> Stages<'a> {
             slot_capacity: sizes.slot_stride as u32,
             segment_capacity: sizes.segments as u32,
             pages: &lists.pages,
+            // Biases are of pages in the selection's order, and nobody waits for keys that are made here.
+            misses_last: sizes.clusters.is_none() && sizes.rank == 0,
             page_counts: &counts.pages,
             copies: &lists.copies,
             copy_keys: lists.low_rank.as_ref().map(|lists| &lists.missed),
@@ -434,14 +439,14 @@ impl<'a> Stages<'a> {
             page_words: self.sizes().host_page_words as u32,
             device_words: self.sizes().page_words as u32,
             code: self.sizes().code,
-            blocks: GATHER_BLOCKS,
+            blocks: if self.counts_arrivals() { COUNTING_GATHER_BLOCKS } else { GATHER_BLOCKS },
             arrived: self.counts_arrivals().then_some(&lists.arrived),
         }
     }
 
     /// Whether attention may begin while pages come: not while their keys are made elsewhere, nor beside another half.
     fn counts_arrivals(&self) -> bool {
-        self.sizes().rank == 0 && !self.in_halves
+        self.backend.attends_beside && self.sizes().rank == 0 && !self.in_halves
     }
 
     fn attend(&self, queries: &'a DeviceBuffer<Word>, outputs: &'a DeviceBuffer<Word>) -> Attend<'a> {

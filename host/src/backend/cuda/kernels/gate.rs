@@ -183,7 +183,7 @@ impl GateKeysStep<'_> {
         ];
         let arguments: [Argument; 20] = joined(arguments, gate.arguments());
         let arguments: [Argument; 21] = joined(arguments, [rows.summaries.into()]);
-        let shape = LaunchShape { grid: [blocks as u32, 1, 1], ..SHAPE };
+        let shape = LaunchShape { grid: [blocks as u32, 1, 1], ..SHAPE }.overlapping();
         // SAFETY: order and types are the kernel's; the caller answers for the entries and the tables.
         unsafe { launch_with(&kernels.gate_key_step, &shape, stream, arguments) }
     }
@@ -249,7 +249,7 @@ impl GateQueries<'_> {
         ];
         let arguments: [Argument; 15] = joined(arguments, gate.arguments());
         let arguments: [Argument; 16] = joined(arguments, [self.gate_queries.into()]);
-        let shape = LaunchShape { grid: [rows as u32, 1, 1], ..SHAPE };
+        let shape = LaunchShape { grid: [rows as u32, 1, 1], ..SHAPE }.overlapping();
         // SAFETY: order and types are the kernel's; all sizes were checked, and the caller answers for who else uses the buffers.
         unsafe { launch_with(&kernels.gate_query, &shape, stream, arguments) }
     }

@@ -154,6 +154,7 @@ impl Gather<'_> {
                 (function, (gather_bulk::BLOCK, gather_bulk::shared_bytes(lists)))
             }
         };
+        // Behind the launch before it, not overlapping: beside that one's blocks these few come two to a multiprocessor.
         let shape = LaunchShape::linear(self.blocks, block).with_shared_bytes(shared_bytes);
         // SAFETY: order and types are those of the kernels, of which one has a parameter more; the caller answers for what the lists name.
         unsafe {

@@ -172,7 +172,7 @@ impl IndexStep<'_> {
             self.table.segment_partitions.into(),
             self.table.summaries.into(),
         ];
-        let shape = LaunchShape::linear(requests, index_step::BLOCK);
+        let shape = LaunchShape::linear(requests, index_step::BLOCK).overlapping();
         let function = &kernels.index(self.table.operator).step;
         // SAFETY: order and types are the kernel's; the caller answers for the request tables.
         unsafe { launch_with(function, &shape, stream, arguments) }

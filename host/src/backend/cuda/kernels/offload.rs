@@ -133,7 +133,7 @@ impl Append<'_> {
             self.pages.host_words.into(),
             self.pages.code.map_or(NO_CODE, |code| code as u32).into(),
         ];
-        let shape = LaunchShape::linear(append::grid(rows as u32), append::BLOCK);
+        let shape = LaunchShape::linear(append::grid(rows as u32), append::BLOCK).overlapping();
         // SAFETY: order and types are the kernel's; the caller answers for what the tables name.
         unsafe { launch_with(&kernels.append, &shape, stream, arguments) }
     }

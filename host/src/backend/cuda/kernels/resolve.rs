@@ -59,8 +59,10 @@ pub struct Resolve<'a> {
     pub slot_capacity: u32,
     /// The most segments of a directory.
     pub segment_capacity: u32,
-    /// `[batch * kv_heads, list capacity]`: physical pages of the selections.
+    /// `[batch * kv_heads, list capacity]`: physical pages of the selections, in their order.
     pub pages: &'a DeviceBuffer<u32>,
+    /// Whether the misses are listed behind the pages that are here, for an [`Attend`](super::Attend) that begins with these.
+    pub misses_last: bool,
     /// `[batch * kv_heads]`.
     pub page_counts: &'a DeviceBuffer<u32>,
     /// `[batch * kv_heads, list capacity]`: the misses.
@@ -141,7 +143,7 @@ impl Resolve<'_> {
             PartitionPages::Shared(partitions) => (partitions, 1),
         };
         check_operand("resolve partitions", u64::from(page_partitions.min(partition_pages)), any)?;
-        let arguments: [Argument; 28] = [
+        let arguments: [Argument; 29] = [
             self.entries.into(),
             kv_heads.into(),
             layer.into(),
@@ -163,6 +165,7 @@ impl Resolve<'_> {
             segment_capacity.into(),
             (list_capacity as u32).into(),
             self.pages.into(),
+            u32::from(self.misses_last).into(),
             self.page_counts.into(),
             self.copies.into(),
             // Without them it is not touched.
@@ -173,7 +176,8 @@ impl Resolve<'_> {
             self.faults.into(),
         ];
         let shape = LaunchShape::linear(rows as u32, resolve::BLOCK)
-            .with_shared_bytes(resolve::shared_bytes(slot_capacity, segment_capacity, list_capacity as u32));
+            .with_shared_bytes(resolve::shared_bytes(slot_capacity, segment_capacity, list_capacity as u32))
+            .overlapping();
         // SAFETY: order and types are the kernel's; the caller answers for entries, ids and tables.
         unsafe { launch_with(&kernels.resolve, &shape, stream, arguments) }
     }

@@ -116,7 +116,9 @@ impl Score<'_> {
             self.statistics.into(),
         ];
         let shared_bytes = score::shared_bytes(summary_words);
-        let shape = LaunchShape::linear((rows * tiles) as u32, score::BLOCK).with_shared_bytes(shared_bytes);
+        let shape = LaunchShape::linear((rows * tiles) as u32, score::BLOCK)
+            .with_shared_bytes(shared_bytes)
+            .overlapping();
         // SAFETY: order and types are the kernel's; the caller answers for the entries and the directories.
         unsafe { launch_with(&kernels.score, &shape, stream, arguments) }
     }

@@ -188,8 +188,9 @@ impl SelectPartitions<'_> {
             self.estimates.map_or(self.ids, |estimates| estimates.ids).into(),
             self.estimates.map_or(self.selected, |estimates| estimates.estimated).into(),
         ];
-        let shape =
-            LaunchShape::linear(rows as u32, select::BLOCK).with_shared_bytes(select::shared_bytes(resident));
+        let shape = LaunchShape::linear(rows as u32, select::BLOCK)
+            .with_shared_bytes(select::shared_bytes(resident))
+            .overlapping();
         // SAFETY: order and types are the kernel's; the caller answers for the entries and the scores.
         unsafe { launch_with(&kernels.select, &shape, stream, arguments) }
     }
