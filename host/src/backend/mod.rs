@@ -98,16 +98,18 @@ pub trait Backend {
     /// Frees what a request holds; what a transfer still touches, when that is complete.
     fn release(&mut self, request: RequestId);
 
-    /// Takes a request's cache away for others, between two steps: what is left is on the host, and in steady pages, tables and summaries.
+    /// Takes a request's cache away for others, between two steps: what is left is on the host, and in steady pages, tables and summaries. One without a cache
+    /// leaves the GPU's pages as a whole.
     ///
     /// # Errors
-    /// [`Error::ParkingUnsupported`] of a backend that does not do it, or of a request without a cache; nothing is then changed.
+    /// [`Error::ParkingUnsupported`] of a backend that does not do it, or of a request without a cache whose host pages are not what the GPU has; nothing is then
+    /// changed.
     fn park(&mut self, request: RequestId) -> Result<()> {
         let _ = request;
         Err(Error::ParkingUnsupported)
     }
 
-    /// Gives a parked request a cache again, an empty one. Buffering is shared out anew.
+    /// Gives a parked request a cache again, an empty one, or all its pages. Buffering is shared out anew.
     ///
     /// # Errors
     /// As for [`admit`](Self::admit); it is then still parked.

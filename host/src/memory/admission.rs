@@ -31,8 +31,16 @@ struct Charge {
     host_bytes: u64,
     /// Whether its prompt may still come.
     awaits_prompt: bool,
-    /// What a parked request had a share of.
-    parked: Option<Share>,
+    /// What a parked request had before.
+    parked: Option<Parked>,
+}
+
+/// What a parked request takes again to go on.
+#[derive(Clone, Debug)]
+struct Parked {
+    share: Share,
+    pages: usize,
+    gpu: GpuBytes,
 }
 
 impl Admission {
@@ -71,19 +79,23 @@ impl Admission {
         self.requests.remove(&request);
     }
 
-    /// A request gives up its cache: it is charged steady pages, tables, summaries and slabs alone, and has no buffering.
-    pub fn park(&mut self, config: &KvConfig, request: RequestId) {
+    /// A request gives up its cache: it is charged steady pages, tables, summaries and slabs alone, and has no buffering. If it goes to the host as a `whole`,
+    /// it has no steady pages either.
+    pub fn park(&mut self, config: &KvConfig, request: RequestId, whole: bool) {
         let Some(charge) = self.requests.get_mut(&request).filter(|charge| charge.parked.is_none()) else {
             return;
         };
         let share = std::mem::replace(&mut charge.share, Share { mandatory: 0, wanted: 0 });
-        charge.parked = Some(share);
-        let pages = charge.mandatory_pages;
+        let pages = if whole { charge.least_pages } else { charge.mandatory_pages };
+        charge.parked = Some(Parked { share, pages, gpu: charge.gpu });
         charge.least_pages -= pages;
-        charge.gpu.cache_pages -= (pages * config.layout().page_bytes()) as u64;
+        charge.gpu.cache_pages -= (charge.mandatory_pages * config.layout().page_bytes()) as u64;
+        if whole {
+            charge.gpu.steady_pages = 0;
+        }
     }
 
-    /// A parked request wants its cache again. Returns the buffering pages of a row that each request has from now on, by id.
+    /// A parked request wants its cache again, or all its pages. Returns the buffering pages of a row that each request has from now on, by id.
     ///
     /// # Errors
     /// [`Error::OutOfGpuPages`] and [`Error::OutOfGpuMemory`] if its mandatory pages do not fit beside what all others have; nothing is then
@@ -95,9 +107,8 @@ impl Admission {
         plan: &RequestPlan,
     ) -> Result<BTreeMap<RequestId, usize>> {
         let charge = self.requests.get(&request).ok_or(Error::UnknownRequest(request))?;
-        let share = charge.parked.ok_or(Error::RequestNotParked(request))?;
-        let pages = charge.mandatory_pages;
-        let bytes = (pages * config.layout().page_bytes()) as u64;
+        let Parked { share, pages, gpu } = charge.parked.clone().ok_or(Error::RequestNotParked(request))?;
+        let bytes = gpu.total() - charge.gpu.total();
         let max_tokens = plan.max_tokens;
         if let Some(limit) = self.limits.gpu_pages {
             let (free, rows) = (limit - self.least_pages(), plan.rows);
@@ -131,9 +142,8 @@ impl Admission {
             }
         }
         let charge = self.requests.get_mut(&request).expect("looked up above");
-        (charge.share, charge.parked) = (share, None);
+        (charge.share, charge.gpu, charge.parked) = (share, gpu, None);
         charge.least_pages += pages;
-        charge.gpu.cache_pages += bytes;
         Ok(self.buffering(config))
     }
 

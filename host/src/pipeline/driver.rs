@@ -125,12 +125,12 @@ impl<B: Backend> Pipeline<B> {
         Ok(id)
     }
 
-    /// Parks a request between two steps: its cache goes to others, and its context stays, on the host and in the steady zone, so that it can go on
-    /// without computing anything again. Results do not change by it, only the hits of the steps after it.
+    /// Parks a request between two steps: its cache, or all its pages if it has none, goes to others, and its context stays, on the host and in the steady zone, so that
+    /// it can go on without computing anything again. Results do not change by it (a GPU's up to rounding), only the hits of the steps after it.
     ///
     /// # Errors
     /// [`Error::UnknownRequest`], [`Error::RequestFailed`], [`Error::RequestParked`]; [`Error::LayerOrder`] in the middle of a step;
-    /// [`Error::ParkingUnsupported`] of a backend that does not do it, or not of a request whose pages all stay on the GPU. Nothing is then changed.
+    /// [`Error::ParkingUnsupported`] of a backend that does not do it, or not of a request without a cache, whose host pages are not the GPU's. Nothing is then changed.
     pub fn park(&mut self, request: RequestId) -> Result<()> {
         // As for a decode step, but that its context may be full.
         let state = self.requests.get_mut(&request).ok_or(Error::UnknownRequest(request))?;

@@ -469,10 +469,53 @@ fn a_parked_request_gives_its_cache_and_gets_an_empty_one() {
 }
 
 #[test]
-fn who_has_no_cache_is_not_parked() {
+fn who_has_no_cache_is_parked_as_a_whole() {
     let driver = driver();
-    let mut run = Run::new(&driver, shadowkv(), &limits(1));
+    let dense: Arc<dyn Method> = Arc::new(Dense { steady: STEADY });
+    let config = config(8, 64, KvDtype::Bf16, dense.clone());
+    let of_one = LAYERS * 2 * config.layout().pages(200);
+    let gpu_pages = Some(2 * RequestPlan::new(&config, 200, 0.0).unwrap().gpu_pages());
+    let mut run = Run::over(&driver, config, &CudaLimits { gpu_pages, ..limits(3) });
+    let pages = |run: &Run| (run.pipeline.usage().gpu.pages() / 2048) as usize;
+    let [first, second] = [(); 2].map(|()| run.pipeline.admit(200).unwrap());
+    assert!(run.pipeline.backend().is_resident([first, second]));
+    run.step(&[first, second]);
+    assert!(matches!(run.pipeline.admit(200), Err(Error::OutOfGpuPages { .. })));
+    driver.log();
+    run.pipeline.park(first).unwrap();
+    assert!(launches(&driver.log()).is_empty(), "its newest pages alone are copied");
+    assert_eq!((pages(&run), run.pipeline.backend_mut().audit(first)), (of_one, Ok(0)));
+    let third = run.pipeline.admit(200).unwrap();
+    run.step(&[second, third]);
+    assert!(matches!(run.pipeline.resume(first), Err(Error::OutOfGpuPages { .. })));
+    run.pipeline.release(third);
+    driver.log();
+    run.pipeline.resume(first).unwrap();
+    assert!(launches(&driver.log()).is_empty(), "the stand-in's kernels have written no page to the host");
+    assert_eq!(pages(&run), 2 * of_one);
+    run.step(&[first, second]);
+    run.pipeline.park(second).unwrap();
+    for request in [first, second] {
+        assert_eq!(run.pipeline.backend_mut().audit(request), Ok(0));
+        run.pipeline.release(request);
+    }
+    // Of these the last page is never complete, and has no slab.
+    for max_tokens in [1, 5, 129, 135] {
+        let request = run.pipeline.admit(max_tokens).unwrap();
+        run.step(&[request]);
+        run.pipeline.park(request).unwrap();
+        assert_eq!(pages(&run), 0);
+        run.pipeline.resume(request).unwrap();
+        run.pipeline.release(request);
+    }
+    assert!(run.pipeline.backend().is_empty());
+}
+
+#[test]
+fn who_has_other_pages_on_the_host_is_not_parked() {
+    let driver = driver();
     // All that it may ever hold is selected.
+    let mut run = Run::new(&driver, low_rank(shadowkv(), 32), &limits(1));
     let request = run.pipeline.admit(24).unwrap();
     assert!(run.pipeline.backend().is_resident([request]));
     assert_eq!(run.pipeline.park(request), Err(Error::ParkingUnsupported));
@@ -656,7 +699,8 @@ fn halves_of_a_batch_share_nothing_but_tables() {
 /// The parameters of the last launch of `kernel`.
 fn parameters(log: &[String], kernel: &str) -> Vec<String> {
     let start = format!("launch {kernel} ");
-    let line = log.iter().rev().find(|line| line.starts_with(&start)).expect("it was launched");
+    let is_of_kernel = |line: &&String| line.trim_start_matches("overlapping ").starts_with(&start);
+    let line = log.iter().rev().find(is_of_kernel).expect("it was launched");
     line.split_once(": ").expect("parameters").1.split(' ').map(str::to_owned).collect()
 }
 

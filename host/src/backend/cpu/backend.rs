@@ -490,7 +490,7 @@ impl Backend for CpuBackend {
         for (shared, row) in state.rows_mut(request) {
             row.resize(&mut self.tiers, &shared, 0, &mut Vec::new());
         }
-        self.admission.park(&self.config, request);
+        self.admission.park(&self.config, request, false);
         self.share_out();
         Ok(())
     }
@@ -501,7 +501,7 @@ impl Backend for CpuBackend {
         plan.row.buffering_pages = due[&request];
         let pages = plan.cache_pages();
         if let Err(error) = self.reserve_pages(pages) {
-            self.admission.park(&self.config, request);
+            self.admission.park(&self.config, request, false);
             return Err(error);
         }
         // Nothing can fail from here on.

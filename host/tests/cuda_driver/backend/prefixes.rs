@@ -1,11 +1,14 @@
 //! Prompts that share host pages.
 
+use std::sync::Arc;
+
 use spinkv::Error;
+use spinkv::algorithms::Dense;
 use spinkv::backend::Backend;
 use spinkv::backend::cuda::CudaLimits;
 use spinkv::pipeline::RequestId;
 
-use super::{LAYERS, Run, driver, limits, low_rank, shadowkv};
+use super::{LAYERS, Run, STEADY, driver, limits, low_rank, shadowkv};
 
 /// Tokens of a block.
 const BLOCK: usize = 128;
@@ -71,6 +74,30 @@ fn keys_and_values_of_a_prefix_come_from_its_pages_and_its_slabs_are_counted() {
     assert_eq!(used(&run), 2 * ROWS + ROWS, "the third's, and the block");
     run.pipeline.release(third);
     assert_eq!((used(&run), run.pipeline.prefixes().unwrap().blocks), (2 * ROWS, 2));
+    run.pipeline.backend_mut().clear_prefixes();
+    assert!(run.pipeline.backend().is_empty());
+}
+
+#[test]
+fn complete_pages_of_a_request_without_a_cache_come_back_at_once() {
+    let driver = driver();
+    let mut run = Run::new(&driver, Arc::new(Dense { steady: STEADY }), &limits(2));
+    run.pipeline.backend_mut().share_prefixes(None).unwrap();
+    let prompt = tokens(150, 1);
+    let [first, second] = [(); 2].map(|()| run.pipeline.admit(180).unwrap());
+    assert_eq!([run.prompt(first, &prompt), run.prompt(second, &prompt)], [0, BLOCK]);
+    run.pipeline.park(second).unwrap();
+    driver.log();
+    run.pipeline.resume(second).unwrap();
+    let log = driver.log();
+    let gathers: Vec<_> = log.iter().filter(|line| line.starts_with("launch gather")).collect();
+    // 16 pages of each row, which are those of the block that it shares.
+    let [gather] = gathers[..] else { panic!("{gathers:?}") };
+    let numbers: Vec<_> = gather.split_once(": ").unwrap().1.split(' ').collect();
+    assert_eq!(numbers[2..4], ["1", &(16 * ROWS).to_string()], "{gather}");
+    assert_eq!(numbers[6..8], ["128", "128"]);
+    run.step(&[first, second]);
+    [first, second].into_iter().for_each(|request| run.pipeline.release(request));
     run.pipeline.backend_mut().clear_prefixes();
     assert!(run.pipeline.backend().is_empty());
 }

@@ -96,6 +96,7 @@ impl CudaBackend {
             counted_pages: 0,
             resident,
             parked: false,
+            newest: Vec::new(),
             always: 0,
             segments: take(&mut self.free_segments, segments),
             slabs,
@@ -167,26 +168,27 @@ impl CudaBackend {
         Ok(())
     }
 
-    /// Takes a request's cache away, mandatory pages too. A resident one has none, and keeps what it holds.
+    /// Takes a request's cache away, mandatory pages too, or all pages of one that has none.
     pub(super) fn park_request(&mut self, id: RequestId) -> Result<()> {
         let request = self.requests.get(&id).ok_or(Error::UnknownRequest(id))?;
         if request.resident {
-            return Err(Error::ParkingUnsupported);
+            return self.park_whole(id);
         }
         self.set_slots(id, |_| 0)?;
         let request = self.requests.get_mut(&id).expect("looked up above");
         (request.plan.row.buffering_pages, request.parked) = (0, true);
-        self.admission.park(&self.config, id);
+        self.admission.park(&self.config, id, false);
         self.share_out()
     }
 
-    /// Gives a parked request an empty cache.
+    /// Gives a parked request an empty cache, or all its pages if it has none.
     pub(super) fn resume_request(&mut self, id: RequestId) -> Result<()> {
-        let mut plan = self.requests.get(&id).ok_or(Error::UnknownRequest(id))?.plan;
+        let Request { mut plan, resident, .. } = *self.requests.get(&id).ok_or(Error::UnknownRequest(id))?;
         let due = self.admission.resume(&self.config, id, &plan)?;
         let room = self.sizes.slot_stride.saturating_sub(plan.row.mandatory_pages);
         plan.row.buffering_pages = due[&id].min(room);
-        let (needed, free) = (plan.cache_pages(), self.free_pages.len() + self.surplus(&due));
+        let needed = self.pages_to_resume(resident, &plan);
+        let free = self.free_pages.len() + self.surplus(&due);
         let resumed = if needed > free {
             let RequestPlan { max_tokens, rows, row, .. } = plan;
             let (mandatory, total) = (row.mandatory_pages, self.sizes.planned_pages);
@@ -194,11 +196,11 @@ impl CudaBackend {
         } else {
             self.shrink(&due).and_then(|()| {
                 let reaches = |reach| plan.slots(reach);
-                self.set_slots(id, reaches)
+                if resident { self.fetch_whole(id) } else { self.set_slots(id, reaches) }
             })
         };
         if resumed.is_err() {
-            self.admission.park(&self.config, id);
+            self.admission.park(&self.config, id, resident);
             return resumed;
         }
         let request = self.requests.get_mut(&id).expect("looked up above");
@@ -293,7 +295,7 @@ impl CudaBackend {
     }
 
     /// `[rows, pages of the steady zone]`.
-    fn read_steady(&self, request: &Request) -> Result<Vec<u32>> {
+    pub(super) fn read_steady(&self, request: &Request) -> Result<Vec<u32>> {
         let (rows, stride) = (self.sizes.rows(), self.sizes.steady_stride);
         let pages = self.sizes.steady_pages(&self.config, &request.plan, request.resident);
         // As written: a resident request's ring, which is never used, has a place as well.
@@ -331,6 +333,12 @@ impl CudaBackend {
         self.settle()?;
         self.prompt.synchronize()?;
         let request = self.requests.get(&id).ok_or(Error::UnknownRequest(id))?;
+        if request.resident && request.parked {
+            // All of it is on the host, and what its list of steady pages names is others'.
+            let what = || format!("{} pages of a request that is parked as a whole", request.pages.len());
+            let inconsistent = || Error::Inconsistent { request: id, row: 0, what: what() };
+            return if request.pages.is_empty() { Ok(0) } else { Err(inconsistent()) };
+        }
         let (rows, stride, words) = (self.sizes.rows(), self.sizes.slot_stride, self.sizes.page_words);
         let (tables, segments) = (self.read_slots(request)?, self.read_segments(request)?);
         let steady = self.read_steady(request)?;

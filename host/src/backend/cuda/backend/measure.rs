@@ -9,7 +9,7 @@ use crate::memory::Word;
 use crate::{Error, Result};
 
 impl CudaBackend {
-    /// Takes every page out of every cache, as if nothing had been selected yet: the next step fetches all that it selects. Results do not change.
+    /// Takes every page out of every cache, as if nothing had been selected yet: the next step fetches all that it selects. Results do not change, but for the order of sums.
     /// Waits for all that is under way.
     ///
     /// # Errors

@@ -24,8 +24,10 @@ pub(super) struct Request {
     pub counted_pages: u64,
     /// Whether all its pages stay steady, since a step selects all of them at any length: it has no cache.
     pub resident: bool,
-    /// Whether its cache was taken away.
+    /// Whether its cache was taken away, or all its pages if it has none.
     pub parked: bool,
+    /// Of one that is parked as a whole, `[rows, page_words]`: what the host's pages have not, if its newest pages have room left.
+    pub newest: Vec<Word>,
     /// Partitions of each row that every step reads beside the budget: of those that its prompt indexed.
     pub always: usize,
     pub segments: Vec<u32>,
@@ -155,7 +157,9 @@ impl Sizes {
     pub fn usage(&self, config: &KvConfig, request: &Request) -> MemoryUsage {
         let (rows, page_bytes) = (self.rows() as u64, config.layout().page_bytes() as u64);
         let number = size_of::<u32>() as u64;
+        // One that is parked as a whole has none.
         let steady = rows * self.steady_pages(config, &request.plan, request.resident) as u64;
+        let steady = steady.min(request.pages.len() as u64);
         let gpu = GpuBytes {
             directories: self.segments as u64 * number,
             segments: request.segments.len() as u64
