@@ -43,13 +43,27 @@ pub trait Runner {
     /// Ends a request, whatever its state.
     fn release(&mut self, request: RequestId);
 
-    /// Takes a request's cache away for others, between two steps, and keeps its context.
+    /// The most requests that are admitted at a time, parked ones among them.
+    fn places(&self) -> usize {
+        usize::MAX
+    }
+
+    /// Takes a request's cache away for others, between two steps, or all its pages if it has none, and keeps its context.
     ///
     /// # Errors
     /// Those of [`Pipeline::park`].
     fn park(&mut self, request: RequestId) -> Result<()>;
 
-    /// Gives a parked request a cache again.
+    /// GPU pages that others get if a request is parked, but for its buffering, which they get anyway.
+    ///
+    /// # Errors
+    /// For an unknown request.
+    fn parked_pages(&self, request: RequestId) -> Result<usize> {
+        let plan = self.plan(request)?;
+        Ok(plan.cache_pages() - plan.buffering_pages())
+    }
+
+    /// Gives a parked request back what [`park`](Self::park) took.
     ///
     /// # Errors
     /// Those of [`Pipeline::resume`]; it is then still parked.

@@ -173,6 +173,7 @@ proptest! {
         host_room in prop::option::of(1.0..3.0f64),
         late in prop::option::of(any::<u64>()),
         preempt in any::<bool>(),
+        turn in prop::option::of(1..6usize),
     ) {
         let mut roomy = runner(MemoryLimits::default(), None);
         let largest = roomy.admit(308).unwrap();
@@ -184,7 +185,7 @@ proptest! {
             host_bytes: host_slabs.map(|slabs| slabs as u64 * slab_bytes()),
             ..MemoryLimits::default()
         };
-        let mut run = Run::new(limits, late, SchedulerOptions { max_batch, max_queue: 64, prompt_layers, patience, preempt });
+        let mut run = Run::new(limits, late, SchedulerOptions { max_batch, max_queue: 64, prompt_layers, patience, preempt, turn });
         let (mut jobs, mut cancelled) = (Vec::new(), Vec::new());
         for event in events {
             match event {

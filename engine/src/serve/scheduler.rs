@@ -31,11 +31,14 @@ pub struct SchedulerOptions {
     /// Whether jobs of a lower priority are parked when there is no room for one of a higher: they go on later, without computing anything
     /// again.
     pub preempt: bool,
+    /// How many tokens a job generates before others of its priority may have its memory in turn, with [`preempt`](Self::preempt): those that wait, and those that
+    /// gave theirs. `None` if nobody gives way to an equal.
+    pub turn: Option<usize>,
 }
 
 impl Default for SchedulerOptions {
     fn default() -> Self {
-        Self { max_batch: 16, max_queue: 256, prompt_layers: 1, patience: 16, preempt: true }
+        Self { max_batch: 16, max_queue: 256, prompt_layers: 1, patience: 16, preempt: true, turn: None }
     }
 }
 
@@ -48,7 +51,7 @@ pub struct Load {
     pub prompts: usize,
     /// Jobs that generate.
     pub decoding: usize,
-    /// Jobs that gave their cache to others of a higher priority.
+    /// Jobs that gave their memory to others.
     pub parked: usize,
 }
 
@@ -56,7 +59,7 @@ pub struct Load {
 ///
 /// It has no thread and no clock: [`step`](Self::step) does one unit of work and returns what happened, so the same calls give the same
 /// results. A job gets the tokens that it would get alone, whoever else is there: rows share nothing, samplers and text belong to their job, and
-/// what others leave a cache cannot change a result.
+/// what others leave a cache cannot change a result, but for how a GPU rounds sums that it takes in another order.
 ///
 /// A job is charged its longest context before its prompt begins, so no step can run out of memory that was promised. One prompt is under way at
 /// a time, since its activations are large; the others wait without memory.
@@ -69,7 +72,7 @@ pub struct Scheduler<R: Runner> {
     queue: Queue,
     prompt: Option<(Active, R::Prompt)>,
     batch: Vec<Active>,
-    /// Jobs that gave their cache to others; the last one is the first to go on.
+    /// Jobs that gave their memory to others, the last of them at the end.
     parked: Vec<Active>,
     preemptions: u64,
     /// Whether somebody came or went since the queue was last offered memory.
@@ -90,8 +93,17 @@ struct Active {
     /// The newest token; meaningless while the prompt is under way.
     token: u32,
     generated: usize,
+    /// Those of them before it last got its memory.
+    before_turn: usize,
     /// Jobs that were admitted while it was parked.
     overtaken: usize,
+}
+
+impl Active {
+    /// Tokens since it last got its memory.
+    fn turn(&self) -> usize {
+        self.generated - self.before_turn
+    }
 }
 
 impl<R: Runner> Scheduler<R> {
@@ -201,6 +213,9 @@ impl<R: Runner> Scheduler<R> {
     pub fn step(&mut self, now: Instant) -> Vec<Output> {
         self.expire(now);
         self.decode();
+        // Somebody may have its memory from now on.
+        self.offer |=
+            self.batch.iter().any(|active| self.options.turn.is_some_and(|turn| active.turn() == turn));
         for _ in 0..self.options.prompt_layers {
             if !self.prompt_layer() {
                 break;

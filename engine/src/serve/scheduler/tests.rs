@@ -31,6 +31,8 @@ struct Fake {
     steps: Vec<usize>,
     /// Whether the host has no memory for another request.
     no_more: bool,
+    /// Requests that it has tables for, parked ones among them.
+    places: usize,
 }
 
 struct Held {
@@ -99,6 +101,7 @@ impl Fake {
             error: Rc::default(),
             steps: Vec::new(),
             no_more: false,
+            places: usize::MAX,
         }
     }
 
@@ -132,7 +135,12 @@ impl Runner for Fake {
         if pages(max_tokens) > self.pages { Err(self.shortage(max_tokens, self.pages)) } else { Ok(()) }
     }
 
+    fn places(&self) -> usize {
+        self.places
+    }
+
     fn admit(&mut self, max_tokens: usize) -> Result<RequestId> {
+        assert!(self.requests.len() < self.places, "nobody is offered a place that there is not");
         let free = self.pages - self.used();
         if pages(max_tokens) > free {
             return Err(self.shortage(max_tokens, free));
@@ -345,12 +353,23 @@ impl Bench {
 fn all_short_sequences_end_well() {
     const DEPTH: u32 = 5;
     const CHOICES: usize = 7;
-    for options in [
-        SchedulerOptions { max_batch: 8, max_queue: 9, prompt_layers: 1, patience: 1, preempt: true },
-        SchedulerOptions { max_batch: 2, max_queue: 9, prompt_layers: 3, patience: 4, preempt: true },
+    let options = |max_batch, prompt_layers, patience, turn| SchedulerOptions {
+        max_batch,
+        max_queue: 9,
+        prompt_layers,
+        patience,
+        preempt: true,
+        turn,
+    };
+    for (options, places) in [
+        (options(8, 1, 1, None), usize::MAX),
+        (options(2, 3, 4, None), 2),
+        (options(8, 1, 2, Some(1)), usize::MAX),
+        (options(2, 3, 1, Some(2)), 3),
     ] {
         for sequence in 0..CHOICES.pow(DEPTH) {
             let mut bench = Bench::new(6, options);
+            bench.scheduler.runner.places = places;
             let mut rest = sequence;
             for _ in 0..DEPTH {
                 let running = |bench: &Bench| -> Vec<JobId> {
@@ -373,7 +392,14 @@ fn all_short_sequences_end_well() {
 }
 
 fn usual() -> SchedulerOptions {
-    SchedulerOptions { max_batch: 8, max_queue: 64, prompt_layers: 1, patience: 3, preempt: false }
+    SchedulerOptions {
+        max_batch: 8,
+        max_queue: 64,
+        prompt_layers: 1,
+        patience: 3,
+        preempt: false,
+        turn: None,
+    }
 }
 
 /// A job that never chooses an end token.
@@ -494,16 +520,18 @@ fn the_urgent_park_others_which_go_on_later() {
 /// A stream of urgent jobs does not keep a parked one from going on for ever.
 #[test]
 fn who_is_parked_does_not_starve() {
-    let mut bench = Bench::new(4, SchedulerOptions { preempt: true, ..usual() });
-    let id = bench.submit_job(Job { priority: -1, ..lasting(9, 8) });
-    let mut steps = 0;
-    while !bench.ended.contains_key(&id) {
-        bench.submit_job(lasting(9, 3));
-        bench.step();
-        steps += 1;
-        assert!(steps < 60, "it starves: {:?}", bench.scheduler.load());
+    for turn in [None, Some(1), Some(2), Some(8)] {
+        let mut bench = Bench::new(4, SchedulerOptions { preempt: true, turn, ..usual() });
+        let id = bench.submit_job(Job { priority: -1, ..lasting(9, 8) });
+        let mut steps = 0;
+        while !bench.ended.contains_key(&id) {
+            bench.submit_job(lasting(9, 3));
+            bench.step();
+            steps += 1;
+            assert!(steps < 100, "it starves with turns of {turn:?}: {:?}", bench.scheduler.load());
+        }
+        bench.finish();
     }
-    bench.finish();
 }
 
 #[test]
@@ -513,6 +541,88 @@ fn nobody_is_parked_for_an_equal() {
     bench.submit_job(lasting(9, 9));
     bench.finish();
     assert_eq!((bench.started.len(), bench.scheduler.preemptions()), (2, 0));
+}
+
+/// Three of which no two have room beside what parked ones keep: nobody waits for another's end.
+#[test]
+fn equals_have_memory_in_turn() {
+    let turn = |turn| {
+        let mut bench = Bench::new(7, SchedulerOptions { preempt: true, turn, patience: 9, ..usual() });
+        let ids = [9, 10, 11].map(|prompt| bench.submit_job(lasting(prompt, 8))); // 4 to 5 pages
+        let mut first_tokens = [None; 3];
+        let (mut longest, mut alone, mut running) = (0, 0, None);
+        for step in 0.. {
+            if bench.scheduler.is_idle() {
+                break;
+            }
+            bench.step();
+            for (id, first) in ids.iter().zip(&mut first_tokens) {
+                if bench.tokens.contains_key(id) {
+                    first.get_or_insert(step);
+                }
+            }
+            let now = bench.scheduler.batch.first().map(|active| active.id);
+            alone = if now.is_some() && now == running { alone + 1 } else { 0 };
+            (longest, running) = (alone.max(longest), now);
+        }
+        bench.finish();
+        (first_tokens.map(Option::unwrap), longest, bench.scheduler.preemptions())
+    };
+    let (first, _, preemptions) = turn(None);
+    assert!(
+        first[1] >= first[0] + 8 && first[2] >= first[1] + 8 && preemptions == 0,
+        "one after another: {first:?}"
+    );
+    let (first, longest, preemptions) = turn(Some(2));
+    assert!(first[2] <= 3 * (LAYERS + 2), "each has its first token soon: {first:?}");
+    assert!(longest <= 5 && preemptions >= 6, "{longest} steps on end, {preemptions} turns");
+}
+
+/// One that waits for a place has no use for another's memory, and does not keep those that are parked from their turns.
+#[test]
+fn nobody_is_parked_for_a_place() {
+    let options = SchedulerOptions { preempt: true, turn: Some(1), max_batch: 3, ..usual() };
+    let mut bench = Bench::new(7, options);
+    bench.scheduler.runner.places = 3;
+    let ids = [(); 4].map(|()| bench.submit_job(lasting(9, 20))); // 7 pages
+    let mut before = bench.tokens.clone();
+    let (mut longest, mut still) = (0, [0; 3]);
+    for _ in 0..60 {
+        bench.step();
+        for (id, still) in ids.iter().zip(&mut still).filter(|(id, _)| before.contains_key(id)) {
+            let more = bench.tokens[id] != before[id] || bench.ended.contains_key(id);
+            *still = if more { 0 } else { *still + 1 };
+            longest = longest.max(*still);
+        }
+        before = bench.tokens.clone();
+    }
+    assert!(longest <= 8, "{longest} steps without a token");
+    bench.finish();
+
+    let mut bench = Bench::new(64, options);
+    bench.scheduler.runner.places = 3;
+    for _ in 0..4 {
+        bench.submit_job(lasting(9, 20));
+    }
+    bench.finish();
+    assert_eq!(bench.scheduler.preemptions(), 0, "there is room for all but the one that waits");
+}
+
+/// A parked job takes no more of others than it lacks.
+#[test]
+fn a_turn_costs_what_is_missing() {
+    let options = SchedulerOptions { preempt: true, turn: Some(1), max_batch: 1, ..usual() };
+    let mut bench = Bench::new(64, options);
+    let large = bench.submit_job(lasting(30, 30));
+    (0..LAYERS + 2).for_each(|_| bench.step());
+    let small = bench.submit_job(lasting(1, 40));
+    let mut steps = 0;
+    while !bench.ended.contains_key(&large) {
+        bench.step();
+        steps += 1;
+    }
+    assert!(steps < 75 && !bench.ended.contains_key(&small), "both go on in turn: {steps}");
+    bench.finish();
 }
 
 /// Without the memory of the host nothing is won by parking.

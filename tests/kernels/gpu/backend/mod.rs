@@ -42,6 +42,7 @@ pub fn tests() -> Vec<Test> {
         test("backend::clusters_are_those_of_the_definition", clusters),
         test("backend::clusters_beside_rows_with_rules_of_their_own", ruled_clusters),
         test("backend::parked_requests_go_on", parked),
+        test("backend::requests_without_a_cache_are_parked_as_a_whole", parked_wholes),
         test("backend::soak_1000_steps", soak),
         test("backend::what_does_not_fit_is_refused_and_costs_nothing", refusals),
     ]
@@ -400,6 +401,64 @@ fn parked(machine: &Machine) -> Outcome {
         run.release(first);
         run.release(second);
         run.ensure_empty()?;
+    }
+    Ok(())
+}
+
+/// The same of requests that have no cache: all of it goes to the host and comes back, onto other pages.
+fn parked_wholes(machine: &Machine) -> Outcome {
+    for (number, (group, head_dim, page_tokens)) in [(4, 64, 8), (5, 128, 16)].into_iter().enumerate() {
+        let shape = shape(group, head_dim);
+        let everything = Quest { chunk: 16, ..Quest::new(Budget::Tokens(4096), STEADY) };
+        for method in [Arc::new(Dense { steady: STEADY }) as Arc<dyn Method>, Arc::new(everything)] {
+            let layout = PageLayout::new(page_tokens, head_dim, KvDtype::Bf16)?;
+            let config = KvConfig::new(shape, layout, method.clone())?;
+            let plan = RequestPlan::new(&config, 420, 0.0)?;
+            let limits = CudaLimits { gpu_pages: Some(plan.gpu_pages() * 5 / 2), ..limits(4, 420) };
+            let mut run = Run::new(machine, shape, page_tokens, method, &limits)?;
+            let own = |seed| sequence(shape, Style::Random, 420, machine.seed + 100 * number as u64 + seed);
+            let first = run.start(own(1), 300)?;
+            let second = run.start(own(2), 200)?;
+            let full = run.start(own(3), 250);
+            ensure(
+                matches!(full, Err(run::Wrong::Refused(Error::OutOfGpuPages { .. }))),
+                "a third finds no room",
+            )?;
+            for round in 0..6 {
+                // The newest page is complete when it is parked, or holds any number of tokens.
+                for _ in 0..5 + round % 4 {
+                    run.step(&[first, second])?;
+                }
+                run.pipeline.park(second)?;
+                ensure(run.audit(second)? == 0, "a parked request has no pages")?;
+                let third = run.start(own(10 + round), 250)?;
+                for _ in 0..8 {
+                    run.step(&[third, first])?;
+                }
+                let short = run.pipeline.resume(second);
+                ensure(matches!(short, Err(Error::OutOfGpuPages { .. })), "no room to go on beside two")?;
+                run.release(third);
+                run.pipeline.resume(second)?;
+                for request in [first, second] {
+                    run.audit(request)?;
+                }
+            }
+            run.step(&[first, second])?;
+            run.pipeline.park(first)?;
+            run.release(first);
+            run.release(second);
+            // The last page is never complete: the host has no place for it.
+            let longest = 16 * page_tokens + page_tokens - 1;
+            let last =
+                run.start(sequence(shape, Style::Random, longest, machine.seed), longest - page_tokens)?;
+            for _ in 0..page_tokens {
+                run.pipeline.park(last)?;
+                run.pipeline.resume(last)?;
+                run.step(&[last])?;
+            }
+            run.release(last);
+            run.ensure_empty()?;
+        }
     }
     Ok(())
 }
