@@ -53,8 +53,8 @@ pub struct AblationReport {
     pub warm_up: usize,
     /// Timed steps.
     pub steps: usize,
-    /// No cache, what the step before selected, the bucketed LRU at the largest size, the same with host pages in other formats, and all of it
-    /// resident, each over the one before.
+    /// No cache, what the step before selected, the bucketed LRU at the largest size, the same with Attention beside the copies and then with halves of the batch
+    /// in alternation, the same with host pages in other formats, and all of it resident, each over the one before.
     pub gains: Vec<Gain>,
     /// Hit ratio over cache size.
     pub curve: Vec<CurvePoint>,
@@ -69,9 +69,10 @@ impl AblationReport {
         // Dense attention's pages are always full.
         let sparse = points.iter().find(|point| !point.cache.is_dense());
         let host = sparse.map_or(HostFormat::Full, |point| point.host_kv);
-        let caches = [Caching::NoCache, Caching::PreviousStep, Caching::BucketedLru];
-        let mut stages = caches.map(|cache| (cache, host)).to_vec();
-        for point in points.iter().filter(|point| point.cache == Caching::BucketedLru) {
+        let serving = [Caching::BucketedLru, Caching::InHalves];
+        let caches = [Caching::NoCache, Caching::PreviousStep, Caching::Serial].into_iter().chain(serving);
+        let mut stages: Vec<_> = caches.map(|cache| (cache, host)).collect();
+        for point in points.iter().filter(|point| serving.contains(&point.cache)) {
             let stage = (point.cache, point.host_kv);
             if !stages.contains(&stage) {
                 stages.push(stage);

@@ -29,7 +29,9 @@ pub enum Caching {
     NoCache,
     /// What the step before selected.
     PreviousStep,
-    /// What the bucketed LRU keeps, which is what serves.
+    /// What the bucketed LRU keeps, and Attention waits for all pages of its layer.
+    Serial,
+    /// What the bucketed LRU keeps, which is what serves: Attention begins with the pages that are there.
     BucketedLru,
     /// The same, of half-batches in alternation: one computes while the other's pages come.
     InHalves,
@@ -43,11 +45,12 @@ pub enum Caching {
 
 impl Caching {
     /// All of them, in the order of tables.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::DenseHbm,
         Self::DenseStreamed,
         Self::NoCache,
         Self::PreviousStep,
+        Self::Serial,
         Self::BucketedLru,
         Self::InHalves,
         Self::ExactLru,
@@ -62,12 +65,18 @@ impl Caching {
             Self::DenseStreamed => "dense-streamed",
             Self::NoCache => "no-cache",
             Self::PreviousStep => "previous-step",
+            Self::Serial => "serial",
             Self::BucketedLru => "bucketed-lru",
             Self::InHalves => "in-halves",
             Self::ExactLru => "exact-lru",
             Self::Belady => "belady",
             Self::Resident => "resident",
         }
+    }
+
+    /// Whether it is about what a GPU does while pages come.
+    pub fn is_of_gpu(self) -> bool {
+        matches!(self, Self::Serial | Self::InHalves)
     }
 
     /// Whether attention is dense.
@@ -229,7 +238,8 @@ impl DecodeOptions {
 
     /// Tokens that a request may come to hold: on a GPU cachings share a memory, and the next goes on where the one before has stopped.
     pub fn max_tokens(&self, context: usize) -> usize {
-        let sharing = 2 + usize::from(self.caches.contains(&Caching::InHalves));
+        let others = [Caching::Serial, Caching::InHalves];
+        let sharing = 2 + others.iter().filter(|other| self.caches.contains(other)).count();
         context + sharing * self.run_steps() + 1
     }
 

@@ -167,6 +167,8 @@ fn draw_panel(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel) -> Resul
     let all = || panel.lines.iter().flat_map(|(_, points)| points);
     let widest = all().map(|(x, _)| *x).filter(|x| *x < 1e6).fold(0.0, f64::max);
     let widest = if widest > 0.0 { widest } else { 1.0 };
+    // What is beyond all numbers stands apart, at the right edge.
+    let edge = if all().any(|(x, _)| *x >= 1e6) { 1.25 * widest } else { widest };
     let highest = panel.most.unwrap_or_else(|| all().map(|(_, y)| *y).fold(1e-6, f64::max));
     let body = (FONT, 12).into_font().color(&RGBColor(60, 60, 60));
     let mut chart = ChartBuilder::on(&above)
@@ -175,7 +177,7 @@ fn draw_panel(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel) -> Resul
         .margin_right(18)
         .x_label_area_size(40)
         .y_label_area_size(60)
-        .build_cartesian_2d(0.0..1.05 * widest, 0.0..1.05 * highest)?;
+        .build_cartesian_2d(0.0..1.05 * edge, 0.0..1.05 * highest)?;
     chart
         .configure_mesh()
         .x_desc(panel.across)
@@ -190,8 +192,7 @@ fn draw_panel(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel) -> Resul
         .draw()?;
     for (index, (name, points)) in panel.lines.iter().enumerate() {
         let colour = colour(index);
-        // A cache with room for everything stands at the right edge.
-        let mut points: Vec<_> = points.iter().map(|(x, y)| (x.min(1.02 * widest), *y)).collect();
+        let mut points: Vec<_> = points.iter().map(|(x, y)| (x.min(edge), *y)).collect();
         points.sort_by(|a, b| a.0.total_cmp(&b.0));
         chart.draw_series(LineSeries::new(points.clone(), colour.stroke_width(2)))?;
         chart.draw_series(points.into_iter().map(|point| Circle::new(point, 3, colour.filled())))?;
@@ -215,7 +216,7 @@ fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
 
 /// Colours after Okabe and Ito, which all eyes can tell apart.
 fn colour(index: usize) -> RGBColor {
-    const COLOURS: [RGBColor; 7] = [
+    const COLOURS: [RGBColor; 8] = [
         RGBColor(0, 0, 0),
         RGBColor(213, 94, 0),
         RGBColor(0, 114, 178),
@@ -223,6 +224,7 @@ fn colour(index: usize) -> RGBColor {
         RGBColor(204, 121, 167),
         RGBColor(178, 150, 0),
         RGBColor(86, 180, 233),
+        RGBColor(140, 140, 140),
     ];
     COLOURS[index % COLOURS.len()]
 }

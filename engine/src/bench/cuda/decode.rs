@@ -143,7 +143,11 @@ fn run(
     traced: Option<&Traced>,
 ) -> Result<Option<Point>> {
     let in_halves = caching == Caching::InHalves;
-    model.set_overlap(if in_halves { Overlap::Halves } else { Overlap::Off })?;
+    model.set_overlap(match caching {
+        Caching::Serial => Overlap::Off,
+        Caching::InHalves => Overlap::Halves,
+        _ => Overlap::Attention,
+    })?;
     if in_halves && !model.has_halves(group.batch) {
         return Ok(None);
     }
@@ -158,6 +162,8 @@ fn run(
         }
         Ok(())
     };
+    // All cachings of a memory go through the same selections: what one has fetched is no hit of the next.
+    model.pipeline_mut().backend_mut().empty_caches()?;
     for step in 0..options.warm_up {
         before_step(model.pipeline_mut().backend_mut(), step)?;
         greedy(model, batch)?;

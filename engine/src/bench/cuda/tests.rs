@@ -61,12 +61,15 @@ fn every_cache_is_run_or_replayed_and_none_is_refused() {
     let _driver = driver();
     let points = decode(&mut machine(), &options(), 2, nobody()).unwrap();
     let found: Vec<_> = points.iter().map(|point| (&*point.method, point.cache, point.how)).collect();
-    use Caching::{Belady, BucketedLru, DenseHbm, DenseStreamed, ExactLru, NoCache, PreviousStep, Resident};
+    use Caching::{
+        Belady, BucketedLru, DenseHbm, DenseStreamed, ExactLru, NoCache, PreviousStep, Resident, Serial,
+    };
     let mut expected = vec![("dense", DenseHbm, How::Measured), ("dense", DenseStreamed, How::Bound)];
     for method in ["shadowkv", "quest"] {
         expected.extend([
             (method, NoCache, How::Measured),
             (method, PreviousStep, How::Measured),
+            (method, Serial, How::Measured),
             (method, BucketedLru, How::Measured),
             (method, ExactLru, How::Replayed),
             (method, Belady, How::Replayed),

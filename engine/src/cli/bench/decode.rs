@@ -52,7 +52,8 @@ struct StepArguments {
   dense-streamed  dense attention, all KV from the host in every step. On a GPU a bound: the copy engine beside the resident step
   no-cache        the method; every step fetches all that it selects
   previous-step   keeps what the step before selected
-  bucketed-lru    keeps --buffering times as much besides, which is what serves
+  serial          keeps --buffering times as much besides; Attention waits for all pages of its layer. On a GPU
+  bucketed-lru    the same, which is what serves: on a GPU Attention begins with the pages that are there
   in-halves       the same, two halves of the batch in alternation: one computes while the other's pages come.
                   On a GPU, of batches of 32 and more
   exact-lru       the same size, exact; replayed from what was selected
@@ -174,8 +175,8 @@ pub(super) fn run(arguments: &DecodeArguments) -> Result<()> {
     let mut caches = arguments.caches.clone();
     caches.sort_unstable();
     caches.dedup();
-    if !arguments.steps.subject.is_on_gpu() && caches.contains(&Caching::InHalves) {
-        return Err(Error::UnsupportedByBackend { backend: "cpu", what: "overlap halves of a batch" });
+    if !arguments.steps.subject.is_on_gpu() && caches.iter().any(|caching| caching.is_of_gpu()) {
+        return Err(Error::UnsupportedByBackend { backend: "cpu", what: "overlap Retrieve with anything" });
     }
     let steps = &arguments.steps;
     let (facts, options, points) = steps.measure(methods, &arguments.budgets, |options| DecodeOptions {
@@ -201,13 +202,13 @@ fn drawn(path: Option<&Path>, draw: impl FnOnce(&Path) -> std::result::Result<()
 /// Runs `spinkv bench ablation`.
 pub(super) fn run_ablation(arguments: &AblationArguments) -> Result<()> {
     let methods = methods(std::slice::from_ref(&arguments.method))?;
-    let steps = &arguments.steps;
+    let (steps, on_gpu) = (&arguments.steps, arguments.steps.subject.is_on_gpu());
     let budgets = std::slice::from_ref(&arguments.budget);
     let (facts, options, points) = steps.measure(methods, budgets, |options| DecodeOptions {
         batches: vec![BatchSize::Fixed(arguments.batch as usize)],
         contexts: vec![arguments.context],
         bufferings: arguments.buffering.clone(),
-        caches: Caching::ALL.to_vec(),
+        caches: Caching::ALL.into_iter().filter(|caching| on_gpu || !caching.is_of_gpu()).collect(),
         ..options
     })?;
     let report = AblationReport::new(facts, (options.warm_up, options.steps), points);

@@ -1,7 +1,7 @@
 use std::cell::RefCell;
 use std::ffi::OsString;
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -96,7 +96,7 @@ pub(super) struct LoadArguments {
     #[arg(long, value_name = "SECONDS", value_parser = seconds, help_heading = "Load")]
     request_timeout: Option<f64>,
 
-    /// Directory with a tokenizer.json, and a haystack.txt if there is one, for prompts [default: the own server's model; else ids below --vocab]
+    /// Directory with a tokenizer.json, and a haystack.txt if there is one, for prompts [default: the own server's; else ids below --vocab]
     #[arg(long, value_name = "DIR", help_heading = "Prompts")]
     tokenizer: Option<PathBuf>,
 
@@ -200,6 +200,16 @@ fn earlier(path: &PathBuf) -> Result<LoadReport> {
     serde_json::from_slice(&text).map_err(|source| Error::Json { path: path.clone(), source })
 }
 
+/// What prompts are made of.
+enum Tokens {
+    /// A checkpoint's tokenizer, and its text if there is one.
+    Of(PathBuf),
+    /// Random ids below this one, each of which has its number as text.
+    Numbered(usize),
+    /// Random ids below this one, of whose text nothing is known.
+    Ids(usize),
+}
+
 impl LoadArguments {
     fn plan_options(&self) -> Result<PlanOptions> {
         let lengths: Lengths = self.lengths.parse()?;
@@ -228,10 +238,11 @@ impl LoadArguments {
                 return Err(LoadError::TooLong { tokens: longest, limit: own.context }.into());
             }
             let client = Client::new(&own.url, own.key.as_deref())?;
-            let directory = own.source.directory();
-            let tokenizer = self.tokenizer.as_deref().or(directory).map(Path::to_owned);
-            let vocab_size = if directory.is_some() { self.vocab as usize } else { own.vocab_size };
-            let report = self.load(&client, own.model.clone(), (tokenizer, vocab_size), plans).await;
+            let tokens = match self.tokenizer.as_deref().or(own.source.directory()) {
+                Some(directory) => Tokens::Of(directory.to_owned()),
+                None => Tokens::Numbered(own.vocab_size),
+            };
+            let report = self.load(&client, own.model.clone(), tokens, plans).await;
             own.stop().await?;
             return report;
         };
@@ -249,22 +260,24 @@ impl LoadArguments {
                 }
             }
         };
-        self.load(&client, model, (self.tokenizer.clone(), self.vocab as usize), plans).await
+        let tokens = self.tokenizer.clone().map_or(Tokens::Ids(self.vocab as usize), Tokens::Of);
+        self.load(&client, model, tokens, plans).await
     }
 
     async fn load(
         &self,
         client: &Client,
         model: String,
-        (tokenizer, vocab_size): (Option<PathBuf>, usize),
+        tokens: Tokens,
         plans: &[(Option<f64>, Plan)],
     ) -> Result<LoadReport> {
-        let (prompts, tokenizer) = match &tokenizer {
-            Some(dir) => {
-                let tokenizer = Tokenizer::open(dir)?;
-                (Prompts::open(dir, tokenizer.vocab_size(), self.seed)?, Some(tokenizer))
+        let (prompts, tokenizer) = match tokens {
+            Tokens::Of(directory) => {
+                let tokenizer = Tokenizer::open(&directory)?;
+                (Prompts::open(&directory, tokenizer.vocab_size(), self.seed)?, Some(tokenizer))
             }
-            None => (Prompts::random(vocab_size, self.seed), None),
+            Tokens::Numbered(count) => (Prompts::random(count, self.seed), Some(Tokenizer::numbered(count)?)),
+            Tokens::Ids(count) => (Prompts::random(count, self.seed), None),
         };
         let random = prompts.are_random();
         let texts = Texts::new(prompts, tokenizer, self.text)?;
