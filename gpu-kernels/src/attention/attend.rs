@@ -61,7 +61,7 @@ use crate::softmax::{ceil, shift_of};
 ///
 /// # Safety
 /// The views have the shapes above and hold the pages named; K, V and queries are numbers where a token lies.
-#[kernel(collectives(barrier = 6, mma = 18, shuffle = 22, vote = 1))]
+#[kernel(collectives(barrier = 7, mma = 18, shuffle = 22, vote = 1))]
 pub unsafe fn attend_128(
     entries: Global<U32x4>,
     kv_heads: u32,
@@ -118,7 +118,7 @@ pub unsafe fn attend_128(
 ///
 /// # Safety
 /// As there.
-#[kernel(collectives(barrier = 6, mma = 10, shuffle = 24, vote = 1))]
+#[kernel(collectives(barrier = 7, mma = 10, shuffle = 22, vote = 1))]
 pub unsafe fn attend_64(
     entries: Global<U32x4>,
     kv_heads: u32,

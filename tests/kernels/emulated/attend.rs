@@ -51,6 +51,45 @@ fn attend_hardly_depends_on_splits() {
     }
 }
 
+/// Of a row's blocks those wait for its misses that have a tile with one of them, and no others: each is run with those before it, and nothing arrives.
+#[test]
+fn attend_waits_for_misses_when_it_has_got_to_them() {
+    let (mut ended, mut waited) = (0, 0);
+    for seed in 0..40 {
+        let mut case = AttendCase::long(seed);
+        case.splits = 7;
+        let (page_tokens, entry) = (case.page_tokens, &case.entries[0]);
+        let selected = (case.page_counts[0] as usize).min(case.list_capacity);
+        if entry.tokens == 0 || selected < 4 {
+            continue;
+        }
+        let sinks = (entry.tokens as usize).div_ceil(page_tokens).min(entry.sink_pages as usize);
+        for missing in [1, 3, selected] {
+            // Pages with biases are in another order.
+            let first = if case.biases.is_empty() { (sinks + selected - missing) * page_tokens } else { 0 };
+            let tiles = case.row_tokens(0).div_ceil(16);
+            let share = tiles.div_ceil(case.splits);
+            for split in 0..case.splits {
+                let tiles = (split * share).min(tiles)..((split + 1) * share).min(tiles);
+                let waits = !tiles.is_empty() && tiles.end * 16 > first;
+                let outcome = case.emulate_missing(split + 1, missing as u32);
+                assert_eq!(
+                    outcome.is_err(),
+                    waits,
+                    "seed {seed}, {missing} of {selected} pages missing, split {split}: {:?}",
+                    outcome.err().map(|fault| fault.to_string())
+                );
+                if waits {
+                    waited += 1;
+                    break;
+                }
+                ended += 1;
+            }
+        }
+    }
+    assert!(ended > 50 && waited > 50, "{ended} blocks ended, {waited} waited");
+}
+
 #[test]
 fn attend_in_random_orders() {
     let case = AttendCase::small(SHAPES);

@@ -270,6 +270,11 @@ impl AttendCase {
         vec![POISON; self.rows() * self.group * self.head_words]
     }
 
+    /// Tokens that a row attends to.
+    pub fn row_tokens(&self, row: usize) -> usize {
+        self.tokens[row].len()
+    }
+
     /// Logarithms of sums before the launch.
     pub fn lse(&self) -> Vec<f32> {
         vec![-1.25e30; self.rows() * self.group]

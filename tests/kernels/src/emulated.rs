@@ -184,17 +184,39 @@ impl AttendCase {
     /// # Errors
     /// What the emulator found wrong.
     pub fn emulate(&self, schedule: u64) -> Result<(Vec<u128>, Vec<f32>), Fault> {
+        let blocks = self.units() * self.splits;
+        // In every other schedule two pages of each row are awaited, and have arrived.
+        let awaited = (schedule % 2 == 1).then_some((2, 2));
+        let (outputs, lse, arrivals) = self.emulate_blocks(blocks, awaited, schedule)?;
+        assert!(arrivals.iter().all(|count| *count == 0), "counted down for the next launch");
+        Ok((outputs, lse))
+    }
+
+    /// The first `blocks` blocks alone, of which the last `pages` of each row's pages have not arrived: they wait for ever, or need none of those.
+    ///
+    /// # Errors
+    /// What the emulator found wrong, which is a livelock where one waits.
+    pub fn emulate_missing(&self, blocks: usize, pages: u32) -> Result<(), Fault> {
+        self.emulate_blocks(blocks, Some((pages, 0)), 0).map(|_| ())
+    }
+
+    /// Outputs, logarithms and arrivals, where so many pages of each row are awaited, and so many have arrived.
+    fn emulate_blocks(
+        &self,
+        blocks: usize,
+        awaited: Option<(u32, u32)>,
+        schedule: u64,
+    ) -> Result<(Vec<u128>, Vec<f32>, Vec<u32>), Fault> {
         let entries = entries(&self.entries);
         let (pages, page_counts) = (Buffer::from_slice(&self.pages), Buffer::from_slice(&self.page_counts));
         let (steady, biases) = (Buffer::from_slice(&self.steady), Buffer::from_slice(&self.biases));
         let (pool, queries) = (words(&self.pool), words(&self.queries));
         let partials = words(&vec![super::POISON; self.partials()]);
         let arrivals = Buffer::from_slice(&vec![0; self.units()]);
-        // In every other schedule all that is awaited has arrived.
-        let awaits = schedule as u32 % 2;
-        let copy_counts = Buffer::from_slice(&vec![2; self.rows()]);
-        let page_words = 2 * self.page_tokens * self.head_words;
-        let arrived = Buffer::from_slice(&vec![2 * page_words as u32; self.rows()]);
+        let (coming, there) = awaited.unwrap_or_default();
+        let copy_counts = Buffer::from_slice(&vec![coming; self.rows()]);
+        let page_words = (2 * self.page_tokens * self.head_words) as u32;
+        let arrived = Buffer::from_slice(&vec![there * page_words; self.rows()]);
         let (outputs, lse) = (words(&self.outputs()), Buffer::from_slice(&self.lse()));
         let sizes = [
             self.kv_heads,
@@ -208,8 +230,9 @@ impl AttendCase {
         let [kv_heads, group, layer, list_capacity, page_tokens, splits, head_words] =
             sizes.map(|size| size as u32);
         let kernel = if head_words == 8 { attend_64 } else { attend_128 };
-        let launch = Launch::new((self.units() * self.splits) as u32, abi::attend::BLOCK)
+        let launch = Launch::new(blocks as u32, abi::attend::BLOCK)
             .shared(abi::attend::shared_bytes(head_words) as usize);
+        let launch = Launch { poll_limit: 1 << 14, ..launch };
         launch.seed(schedule).run(|| {
             // SAFETY: the emulator checks every access.
             unsafe {
@@ -230,7 +253,7 @@ impl AttendCase {
                     self.scale,
                     copy_counts.view(),
                     arrived.view(),
-                    awaits,
+                    awaited.is_some().into(),
                     splits,
                     partials.view_mut(),
                     arrivals.view_mut(),
@@ -239,8 +262,7 @@ impl AttendCase {
                 );
             }
         })?;
-        assert!(arrivals.to_vec().iter().all(|count| *count == 0), "counted down for the next launch");
-        Ok((to_words(&outputs), lse.to_vec()))
+        Ok((to_words(&outputs), lse.to_vec(), arrivals.to_vec()))
     }
 }
 
