@@ -178,6 +178,9 @@ impl ScoreCase {
     }
 }
 
+/// Outputs, logarithms of sums and arrivals of a launch.
+type Attended = (Vec<u128>, Vec<f32>, Vec<u32>);
+
 impl AttendCase {
     /// Outputs and logarithms of sums after the kernel ran in the order of `schedule`.
     ///
@@ -200,13 +203,13 @@ impl AttendCase {
         self.emulate_blocks(blocks, Some((pages, 0)), 0).map(|_| ())
     }
 
-    /// Outputs, logarithms and arrivals, where so many pages of each row are awaited, and so many have arrived.
+    /// The first `blocks` blocks, where so many pages of each row are awaited, and so many have arrived.
     fn emulate_blocks(
         &self,
         blocks: usize,
         awaited: Option<(u32, u32)>,
         schedule: u64,
-    ) -> Result<(Vec<u128>, Vec<f32>, Vec<u32>), Fault> {
+    ) -> Result<Attended, Fault> {
         let entries = entries(&self.entries);
         let (pages, page_counts) = (Buffer::from_slice(&self.pages), Buffer::from_slice(&self.page_counts));
         let (steady, biases) = (Buffer::from_slice(&self.steady), Buffer::from_slice(&self.biases));
