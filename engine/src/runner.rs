@@ -59,8 +59,7 @@ pub trait Runner {
     /// # Errors
     /// For an unknown request.
     fn parked_pages(&self, request: RequestId) -> Result<usize> {
-        let plan = self.plan(request)?;
-        Ok(plan.cache_pages() - plan.buffering_pages())
+        Ok(self.plan(request)?.mandatory_pages())
     }
 
     /// Gives a parked request back what [`park`](Self::park) took.

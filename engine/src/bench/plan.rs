@@ -238,8 +238,7 @@ impl DecodeOptions {
 
     /// Tokens that a request may come to hold: on a GPU cachings share a memory, and the next goes on where the one before has stopped.
     pub fn max_tokens(&self, context: usize) -> usize {
-        let others = [Caching::Serial, Caching::InHalves];
-        let sharing = 2 + others.iter().filter(|other| self.caches.contains(other)).count();
+        let sharing = 2 + self.caches.iter().filter(|caching| caching.is_of_gpu()).count();
         context + sharing * self.run_steps() + 1
     }
 

@@ -76,19 +76,18 @@ impl CudaModel {
     /// # Errors
     /// Out of GPU memory.
     pub fn set_overlap(&mut self, overlap: Overlap) -> Result<()> {
+        if overlap == self.overlap {
+            return Ok(());
+        }
+        self.parts.stream.synchronize()?;
+        self.graphs.clear();
+        let requests = self.pipeline.backend().capacity();
+        let make = || SecondHalf::new(&self.parts, self.weights.sizes(), requests, self.blas);
         // Sums with other ranks are of one order.
-        let wanted = overlap == Overlap::Halves && self.parts.rank.is_none();
-        if overlap != self.overlap {
-            self.parts.stream.synchronize()?;
-            self.graphs.clear();
-            self.pipeline.backend_mut().attend_beside_copies(overlap != Overlap::Off);
-            self.overlap = overlap;
-        }
-        if wanted != self.second.is_some() {
-            let requests = self.pipeline.backend().capacity();
-            let make = || SecondHalf::new(&self.parts, self.weights.sizes(), requests, self.blas);
-            self.second = wanted.then(make).transpose()?;
-        }
+        let in_halves = overlap == Overlap::Halves && self.parts.rank.is_none();
+        self.second = in_halves.then(make).transpose()?;
+        self.pipeline.backend_mut().attend_beside_copies(overlap != Overlap::Off);
+        self.overlap = overlap;
         Ok(())
     }
 

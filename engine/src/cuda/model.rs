@@ -35,6 +35,7 @@ pub struct CudaModel {
     pub(super) graphs: HashMap<(usize, bool), Graph>,
     /// Where steps are taken as two halves.
     pub(super) second: Option<SecondHalf>,
+    /// What graphs are captured with.
     pub(super) overlap: Overlap,
     pub(super) blas: BlasUse,
     /// Bytes of GPU memory that were in use before this.

@@ -42,8 +42,7 @@ impl Runner for CudaModel {
     fn parked_pages(&self, request: RequestId) -> Result<usize> {
         let plan = self.plan(request)?;
         let is_whole = self.pipeline().backend().is_resident([request]);
-        let steady = if is_whole { plan.rows * plan.row.steady_pages } else { 0 };
-        Ok(plan.cache_pages() - plan.buffering_pages() + steady)
+        Ok(if is_whole { plan.least_gpu_pages() } else { plan.mandatory_pages() })
     }
 
     fn resume(&mut self, request: RequestId) -> Result<()> {

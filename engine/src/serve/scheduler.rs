@@ -104,6 +104,11 @@ impl Active {
     fn turn(&self) -> usize {
         self.generated - self.before_turn
     }
+
+    /// Whether it has had its turn, if jobs have memory in turns of so many tokens.
+    fn had_turn(&self, turn: Option<usize>) -> bool {
+        turn.is_some_and(|turn| self.turn() >= turn)
+    }
 }
 
 impl<R: Runner> Scheduler<R> {
@@ -213,9 +218,10 @@ impl<R: Runner> Scheduler<R> {
     pub fn step(&mut self, now: Instant) -> Vec<Output> {
         self.expire(now);
         self.decode();
-        // Somebody may have its memory from now on.
-        self.offer |=
-            self.batch.iter().any(|active| self.options.turn.is_some_and(|turn| active.turn() == turn));
+        if let Some(turn) = self.options.turn {
+            // Others may have its memory from now on.
+            self.offer |= self.batch.iter().any(|active| active.turn() == turn);
+        }
         for _ in 0..self.options.prompt_layers {
             if !self.prompt_layer() {
                 break;

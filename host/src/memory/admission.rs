@@ -36,7 +36,7 @@ struct Charge {
 }
 
 /// What a parked request takes again to go on.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Parked {
     share: Share,
     pages: usize,
@@ -107,7 +107,7 @@ impl Admission {
         plan: &RequestPlan,
     ) -> Result<BTreeMap<RequestId, usize>> {
         let charge = self.requests.get(&request).ok_or(Error::UnknownRequest(request))?;
-        let Parked { share, pages, gpu } = charge.parked.clone().ok_or(Error::RequestNotParked(request))?;
+        let Parked { share, pages, gpu } = charge.parked.ok_or(Error::RequestNotParked(request))?;
         let bytes = gpu.total() - charge.gpu.total();
         let max_tokens = plan.max_tokens;
         if let Some(limit) = self.limits.gpu_pages {
@@ -227,7 +227,7 @@ impl Charge {
         Self {
             share: Share { mandatory: plan.row.mandatory_pages, wanted: plan.row.buffering_pages },
             least_pages: plan.least_gpu_pages(),
-            mandatory_pages: plan.cache_pages() - plan.buffering_pages(),
+            mandatory_pages: plan.mandatory_pages(),
             gpu: GpuBytes { cache_pages: usage.gpu.cache_pages - buffering, ..usage.gpu },
             prompt_bytes: plan.prompt_bytes(config),
             host_bytes: usage.host.pages,

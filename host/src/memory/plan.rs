@@ -103,6 +103,11 @@ impl RequestPlan {
         self.by_reach.selected * self.row.buffering_pages
     }
 
+    /// Pages of all rows' caches without buffering.
+    pub fn mandatory_pages(&self) -> usize {
+        self.cache_pages() - self.buffering_pages()
+    }
+
     /// Checks that the steady and mandatory pages fit into `free` of a pool's `total` pages.
     ///
     /// # Errors

@@ -178,10 +178,9 @@ impl<R: Runner> Scheduler<R> {
     /// turn is longest, and of these who came last. Parks none if all of them would not be enough.
     fn preempt(&mut self, priority: i32, pages: usize) -> bool {
         let SchedulerOptions { patience, turn, .. } = self.options;
-        let had_its_turn = |active: &Active| turn.is_some_and(|turn| active.turn() >= turn);
         let may_go = |active: &&Active| {
             active.job.priority < priority && active.overtaken < patience
-                || active.job.priority <= priority && had_its_turn(active)
+                || active.job.priority <= priority && active.had_turn(turn)
         };
         let pages_of = |active: &Active| self.runner.parked_pages(active.request).unwrap_or(0);
         let mut victims: Vec<_> = self.batch.iter().filter(may_go).collect();
@@ -209,7 +208,7 @@ impl<R: Runner> Scheduler<R> {
             self.preemptions += 1;
             let mut active = self.batch.remove(place);
             // Who has had a turn waits anew.
-            if self.options.turn.is_some_and(|turn| active.turn() >= turn) {
+            if active.had_turn(turn) {
                 active.overtaken = 0;
             }
             self.parked.push(active);

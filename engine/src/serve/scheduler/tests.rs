@@ -528,7 +528,8 @@ fn who_is_parked_does_not_starve() {
             bench.submit_job(lasting(9, 3));
             bench.step();
             steps += 1;
-            assert!(steps < 100, "it starves with turns of {turn:?}: {:?}", bench.scheduler.load());
+            let most = if turn.is_none() { 60 } else { 100 };
+            assert!(steps < most, "it starves with turns of {turn:?}: {:?}", bench.scheduler.load());
         }
         bench.finish();
     }

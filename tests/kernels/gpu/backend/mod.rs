@@ -17,10 +17,10 @@ use spinkv::backend::cuda::CudaLimits;
 use spinkv::gates::{Gates, LayerGate};
 use spinkv::memory::{HostLayout, KvDtype, PageLayout, RequestPlan};
 use spinkv::partition::PartitionMap;
-use spinkv::pipeline::{Budget, GroupMerge, LowRank, Method, SteadyZone};
+use spinkv::pipeline::{Budget, GroupMerge, LowRank, Method, RequestId, SteadyZone};
 use spinkv::{Error, KvConfig, KvShape, Rotary};
-use spinkv_tests::Style;
 use spinkv_tests::small::rotary;
+use spinkv_tests::{Sequence, Style};
 
 use super::{Machine, Outcome, Test, ensure, test};
 use run::{Run, sequence};
@@ -380,20 +380,7 @@ fn parked(machine: &Machine) -> Outcome {
             for _ in 0..6 {
                 run.step(&[first, second])?;
             }
-            run.pipeline.park(second)?;
-            ensure(run.audit(second)? == 0, "a parked request has no cache")?;
-            let third = run.start(own(10 + round), 250)?;
-            for _ in 0..8 {
-                run.step(&[third, first])?;
-            }
-            let short = run.pipeline.resume(second);
-            ensure(matches!(short, Err(Error::OutOfGpuPages { .. })), "no room to go on beside two")?;
-            run.audit(second)?;
-            run.release(third);
-            run.pipeline.resume(second)?;
-            for request in [first, second] {
-                run.audit(request)?;
-            }
+            give_way(&mut run, first, second, own(10 + round))?;
         }
         run.step(&[first, second])?;
         ensure(run.audit(second)? > 0, "it fetches what it reads")?;
@@ -401,6 +388,25 @@ fn parked(machine: &Machine) -> Outcome {
         run.release(first);
         run.release(second);
         run.ensure_empty()?;
+    }
+    Ok(())
+}
+
+/// The second of two requests is parked while a third runs in the room that it leaves, and goes on when that has ended.
+fn give_way(run: &mut Run<'_>, first: RequestId, second: RequestId, third: Sequence) -> Outcome {
+    run.pipeline.park(second)?;
+    ensure(run.audit(second)? == 0, "a parked request has no pages that others could have")?;
+    let third = run.start(third, 250)?;
+    for _ in 0..8 {
+        run.step(&[third, first])?;
+    }
+    let short = run.pipeline.resume(second);
+    ensure(matches!(short, Err(Error::OutOfGpuPages { .. })), "no room to go on beside two")?;
+    run.audit(second)?;
+    run.release(third);
+    run.pipeline.resume(second)?;
+    for request in [first, second] {
+        run.audit(request)?;
     }
     Ok(())
 }
@@ -429,19 +435,7 @@ fn parked_wholes(machine: &Machine) -> Outcome {
                 for _ in 0..5 + round % 4 {
                     run.step(&[first, second])?;
                 }
-                run.pipeline.park(second)?;
-                ensure(run.audit(second)? == 0, "a parked request has no pages")?;
-                let third = run.start(own(10 + round), 250)?;
-                for _ in 0..8 {
-                    run.step(&[third, first])?;
-                }
-                let short = run.pipeline.resume(second);
-                ensure(matches!(short, Err(Error::OutOfGpuPages { .. })), "no room to go on beside two")?;
-                run.release(third);
-                run.pipeline.resume(second)?;
-                for request in [first, second] {
-                    run.audit(request)?;
-                }
+                give_way(&mut run, first, second, own(10 + round))?;
             }
             run.step(&[first, second])?;
             run.pipeline.park(first)?;

@@ -295,7 +295,7 @@ impl CudaBackend {
     }
 
     /// `[rows, pages of the steady zone]`.
-    pub(super) fn read_steady(&self, request: &Request) -> Result<Vec<u32>> {
+    fn read_steady(&self, request: &Request) -> Result<Vec<u32>> {
         let (rows, stride) = (self.sizes.rows(), self.sizes.steady_stride);
         let pages = self.sizes.steady_pages(&self.config, &request.plan, request.resident);
         // As written: a resident request's ring, which is never used, has a place as well.

@@ -3,8 +3,7 @@
 use spinkv_kernels::abi::{PageCopy, SLAB_PAGES};
 
 use super::super::driver::{DeviceBuffer, Result as DriverResult, Stream};
-use super::super::kernels::Gather;
-use super::stages::GATHER_BLOCKS;
+use super::stages::gather_listed;
 use super::{CudaBackend, Request};
 use crate::memory::{PrefixCache, SlabId, Word};
 use crate::pipeline::RequestId;
@@ -96,7 +95,7 @@ impl CudaBackend {
     }
 
     /// The keys and values of the tokens that a request shares, `[tokens, kv_heads, head_words]` each, out of its host pages: a token's key is a
-    /// page of [`Gather`], and its value another.
+    /// page of `gather`, and its value another.
     pub(super) fn load_prefix(
         &mut self,
         id: RequestId,
@@ -119,17 +118,8 @@ impl CudaBackend {
                 *list = DeviceBuffer::uninit(self.stream.context(), count)?;
             }
             list.write(&self.stream, 0, copies)?;
-            let gather = Gather {
-                copies: &list.part(0..count)?,
-                counts: &prefixes.counts,
-                host_pages: self.arena.memory(),
-                device_pages: tensor,
-                page_words: sizes.head_words as u32,
-                device_words: sizes.head_words as u32,
-                code: None,
-                blocks: GATHER_BLOCKS,
-                arrived: None,
-            };
+            let (list, host_pages) = (list.part(0..count)?, self.arena.memory());
+            let gather = gather_listed(&list, &prefixes.counts, host_pages, tensor, sizes.head_words);
             // SAFETY: the request's slabs are within the arena and were written by launches that this stream has waited for; nothing writes them
             // again while a request has them. Each token's place in the tensor is named once, and its readers are on this stream or were waited for.
             unsafe { gather.launch(&self.kernels, &self.stream)? };

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::ops::Range;
 
-use super::super::driver::{DeviceBuffer, Result as DriverResult, Stream};
+use super::super::driver::{DeviceBuffer, PinnedArena, Result as DriverResult, Stream};
 use super::super::kernels::{
     Append, Attend, Awaited, Estimates, Gather, IndexOperator, IndexStep, Marks, OffloadPages, Resolve,
     Score, SelectPartitions,
@@ -19,13 +19,35 @@ use crate::Result;
 use crate::backend::{Step, StepKind};
 use crate::memory::Word;
 use crate::pipeline::{PartitionScore, Reach, Stage};
-use spinkv_kernels::abi::Entry;
+use spinkv_kernels::abi::{Entry, PageCopy};
 
 /// Blocks that fetch misses: enough for the bus, whatever the size of a page (benches/results/2026-11-23-h200-step-kernels.md).
-pub(super) const GATHER_BLOCKS: u32 = 16;
+const GATHER_BLOCKS: u32 = 16;
 
 /// The same where it counts what has arrived, which more blocks hide (benches/results/2026-11-27-h100-attention-beside-gather.md).
 const COUNTING_GATHER_BLOCKS: u32 = 24;
+
+/// A launch for one list of whole pages of `page_words` words, which nobody awaits.
+pub(super) fn gather_listed<'a>(
+    copies: &'a DeviceBuffer<PageCopy>,
+    count: &'a DeviceBuffer<u32>,
+    host_pages: &'a PinnedArena,
+    device_pages: &'a DeviceBuffer<Word>,
+    page_words: usize,
+) -> Gather<'a> {
+    let page_words = page_words as u32;
+    Gather {
+        copies,
+        counts: count,
+        host_pages,
+        device_pages,
+        page_words,
+        device_words: page_words,
+        code: None,
+        blocks: GATHER_BLOCKS,
+        arrived: None,
+    }
+}
 
 /// The tensors of a layer of a decode step, for a batch.
 #[derive(Clone, Copy, Debug)]

@@ -2,8 +2,7 @@
 
 use spinkv_kernels::abi::{PageCopy, SLAB_PAGES};
 
-use super::super::kernels::Gather;
-use super::stages::GATHER_BLOCKS;
+use super::stages::gather_listed;
 use super::{CudaBackend, Request};
 use crate::memory::RequestPlan;
 use crate::pipeline::RequestId;
@@ -75,17 +74,8 @@ impl CudaBackend {
         for copies in copies.chunks(list.len()) {
             list.write(stream, 0, copies)?;
             counts.write(stream, 0, &[copies.len() as u32])?;
-            let gather = Gather {
-                copies: &list.part(0..copies.len())?,
-                counts: &counts,
-                host_pages: self.arena.memory(),
-                device_pages: pool,
-                page_words: sizes.page_words as u32,
-                device_words: sizes.page_words as u32,
-                code: None,
-                blocks: GATHER_BLOCKS,
-                arrived: None,
-            };
+            let (list, host_pages) = (list.part(0..copies.len())?, self.arena.memory());
+            let gather = gather_listed(&list, &counts, host_pages, pool, sizes.page_words);
             // SAFETY: the host has these pages of the request's slabs, and nothing writes them again while it has them; the device pages are its own, each is
             // named once, and who had them before was waited for when it gave them up.
             unsafe { gather.launch(&self.kernels, stream)? };
@@ -98,12 +88,13 @@ impl CudaBackend {
     /// What each row of a request without a cache holds.
     fn held(&self, request: &Request) -> Result<Vec<Held>> {
         let (rows, stride, pages) = (self.sizes.rows(), self.sizes.slab_stride, SLAB_PAGES as usize);
-        let steady = self.read_steady(request)?;
         let mut valid = vec![0; rows * stride];
         self.tables.host_valid.read(&self.stream, request.place * rows * stride, &mut valid)?;
-        let (of_row, slabs_of_row) = (steady.len() / rows, request.slabs.len() / rows);
+        // As its list of steady pages has them: nothing leaves.
+        let (of_row, slabs_of_row) = (request.pages.len() / rows, request.slabs.len() / rows);
         let held = |row: usize| {
-            let (steady, valid) = (&steady[row * of_row..][..of_row], &valid[row * stride..][..stride]);
+            let (steady, valid) =
+                (&request.pages[row * of_row..][..of_row], &valid[row * stride..][..stride]);
             let slabs = &request.slabs[row * slabs_of_row..][..slabs_of_row];
             // Pages fill one after another. A last one that is never complete has no slab.
             let is_complete = |key: &usize| valid[key / pages] >> (key % pages) & 1 != 0;
