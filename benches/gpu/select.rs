@@ -11,7 +11,7 @@ use spinkv::backend::cuda::driver::{DeviceBuffer, Result as DriverResult, Stream
 use spinkv::backend::cuda::kernels::{Score, SelectPartitions, TopK};
 use spinkv::memory::Word;
 use spinkv::pipeline::GroupMerge;
-use spinkv_kernels::abi::score::tiles;
+use spinkv_kernels::abi::score::max_tiles;
 use spinkv_kernels::abi::{Entry, WORD_BYTES, WORD_ELEMENTS};
 
 use crate::measure::{Bench, Shape};
@@ -104,7 +104,7 @@ impl Step {
             }
             summaries.push(set);
             logits.push(DeviceBuffer::zeroed(stream, heads * partitions as usize)?);
-            statistics.push(DeviceBuffer::zeroed(stream, heads * tiles(partitions) as usize * 2)?);
+            statistics.push(DeviceBuffer::zeroed(stream, heads * max_tiles(partitions) as usize * 2)?);
         }
         Ok(Self {
             batch,

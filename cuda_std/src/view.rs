@@ -150,6 +150,15 @@ impl<T: Value> GlobalMut<T> {
     }
 }
 
+impl<T: Value> Global<T> {
+    /// Asks for the line of element `index`, so that it is in the L2 when somebody reads it. PTX: `prefetch.global.L2`.
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    #[inline(always)]
+    pub unsafe fn prefetch(self, index: usize) {
+        self.0.prefetch(index);
+    }
+}
+
 impl Global<U32x4> {
     /// Reads element `index` with a cache hint. PTX: see [`LoadCache`].
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]

@@ -15,7 +15,7 @@ use spinkv::memory::Word;
 use spinkv::pipeline::{ZoneUnit, Zones};
 use spinkv_benches::report::Counts;
 use spinkv_kernels::abi::attend::partial_words;
-use spinkv_kernels::abi::score::tiles;
+use spinkv_kernels::abi::score::max_tiles;
 use spinkv_kernels::abi::{Entry, PageCopy, WORD_ELEMENTS};
 
 use super::{
@@ -85,7 +85,7 @@ impl Set {
             pool: DeviceBuffer::zeroed(stream, ROWS * (SLOTS + STEADY_PAGES) * PAGE_WORDS)?,
             summaries: DeviceBuffer::zeroed(stream, ROWS * KEYS * HEAD_WORDS)?,
             logits: DeviceBuffer::zeroed(stream, heads * KEYS)?,
-            statistics: DeviceBuffer::zeroed(stream, heads * tiles(KEYS as u32) as usize * 2)?,
+            statistics: DeviceBuffer::zeroed(stream, heads * max_tiles(KEYS as u32) as usize * 2)?,
             ids: lists(ROWS * SELECTED)?,
             id_counts: lists(ROWS)?,
             pages: lists(ROWS * SELECTED)?,

@@ -82,6 +82,13 @@ impl<T: Value> GlobalPointer<T> {
 
     #[track_caller]
     #[inline]
+    pub unsafe fn prefetch(self, index: usize) {
+        interrupt();
+        self.at(index, Tag::LOAD, false, Location::caller());
+    }
+
+    #[track_caller]
+    #[inline]
     pub unsafe fn read_with(self, index: usize, cache: LoadCache) -> T {
         interrupt();
         let read_only =

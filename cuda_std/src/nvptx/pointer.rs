@@ -88,6 +88,17 @@ impl<T> GlobalPointer<T> {
     }
 }
 
+impl<T: Value> GlobalPointer<T> {
+    #[inline(always)]
+    pub unsafe fn prefetch(self, index: usize) {
+        asm!(
+            "prefetch.global.L2 [{}];",
+            in(reg64) self.address(index),
+            options(readonly, nostack, preserves_flags)
+        );
+    }
+}
+
 impl<T> SharedPointer<T> {
     /// What an instruction with `.shared` takes for element `index`.
     #[inline(always)]

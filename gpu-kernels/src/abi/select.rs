@@ -1,7 +1,16 @@
 //! The launches of `select` and `top_k`.
 
-/// Threads of a block.
-pub const BLOCK: u32 = 1024;
+/// The fewest threads of a block: each has four bins of a digit.
+pub const LEAST_BLOCK: u32 = 512;
+
+/// The most threads of a block.
+pub const MAX_BLOCK: u32 = 1024;
+
+/// Threads of a block of a launch for `rows` rows of up to `stride` scores. A multiprocessor has registers for [`MAX_BLOCK`] threads: two rows of small blocks,
+/// which all rows have to be if there are more than multiprocessors; or one large one, which long rows go faster by.
+pub const fn block(rows: u64, stride: u32, multiprocessors: u32) -> u32 {
+    if rows > multiprocessors as u64 || stride <= 4 * LEAST_BLOCK { LEAST_BLOCK } else { MAX_BLOCK }
+}
 
 /// Scores or keys of a word.
 pub const KEYS_A_QUAD: u32 = 4;
@@ -13,7 +22,7 @@ pub const MASKED_KEY: u32 = 0;
 pub const FORCED_KEY: u32 = u32::MAX;
 
 /// Shared memory of a block besides the keys.
-pub const SCRATCH_BYTES: u32 = 8576;
+pub const SCRATCH_BYTES: u32 = 8960;
 
 /// The most keys in shared memory.
 pub const MAX_RESIDENT: u32 = 49_152;

@@ -1,4 +1,4 @@
-//! Sums over a block of [`BLOCK`](crate::abi::select::BLOCK) threads.
+//! Sums over a block.
 
 use cuda_std::prelude::*;
 use cuda_std::warp::{FULL_MASK, WARP_SIZE, warp_inclusive_scan_add, warp_shuffle_idx};
@@ -11,7 +11,7 @@ use crate::abi::WARP;
 /// between two scans.
 ///
 /// # Safety
-/// All threads of the block are here, 32 warps, and `warps` has 32 words.
+/// All threads of the block are here, whole warps, and `warps` has 32 words.
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 #[inline(always)]
 pub unsafe fn exclusive_scan(value: u32, warps: Shared<u32>) -> (u32, u32) {
@@ -22,7 +22,7 @@ pub unsafe fn exclusive_scan(value: u32, warps: Shared<u32>) -> (u32, u32) {
     }
     thread::sync_threads();
     // Every warp adds up all warps' sums for itself, which spares a second barrier.
-    let sum = warps.load(lane as usize);
+    let sum = if lane < thread::block_dim_x() / WARP { warps.load(lane as usize) } else { 0 };
     let sums = warp_inclusive_scan_add(sum);
     let before = warp_shuffle_idx(FULL_MASK, sums.wrapping_sub(sum), warp, WARP_SIZE);
     let total = warp_shuffle_idx(FULL_MASK, sums, WARP_SIZE - 1, WARP_SIZE);

@@ -2,9 +2,9 @@ use cuda_std::prelude::*;
 use cuda_std::shared;
 use cuda_std::warp::{warp_max, warp_sum};
 
-use super::order::{Keys, Scratch, Walk, clear_bins, count_first_digit, descend, key_of, list, score_of};
-use crate::abi::score::{TILE, tiles};
-use crate::abi::select::{BLOCK, FORCED_KEY, KEYS_A_QUAD, MASKED_KEY, MERGE_MAX, MERGE_MEAN, WEIGHT_OF_ONE};
+use super::order::{Keys, Scratch, Span, Walk, clear_bins, descend, key_of, list, score_of};
+use crate::abi::score::tiles;
+use crate::abi::select::{FORCED_KEY, KEYS_A_QUAD, MASKED_KEY, MERGE_MAX, MERGE_MEAN, WEIGHT_OF_ONE};
 use crate::abi::{Entry, WARP};
 use crate::chain::chain;
 use crate::ragged::RowPartitions;
@@ -18,7 +18,7 @@ use crate::softmax::{exp, ln, shift_of};
 /// | `logits`, `statistics` | as `score` writes them; `logits` as words of 16 bytes | |
 /// | `kv_heads`, `group` | 1 to 16 query heads of a KV head | |
 /// | `stride` | a multiple of 4 | |
-/// | `softmax` | 0 or 1 | 1: each head's logits go through a softmax over the row's partitions first. 0: they are merged as they are, and `statistics` are not read |
+/// | `tile` | partitions of a tile of `statistics`, or 0 | each head's logits go through a softmax over the row's partitions first. 0: they are merged as they are, and `statistics` are not read |
 /// | `merge` | [`MERGE_MAX`], [`MERGE_SUM`](crate::abi::select::MERGE_SUM), [`MERGE_MEAN`] | how the heads' scores become one |
 /// | `least` | negative infinity for none | only partitions with at least this score are selected. With a softmax the greatest is taken of logarithms, and this is one too |
 /// | `top_p` | 1 for all | only the fewest partitions whose scores reach this part of the sum of the scores |
@@ -39,11 +39,11 @@ use crate::softmax::{exp, ln, shift_of};
 /// A block has a row. It reads the logits once and turns the merged scores into keys; the rest is as in [`top_k`](super::top_k()).
 ///
 /// # Launch
-/// `batch * kv_heads` blocks of [`BLOCK`] threads, with [`shared_bytes`](crate::abi::select::shared_bytes) of shared memory.
+/// `batch * kv_heads` blocks of [`block`](crate::abi::select::block) threads, with [`shared_bytes`](crate::abi::select::shared_bytes) of shared memory.
 ///
 /// # Safety
 /// The views have the shapes above, and with `top_p` below 1 the positive scores of a row add up to at most 32.
-#[kernel(collectives(barrier = 19, shuffle = 94))]
+#[kernel(collectives(barrier = 18, reduce = 6, shuffle = 94))]
 pub unsafe fn select(
     entries: Global<U32x4>,
     logits: Global<U32x4>,
@@ -51,7 +51,7 @@ pub unsafe fn select(
     kv_heads: u32,
     group: u32,
     stride: u32,
-    softmax: u32,
+    tile: u32,
     merge: u32,
     least: f32,
     top_p: f32,
@@ -72,7 +72,6 @@ pub unsafe fn select(
     estimated_ids: GlobalMut<u32>,
     estimated: GlobalMut<u32>,
 ) {
-    chain();
     let row = thread::block_idx_x();
     let entry = Entry::load(entries, row / kv_heads);
     let partitions =
@@ -86,16 +85,24 @@ pub unsafe fn select(
         quads,
     };
     // Scores are logarithms where only their order matters: small ones stay apart.
-    let logarithmic = softmax != 0 && merge == MERGE_MAX;
+    let softmax = tile != 0;
+    let logarithmic = softmax && merge == MERGE_MAX;
     let by_weight = top_p < 1.0;
     let by_score = least != f32::NEG_INFINITY;
 
+    let logits = logits.slice((row * group) as usize * row_quads, group as usize * row_quads);
+    let five = |quad: u32, head: u32| five_heads(logits, row_quads, quad, quads, group, head);
     clear_bins();
+    // The launch before writes logits and statistics.
+    chain();
+    // Asked for before what they are to be offset by is worked out.
+    let mut quad = thread::thread_idx_x();
+    let mut words = five(quad, 0);
     let head = thread::thread_idx_x() / WARP;
-    if softmax != 0 && head < group && partitions > 0 {
-        let tiles = tiles(stride) as usize;
+    if softmax && head < group && partitions > 0 {
+        let tiles = tiles(stride, tile) as usize;
         let of_head = ((row * group + head) as usize * tiles) * 2;
-        let offset = -log_sum(statistics.slice(of_head, 2 * tiles), partitions.div_ceil(TILE));
+        let offset = -log_sum(statistics.slice(of_head, 2 * tiles), partitions.div_ceil(tile));
         if warp::lane_id() == 0 {
             Scratch::offsets().store(head as usize, offset);
         }
@@ -103,10 +110,9 @@ pub unsafe fn select(
     thread::sync_threads();
 
     let marked_row = entry.first_marks + first_row + row % kv_heads;
-    let logits = logits.slice((row * group) as usize * row_quads, group as usize * row_quads);
-    let mut quad = thread::thread_idx_x();
+    let mut span = Span::NONE;
     while quad < quads {
-        let mut four = merged(logits, row_quads, quad, group, softmax != 0, merge);
+        let mut four = merged(words, |head| five(quad, head), group, softmax, merge);
         if merge == MERGE_MEAN {
             let share = 1.0 / group as f32;
             four = four.map(|score| score * share);
@@ -125,20 +131,17 @@ pub unsafe fn select(
             if never >> at & 1 != 0 || first + at >= partitions {
                 key = MASKED_KEY;
             }
-            if !by_weight {
-                count_first_digit(key);
-            }
+            span = span.with(key);
             of_quad[at as usize] = key;
             at += 1;
         }
         keys.store(quad, of_quad);
-        quad += BLOCK;
+        quad += thread::block_dim_x();
+        words = five(quad, 0);
     }
 
+    let span = span.of_block();
     let mut target = entry.limit.min(capacity);
-    if by_score || by_weight {
-        thread::sync_threads();
-    }
     if by_score {
         let least = key_of(least);
         target = target.min(keys.sum(|key| u32::from(key >= least)));
@@ -148,23 +151,23 @@ pub unsafe fn select(
         let total = keys.sum(weight);
         if total > 0 {
             let part = ((total as f32 * top_p) as u32).clamp(1, total);
-            let reached = descend::<false>(&keys, part, false, weight);
+            let reached = descend::<false>(&keys, span, part, weight);
             target = target.min(keys.sum(|key| u32::from(key > reached.key)) + reached.ties);
         }
     }
 
     let lists = if estimates > 0 { 2 } else { 1 };
-    let (mut of_list, mut counted, mut but) = (0, !by_weight, Walk::NONE);
+    let (mut of_list, mut but) = (0, Walk::NONE);
     let (mut ids, mut places, mut count) = (ids, capacity, selected);
     while of_list < lists {
-        let threshold = descend::<true>(&keys, target, counted, |_| 1);
+        let threshold = descend::<true>(&keys, span, target, |_| 1);
         let ids_of_row = ids.rows(places as usize).row(row as usize);
         let (listed, walk) = list(&keys, threshold, but, entry.first_partition, ids_of_row);
         if thread::thread_idx_x() == 0 {
             count.store(row as usize, listed);
         }
         let more = estimates.min((partitions as f32 * share) as u32);
-        (target, counted, but) = (listed.saturating_add(more), false, walk);
+        (target, but) = (listed.saturating_add(more), walk);
         (ids, places, count) = (estimated_ids, estimates, estimated);
         of_list += 1;
         // The next descent's scan writes what this list's scan reads.
@@ -179,22 +182,19 @@ const NAN: f32 = f32::from_bits(0x7fff_ffff);
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 #[inline(always)]
 unsafe fn log_sum(statistics: Global<f32>, tiles: u32) -> f32 {
-    let mut greatest = f32::NEG_INFINITY;
+    let (mut own, mut sum) = (f32::NEG_INFINITY, 0.0);
     let mut tile = warp::lane_id();
     while tile < tiles {
-        greatest = cuda_std::math::max(greatest, statistics.load(2 * tile as usize));
+        let at = 2 * tile as usize;
+        let (of_tile, sum_of_tile) = (statistics.load(at), statistics.load(at + 1));
+        let greatest = cuda_std::math::max(own, of_tile);
+        let shift = shift_of(greatest);
+        sum = sum * exp(own - shift) + sum_of_tile * exp(of_tile - shift);
+        own = greatest;
         tile += WARP;
     }
-    let greatest = warp_max(greatest);
-    let shift = shift_of(greatest);
-    let mut sum = 0.0;
-    let mut tile = warp::lane_id();
-    while tile < tiles {
-        let of_tile = statistics.load(2 * tile as usize);
-        sum += statistics.load(2 * tile as usize + 1) * exp(of_tile - shift);
-        tile += WARP;
-    }
-    greatest + ln(warp_sum(sum))
+    let greatest = warp_max(own);
+    greatest + ln(warp_sum(sum * exp(own - shift_of(greatest))))
 }
 
 /// The bits of a row's marks from that of partition `at` on, as far as its word goes; none of marks without words.
@@ -204,25 +204,42 @@ unsafe fn marks_at(marks: Global<u32>, words: u32, row: u32, at: u32) -> u32 {
     if words == 0 { 0 } else { marks.load((row * words + at / 32) as usize) >> (at % 32) }
 }
 
-/// Four partitions' scores, the heads' sum or maximum.
+/// Heads whose words are in flight at a time: more would take more registers than 1,024 threads have.
+const HEADS: usize = 5;
+
+/// The logits of a quad, of five heads from `head` on; zeroes for quads and heads that are none. Spelled out, since LLVM would not unroll a loop of
+/// this size and keep the words in local memory.
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 #[inline(always)]
-unsafe fn merged(
+unsafe fn five_heads(
     logits: Global<U32x4>,
     row_quads: usize,
     quad: u32,
+    quads: u32,
     group: u32,
-    softmax: bool,
-    merge: u32,
-) -> [f32; KEYS_A_QUAD as usize] {
+    head: u32,
+) -> [U32x4; HEADS] {
     let load = |head: u32| {
-        if head < group {
-            let of_head = head as usize * row_quads + quad as usize;
-            logits.load(of_head) // Not read-only: the launch before may still be writing them.
+        if quad < quads && head < group {
+            // Not read-only: the launch before may still be writing them.
+            logits.load(head as usize * row_quads + quad as usize)
         } else {
             U32x4::default()
         }
     };
+    [load(head), load(head + 1), load(head + 2), load(head + 3), load(head + 4)]
+}
+
+/// Four partitions' scores, the heads' sum or maximum, by the words of the first five heads and of those from a head on.
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+#[inline(always)]
+unsafe fn merged(
+    first: [U32x4; HEADS],
+    five: impl Fn(u32) -> [U32x4; HEADS],
+    group: u32,
+    softmax: bool,
+    merge: u32,
+) -> [f32; KEYS_A_QUAD as usize] {
     let merge = |before: [f32; KEYS_A_QUAD as usize], head: u32, word: U32x4| {
         if head >= group {
             return before;
@@ -245,20 +262,20 @@ unsafe fn merged(
         }
         after
     };
-    let mut merged = [0.0; KEYS_A_QUAD as usize];
+    let (mut merged, mut words) = ([0.0; KEYS_A_QUAD as usize], first);
     let mut head = 0;
-    while head < group {
-        // The words of five heads are in flight: more would take more registers than 1,024 threads have. Spelled out, since LLVM would
-        // not unroll a loop of this size and keep the words in local memory.
-        let words = [load(head), load(head + 1), load(head + 2), load(head + 3), load(head + 4)];
+    loop {
         merged = merge(merged, head, words[0]);
         merged = merge(merged, head + 1, words[1]);
         merged = merge(merged, head + 2, words[2]);
         merged = merge(merged, head + 3, words[3]);
         merged = merge(merged, head + 4, words[4]);
-        head += 5;
+        head += HEADS as u32;
+        if head >= group {
+            return merged;
+        }
+        words = five(head);
     }
-    merged
 }
 
 /// What a key weighs for top-p. A score that is no positive number weighs nothing, nor does what is forced or masked.

@@ -5,7 +5,7 @@ use cuda_std::prelude::*;
 use cuda_std::warp::{FULL_MASK, WARP_SIZE, warp_shuffle_idx, warp_shuffle_xor};
 use cuda_std::{Rows, shared, shared_layout};
 
-use crate::abi::score::{BLOCK, CHUNK_WORDS, MAX_GROUP, SCRATCH_BYTES, STAGES, TILE, tiles};
+use crate::abi::score::{BLOCK, CHUNK_WORDS, MAX_GROUP, SCRATCH_BYTES, STAGES, tiles};
 use crate::abi::{Entry, WARP};
 use crate::chain::chain;
 use crate::ragged::RowPartitions;
@@ -52,6 +52,7 @@ const _: () = assert!(Scratch::BYTES == SCRATCH_BYTES as usize, "as the host has
 /// | `layer` | | whose summaries |
 /// | `scale` | | factor of the logits: 1 / sqrt(head dim) |
 /// | `stride` | a multiple of 4 | room for a row's logits |
+/// | `tile` | a multiple of [`LEAST_TILE`](crate::abi::score::LEAST_TILE), at most [`MAX_TILE`](crate::abi::score::MAX_TILE) | partitions of a tile |
 /// | `row_pages`, `counted` | `[rows of all requests, 2]`, at [`first_marks`](Entry::first_marks); 0 or 1 | 1: rows have partitions of their own number: as many as pages, before their last run in the layers below [`new_partitions`](Entry::new_partitions), else after it. 0: not read |
 /// | `always`, `mark_words` | `[rows of all requests, mark_words]`, as `forced` of [`select`](super::select()); 0 words if there are none, which are not read then | partitions that are read in any case: they have logits, but no part in the statistics |
 /// | `logits` | `[batch * kv_heads, group, stride]` | of partition `first_partition + i` at `i` |
@@ -81,7 +82,7 @@ const _: () = assert!(Scratch::BYTES == SCRATCH_BYTES as usize, "as the host has
 /// # Safety
 /// The views have the shapes above, `summary_words` is at most [`MAX_SUMMARY_WORDS`](crate::abi::score::MAX_SUMMARY_WORDS), and the
 /// directories name segments that exist.
-#[kernel(collectives(barrier = 3, mma = 16, shuffle = 36))]
+#[kernel(collectives(barrier = 3, mma = 24, shuffle = 37))]
 pub unsafe fn score(
     entries: Global<U32x4>,
     directories: Global<u32>,
@@ -96,6 +97,7 @@ pub unsafe fn score(
     layer: u32,
     scale: f32,
     stride: u32,
+    tile: u32,
     row_pages: Global<u32>,
     counted: u32,
     always: Global<u32>,
@@ -103,17 +105,17 @@ pub unsafe fn score(
     logits: GlobalMut<f32>,
     statistics: GlobalMut<f32>,
 ) {
-    chain();
-    let tiles = tiles(stride);
-    let (row, tile) = (thread::block_idx_x() / tiles, thread::block_idx_x() % tiles);
+    let tiles = tiles(stride, tile);
+    let (row, of_row) = (thread::block_idx_x() / tiles, thread::block_idx_x() % tiles);
     let entry = Entry::load(entries, row / kv_heads);
-    let first = tile * TILE;
+    let first = of_row * tile;
     let partitions =
         RowPartitions { row_pages, counted }.of(&entry, layer, layer * kv_heads + row % kv_heads);
     if entry.tokens == 0 || first >= partitions {
+        chain();
         return;
     }
-    let end = (first + TILE).min(partitions);
+    let end = (first + tile).min(partitions);
     let summary_words = head_words << bounds;
     let head_row = (row * group) as usize;
     let (warp, lane) = (thread::thread_idx_x() / WARP, warp::lane_id());
@@ -121,25 +123,41 @@ pub unsafe fn score(
     let logits = logits.slice(head_row * stride as usize, (group * stride) as usize);
     let summaries = summaries.rows(summary_words as usize);
     let request_row = layer * kv_heads + row % kv_heads;
-    // Which of all summaries is that of the partition at `at`; beyond the tile, of its last, whose logits nobody then asks for.
-    let summary = |at: u32| {
-        let partition = entry.first_partition + at.min(end - 1);
-        let segment = directories.load((entry.directory + partition / segment_partitions) as usize);
-        (segment * request_rows + request_row) * segment_partitions + partition % segment_partitions
-    };
 
-    let marks = (entry.first_marks + request_row) as usize * mark_words as usize;
-    let is_marked = |at: u32| at < end && always.load(marks + at as usize / 32) >> (at % 32) & 1 != 0;
+    // Lane `l` has the marks of the tile's partitions from `32 l` on.
+    let mut marks = 0;
+    if mark_words != 0 && first + 32 * lane < end {
+        let of_row = (entry.first_marks + request_row) as usize * mark_words as usize;
+        marks = always.load(of_row + (first / 32 + lane) as usize);
+    }
+
+    // Which of all summaries is that of the partition that this lane asks for, the `lane % 16`-th of 16: followed from one to the next, since a division is as
+    // long as the rest of a copy. Beyond the tile it stays where it was, and nobody asks for what comes of it.
+    let lane_first = (first + warp * ROWS + lane % ROWS).min(end - 1) + entry.first_partition;
+    let (mut segment, mut within) = (lane_first / segment_partitions, lane_first % segment_partitions);
+    let segment_start = |segment: u32| {
+        let segment = directories.load((entry.directory + segment) as usize);
+        (segment * request_rows + request_row) * segment_partitions
+    };
+    let mut start = segment_start(segment);
 
     // A warp's summaries pass through its ring in chunks of 16 rows and 16 words, which are asked for long before they are multiplied,
     // the first of them before the queries.
     let chunks = summary_words.div_ceil(CHUNK);
     let after = |(at, chunk)| if chunk + 1 == chunks { (at + WARPS * ROWS, 0) } else { (at, chunk + 1) };
-    let ask = |(at, chunk), stage| {
+    let mut ask = |(at, chunk), stage| {
         if at < end {
-            copy_chunk(stage_at(stage), summaries, summary(at + lane % ROWS), chunk, summary_words);
+            copy_chunk(stage_at(stage), summaries, start + within, chunk, summary_words);
         }
         commit_group();
+        if chunk + 1 == chunks && at + WARPS * ROWS + lane % ROWS < end {
+            within += WARPS * ROWS;
+            if within >= segment_partitions {
+                segment += within / segment_partitions;
+                within %= segment_partitions;
+                start = segment_start(segment);
+            }
+        }
     };
     let (mut at, mut chunk) = (first + warp * ROWS, 0);
     let (mut asked, mut stage) = ((at, chunk), 0);
@@ -148,6 +166,8 @@ pub unsafe fn score(
         asked = after(asked);
         stage += 1;
     }
+    // The launch before may have made the queries, but no summary, list or mark.
+    chain();
     let queries = queries.slice(head_row * head_words as usize, (group * head_words) as usize);
     let staged = stage_queries(queries, group, head_words, summary_words);
     thread::sync_threads();
@@ -166,11 +186,18 @@ pub unsafe fn score(
         asked = after(asked);
         stage = if stage + 1 == STAGES { 0 } else { stage + 1 };
         let first_query = place_of_query(chunk * CHUNK + lane_word, lane_row);
-        products = multiplied(products, stage_at(stage), staged, first_query, group);
+        // The same for all lanes, and not to be found out at each product.
+        products = if group <= HEADS {
+            multiplied::<1>(products, stage_at(stage), staged, first_query)
+        } else {
+            multiplied::<2>(products, stage_at(stage), staged, first_query)
+        };
         // Of this lane's two partitions.
         let mut left_out = [false; 2];
         if last && mark_words != 0 {
-            left_out = [is_marked(at + lane_row), is_marked(at + lane_row + 8)];
+            let marks =
+                warp_shuffle_idx(FULL_MASK, marks, (at - first) / 32, WARP_SIZE) >> (at % 32 + lane_row);
+            left_out = [marks & 1 != 0, marks >> 8 & 1 != 0];
         }
         let mut column = 0;
         while last && column < 4 {
@@ -213,7 +240,7 @@ pub unsafe fn score(
     let head = thread::thread_idx_x();
     if head < group {
         let (greatest, sum) = over_warps(head);
-        let place = ((row * group + head) as usize * tiles as usize + tile as usize) * 2;
+        let place = ((row * group + head) as usize * tiles as usize + of_row as usize) * 2;
         statistics.store(place, greatest);
         statistics.store(place + 1, sum);
     }
@@ -315,12 +342,11 @@ unsafe fn copy_chunk(
 /// of the first eight heads, as [`mma_m16n8k16_bf16`] gives them, the other four of the second eight.
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 #[inline(always)]
-unsafe fn multiplied(
+unsafe fn multiplied<const EIGHTS: u32>(
     products: [f32; 8],
     stage: Shared<U32x4>,
     queries: Shared<U32x4>,
     first_query: u32,
-    group: u32,
 ) -> [f32; 8] {
     let [a, b, c, d, e, f, g, h] = products;
     let mut sums = [[a, b, c, d], [e, f, g, h]];
@@ -331,14 +357,11 @@ unsafe fn multiplied(
         let high = stage.load(place_in_stage(lane_row + 8, lane_word + 4 * step));
         let first_query = first_query + 4 * step * MAX_GROUP;
         let mut eight = 0;
-        while eight < 2 {
-            // The same for all lanes.
-            if eight * HEADS < group {
-                let query = queries.load((first_query + eight * HEADS) as usize);
-                let sums = &mut sums[eight as usize];
-                *sums = mma_m16n8k16_bf16([low.x, high.x, low.y, high.y], [query.x, query.y], *sums);
-                *sums = mma_m16n8k16_bf16([low.z, high.z, low.w, high.w], [query.z, query.w], *sums);
-            }
+        while eight < EIGHTS {
+            let query = queries.load((first_query + eight * HEADS) as usize);
+            let sums = &mut sums[eight as usize];
+            *sums = mma_m16n8k16_bf16([low.x, high.x, low.y, high.y], [query.x, query.y], *sums);
+            *sums = mma_m16n8k16_bf16([low.z, high.z, low.w, high.w], [query.z, query.w], *sums);
             eight += 1;
         }
         step += 1;

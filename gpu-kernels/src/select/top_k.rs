@@ -1,8 +1,8 @@
 use cuda_std::prelude::*;
 use cuda_std::shared;
 
-use super::order::{Keys, Scratch, Walk, clear_bins, count_first_digit, descend, key_of, list};
-use crate::abi::select::{BLOCK, KEYS_A_QUAD, MASKED_KEY};
+use super::order::{Keys, Scratch, Span, Walk, clear_bins, descend, key_of, list};
+use crate::abi::select::{KEYS_A_QUAD, MASKED_KEY};
 
 /// The `k` greatest scores of each row, exactly: ids ascending, of equal scores the lower ids.
 ///
@@ -19,16 +19,16 @@ use crate::abi::select::{BLOCK, KEYS_A_QUAD, MASKED_KEY};
 /// | `selected` | `[rows]` | how many they are |
 ///
 /// # Mapping
-/// A block has a row. It reads the scores once, turns them into keys, counts the keys by their highest 11 bits, finds the bin in
-/// which the `k`-th lies, and goes on within that bin by the next 11 and the last 10 bits; then it lists what lies above the
+/// A block has a row. It reads the scores once, turns them into keys, counts the keys by the highest 11 bits of their distance from the least, finds the bin in
+/// which the `k`-th lies, and goes on within that bin by the bits that follow, 11 at a time, if it does not take all of it; then it lists what lies above the
 /// least key taken, and as many ties as are left.
 ///
 /// # Launch
-/// `rows` blocks of [`BLOCK`] threads, with [`shared_bytes`](crate::abi::select::shared_bytes) of shared memory.
+/// `rows` blocks of [`block`](crate::abi::select::block) threads, with [`shared_bytes`](crate::abi::select::shared_bytes) of shared memory.
 ///
 /// # Safety
 /// The views have the shapes above.
-#[kernel(collectives(barrier = 7, shuffle = 36))]
+#[kernel(collectives(barrier = 7, reduce = 6, shuffle = 36))]
 pub unsafe fn top_k(
     scores: Global<U32x4>,
     counts: Global<u32>,
@@ -53,12 +53,12 @@ pub unsafe fn top_k(
         quads,
     };
     clear_bins();
-    thread::sync_threads();
 
     let load = |quad: u32| {
         if quad < quads { scores.load_with(quad as usize, LoadCache::ReadOnlyOnce) } else { U32x4::default() }
     };
-    let take = |quad: u32, word: U32x4| {
+    let mut span = Span::NONE;
+    let mut take = |quad: u32, word: U32x4| {
         if quad < quads {
             let scores = word.to_array();
             let mut four = [MASKED_KEY; KEYS_A_QUAD as usize];
@@ -67,7 +67,7 @@ pub unsafe fn top_k(
                 if quad * KEYS_A_QUAD + (at as u32) < count {
                     four[at] = key_of(f32::from_bits(scores[at]));
                 }
-                count_first_digit(four[at]);
+                span = span.with(four[at]);
                 at += 1;
             }
             keys.store(quad, four);
@@ -75,17 +75,17 @@ pub unsafe fn top_k(
     };
     // Four words of a thread are in flight: a block alone on its processor lives by them. Spelled out, since LLVM would not
     // unroll a loop of this size and keep the words in local memory.
-    let mut quad = thread::thread_idx_x();
+    let (mut quad, block) = (thread::thread_idx_x(), thread::block_dim_x());
     while quad < quads {
-        let words = [load(quad), load(quad + BLOCK), load(quad + 2 * BLOCK), load(quad + 3 * BLOCK)];
+        let words = [load(quad), load(quad + block), load(quad + 2 * block), load(quad + 3 * block)];
         take(quad, words[0]);
-        take(quad + BLOCK, words[1]);
-        take(quad + 2 * BLOCK, words[2]);
-        take(quad + 3 * BLOCK, words[3]);
-        quad += 4 * BLOCK;
+        take(quad + block, words[1]);
+        take(quad + 2 * block, words[2]);
+        take(quad + 3 * block, words[3]);
+        quad += 4 * block;
     }
 
-    let threshold = descend::<true>(&keys, k, true, |_| 1);
+    let threshold = descend::<true>(&keys, span.of_block(), k, |_| 1);
     let ids = ids.rows(capacity as usize).row(row);
     let (listed, _) = list(&keys, threshold, Walk::NONE, 0, ids);
     if thread::thread_idx_x() == 0 {

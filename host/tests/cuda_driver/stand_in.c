@@ -140,7 +140,7 @@ int cuEventDestroy_v2(void *event) { return 0; }
 static const struct kernel { const char *name, *parameters; } kernels[] = {
     {"scale", "auf"}, {"fault", "auf"}, {"gather", "aauuaauuau"}, {"gather_bulk", "aauuaauuau"}, {"gather_coded", "aauuaauuauu"},
     {"resolve", "auuuaauuuaaaaaaaauuuauaaauaaa"},
-    {"score", "aaaauuuuuuufuauauaa"}, {"select", "aaauuuuuffaauuuauufuauaaaa"}, {"top_k", "aaauuauaa"},
+    {"score", "aaaauuuuuuufuuauauaa"}, {"select", "aaauuuuuffaauuuauufuauaaaa"}, {"top_k", "aaauuauaa"},
     {"attend_64", "auuuaauaauauafaauuaaaa"}, {"attend_128", "auuuaauaauauafaauuaaaa"},
     {"prefill_64", "aaaaaauuufaa"}, {"prefill_128", "aaaaaauuufaa"},
     {"prefill_wgmma_64", "aaaaaauuufaa"}, {"prefill_wgmma_128", "aaaaaauuufaa"},

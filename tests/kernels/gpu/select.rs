@@ -11,14 +11,18 @@ use super::{Machine, Outcome, Test, test};
 pub fn tests() -> Vec<Test> {
     vec![
         test("score::random_shapes", |machine| {
-            machine.on_seeds(|seed| score(machine, &ScoreCase::random(seed)))
+            machine.on_seeds(|seed| score(machine, &ScoreCase::random(seed).tiled_as_launched()))
         }),
-        test("score::long_contexts", |machine| score(machine, &ScoreCase::large(machine.seed))),
+        test("score::long_contexts", |machine| {
+            score(machine, &ScoreCase::large(machine.seed).tiled_as_launched())
+        }),
         test("select::random_shapes", |machine| {
-            machine.on_seeds(|seed| select(machine, &SelectCase::random(seed)))
+            machine.on_seeds(|seed| select(machine, &SelectCase::random(seed).tiled_as_launched()))
         }),
         test("select::long_contexts", |machine| {
-            (0..8).try_for_each(|round| select(machine, &SelectCase::large(machine.seed + round)))
+            (0..8).try_for_each(|round| {
+                select(machine, &SelectCase::large(machine.seed + round).tiled_as_launched())
+            })
         }),
         test("top_k::random_shapes", |machine| {
             machine.on_seeds(|seed| top_k(machine, &TopKCase::random(seed)))

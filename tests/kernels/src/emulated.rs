@@ -145,7 +145,7 @@ impl ScoreCase {
             [self.kv_heads, self.group, self.head_words, self.segment_partitions, self.layer, self.stride];
         let [kv_heads, group, head_words, segment_partitions, layer, stride] = sizes.map(|size| size as u32);
         let request_rows = self.layers as u32 * kv_heads;
-        let blocks = self.rows() as u32 * abi::score::tiles(stride);
+        let blocks = (self.rows() * self.tiles()) as u32;
         let shared = abi::score::shared_bytes(head_words << u32::from(self.bounds));
         let launch = Launch::new(blocks, abi::score::BLOCK).shared(shared as usize);
         launch.seed(schedule).run(|| {
@@ -165,6 +165,7 @@ impl ScoreCase {
                     layer,
                     self.scale,
                     stride,
+                    self.tile,
                     row_pages.view(),
                     u32::from(!self.row_pages.is_empty()),
                     always.view(),
@@ -328,6 +329,11 @@ impl PrefillCase {
     }
 }
 
+/// Threads of a block of `select` and `top_k`, whose results don't depend on them.
+fn select_block(schedule: u64) -> u32 {
+    if schedule.is_multiple_of(2) { abi::select::LEAST_BLOCK } else { abi::select::MAX_BLOCK }
+}
+
 impl SelectCase {
     /// The selection after the kernel ran in the order of `schedule`.
     ///
@@ -356,7 +362,7 @@ impl SelectCase {
         ];
         let [kv_heads, group, stride, forced_words, masked_words, first_row, estimates, resident, capacity] =
             sizes.map(|size| size as u32);
-        let launch = Launch::new(self.rows() as u32, abi::select::BLOCK)
+        let launch = Launch::new(self.rows() as u32, select_block(schedule))
             .shared(abi::select::shared_bytes(resident) as usize);
         launch.seed(schedule).run(|| {
             // SAFETY: the emulator checks every access.
@@ -368,7 +374,7 @@ impl SelectCase {
                     kv_heads,
                     group,
                     stride,
-                    self.softmax.into(),
+                    if self.softmax { self.tile } else { 0 },
                     self.merge_code(),
                     self.least,
                     self.top_p,
@@ -413,7 +419,7 @@ impl TopKCase {
             (Buffer::from_slice(&self.ids()), Buffer::from_slice(&vec![super::WILD; self.rows()]));
         let [stride, resident, capacity] =
             [self.stride, self.resident, self.capacity].map(|size| size as u32);
-        let launch = Launch::new(self.rows() as u32, abi::select::BLOCK)
+        let launch = Launch::new(self.rows() as u32, select_block(schedule))
             .shared(abi::select::shared_bytes(resident) as usize);
         launch.seed(schedule).run(|| {
             // SAFETY: the emulator checks every access.

@@ -46,6 +46,18 @@ cached! {
         store_streaming: Streaming = "st.global.cs.v4.u32";
     }
 
+    // It changes nothing: what is read behind it is what was there.
+    load_prefetched(
+        covers = ["view::Global::prefetch"], expects = ["prefetch.global.L2"], in = [U32x4; 3], out = [U32x4; 3],
+    ) |io| {
+        let row = io.given();
+        row.prefetch(1);
+        io.put(row.load(1));
+        row.prefetch(2);
+        io.put(row.load(0));
+        io.put(row.load(2));
+    }
+
     // Each way to write, then each way to read what a neighbour has written.
     load_what_was_stored(
         covers = ["view::Global::load_with", "view::GlobalMut::store_with"],

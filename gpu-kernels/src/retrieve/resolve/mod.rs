@@ -93,12 +93,10 @@ pub unsafe fn resolve(
     arrived: GlobalMut<u32>,
     faults: GlobalMut<u32>,
 ) {
-    chain();
     let (block, thread) = (thread::block_idx_x(), thread::thread_idx_x());
-    // Asked for beside the entry, not after it: a chain of loads is what the kernel's time is made of.
-    let id_count = id_counts.load(block as usize);
     let entry = Entry::load(entries, block / kv_heads);
     if entry.tokens == 0 {
+        chain();
         if thread == 0 {
             page_counts.store(block as usize, 0);
             copy_counts.store(block as usize, 0);
@@ -125,6 +123,9 @@ pub unsafe fn resolve(
     let copies = copies.slice((block * list_capacity) as usize, list_capacity as usize);
     let scratch = Scratch::carve(slot_capacity, segment_capacity, list_capacity);
     slots::read(&row, &scratch);
+    // The launch before writes the ids, and nothing of what was read so far.
+    chain();
+    let id_count = id_counts.load(block as usize);
     thread::sync_threads();
     let mut kept = true;
     if entry.leaving > 0 {

@@ -3,6 +3,9 @@ use cuda_std::{Global, GlobalMut};
 use super::slots::Scratch;
 use crate::abi::{ABSENT_SLOT, Entry, NO_KEY, SEGMENT_KEYS, SLAB_PAGES};
 
+/// Keys whose slots are in a line of 128 bytes.
+const LINE_KEYS: usize = 64;
+
 /// The tables of the block's row.
 pub(super) struct Row {
     pub entry: Entry,
@@ -90,13 +93,30 @@ impl Row {
         page
     }
 
+    /// Asks for the row's part of a segment, which is read behind the ids.
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    #[inline(always)]
+    pub unsafe fn prefetch_segment(&self, segment: u32) {
+        let first = self.first_key(segment);
+        let mut key = 0;
+        while key < SEGMENT_KEYS as usize {
+            self.segments.as_global().prefetch(first + key);
+            key += LINE_KEYS;
+        }
+    }
+
+    /// The first entry of the row in a segment.
+    #[inline(always)]
+    fn first_key(&self, segment: u32) -> usize {
+        (segment as usize * self.request_rows as usize + self.row as usize) * SEGMENT_KEYS as usize
+    }
+
     /// The entry of page `key` in the segments.
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     #[inline(always)]
     unsafe fn place(&self, scratch: &Scratch, key: u32) -> usize {
         let segment = scratch.directory.load((key / SEGMENT_KEYS) as usize);
-        (segment as usize * self.request_rows as usize + self.row as usize) * SEGMENT_KEYS as usize
-            + (key % SEGMENT_KEYS) as usize
+        self.first_key(segment) + (key % SEGMENT_KEYS) as usize
     }
 }
 

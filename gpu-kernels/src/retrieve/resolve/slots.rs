@@ -9,6 +9,9 @@ use crate::block::Exchange;
 /// Warps of a block.
 const WARPS: u32 = BLOCK / WARP;
 
+/// Slots whose pages are in a line of 128 bytes.
+const LINE_SLOTS: u32 = 32;
+
 /// Ages of a slot.
 pub(super) const AGES: u32 = SLOT_STAMP as u32 + 1;
 
@@ -165,15 +168,21 @@ pub(super) unsafe fn read(row: &Row, scratch: &Scratch) {
     }
     let mut segment = thread;
     while segment < row.segments() {
-        scratch
-            .directory
-            .store(segment as usize, row.directories.load((row.entry.directory + segment) as usize));
+        let at = row.directories.load((row.entry.directory + segment) as usize);
+        scratch.directory.store(segment as usize, at);
+        row.prefetch_segment(at);
         segment += BLOCK;
     }
     let mut bits = thread;
     while bits < row.entry.slots.div_ceil(32) {
         scratch.touched.store(bits as usize, 0);
         bits += BLOCK;
+    }
+    // Where a page is found to be is read behind the ids, and each of these then behind the other.
+    let mut line = thread * LINE_SLOTS;
+    while line < row.entry.slots {
+        row.physical.as_global().prefetch(line as usize);
+        line += BLOCK * LINE_SLOTS;
     }
     if thread < AGES {
         scratch.histogram.store(thread as usize, 0);

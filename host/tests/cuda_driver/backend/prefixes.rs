@@ -45,9 +45,8 @@ fn keys_and_values_of_a_prefix_come_from_its_pages_and_its_slabs_are_counted() {
     let prompt = tokens(150, 1);
     let [first, second, third] = [(); 3].map(|()| run.pipeline.admit(180).unwrap());
     assert_eq!(run.prompt(first, &prompt), 0);
-    let gathers = |log: Vec<String>| {
-        log.into_iter().filter(|line| line.starts_with("launch gather ")).collect::<Vec<_>>()
-    };
+    let gathers =
+        |log: Vec<String>| log.into_iter().filter(|line| line.contains("launch gather ")).collect::<Vec<_>>();
     let without = gathers(driver.log()).len();
     assert_eq!(run.pipeline.prefixes().unwrap().blocks, 1);
 
@@ -90,7 +89,7 @@ fn complete_pages_of_a_request_without_a_cache_come_back_at_once() {
     driver.log();
     run.pipeline.resume(second).unwrap();
     let log = driver.log();
-    let gathers: Vec<_> = log.iter().filter(|line| line.starts_with("launch gather")).collect();
+    let gathers: Vec<_> = log.iter().filter(|line| line.contains("launch gather")).collect();
     // 16 pages of each row, which are those of the block that it shares.
     let [gather] = gathers[..] else { panic!("{gathers:?}") };
     let numbers: Vec<_> = gather.split_once(": ").unwrap().1.split(' ').collect();

@@ -77,11 +77,14 @@ fn a_gather_is_checked_and_launched() {
             [list.address(), count.address(), host_pages.device_address(), device_pages.address()];
         let (capacity, shared) = (list.len(), gather::shared_bytes(1));
         let Gather { blocks, page_words, device_words, .. } = gather;
+        // Beside its one list's block each has one of 132 multiprocessors.
+        let overlaps = if blocks < 132 { "overlapping " } else { "" };
         format!(
-            "launch gather {blocks} 1 1, 512 1 1, {shared}: {copies:#x} {count:#x} 1 {capacity} {host:#x} {pool:#x} {page_words} {device_words} {count:#x} 0"
+            "{overlaps}launch gather {blocks} 1 1, 512 1 1, {shared}: {copies:#x} {count:#x} 1 {capacity} {host:#x} {pool:#x} {page_words} {device_words} {count:#x} 0"
         )
     };
-    for accepted in [right, Gather { blocks: MAX_BLOCKS, page_words: 64, device_words: 64, ..right }] {
+    let many = Gather { blocks: MAX_BLOCKS, page_words: 64, device_words: 64, ..right };
+    for accepted in [right, many, Gather { blocks: 131, ..right }, Gather { blocks: 132, ..right }] {
         launch(accepted).unwrap();
         assert_eq!(driver.log(), [line(accepted)]);
     }
@@ -106,7 +109,10 @@ fn a_gather_is_checked_and_launched() {
         16 * 4096 + 16 * 8 + 16 * 4 + 4 * (4 + 2),
         "stages, barriers, targets, sums and starts"
     );
-    assert_eq!(driver.log(), [format!("launch gather_bulk 1 1 1, 64 1 1, {shared}: {parameters}")]);
+    assert_eq!(
+        driver.log(),
+        [format!("overlapping launch gather_bulk 1 1 1, 64 1 1, {shared}: {parameters}")]
+    );
     assert_eq!(Gather { blocks: 2, ..large }.variant(&kernels), GatherVariant::ZeroCopy);
     assert_eq!(right.variant(&kernels), GatherVariant::ZeroCopy);
     // SAFETY: the stand-in's kernels touch nothing.

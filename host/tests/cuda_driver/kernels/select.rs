@@ -16,10 +16,10 @@ fn a_score_is_checked_and_launched() {
     let floats = |len| DeviceBuffer::<f32>::zeroed(&stream, len).unwrap();
     let (entries, no_entries, summaries) = (entries(2), entries(0), words(1));
     let directories = DeviceBuffer::zeroed(&stream, 3).unwrap();
-    // Of 6 rows 4 heads: 8 words a query, 516 logits in 2 tiles.
-    let (queries, logits, statistics) = (words(24 * 8), floats(24 * 516), floats(24 * 4));
+    // Of 6 rows 4 heads: 8 words a query, 516 logits in 9 tiles of 64.
+    let (queries, logits, statistics) = (words(24 * 8), floats(24 * 516), floats(24 * 18));
     let [queries_of_bounds, few_queries] = [24 * 16, 24 * 8 - 1].map(words);
-    let [few_logits, few_statistics] = [24 * 516 - 1, 24 * 4 - 1].map(floats);
+    let [few_logits, few_statistics] = [24 * 516 - 1, 24 * 18 - 1].map(floats);
     let right = Score {
         entries: &entries,
         directories: &directories,
@@ -66,7 +66,7 @@ fn a_score_is_checked_and_launched() {
     for (what, len, wrong) in [
         ("score queries", 24 * 8, Score { queries: &few_queries, ..right }),
         ("score logits", 24 * 516, Score { logits: &few_logits, ..right }),
-        ("score statistics", 24 * 4, Score { statistics: &few_statistics, ..right }),
+        ("score statistics", 24 * 18, Score { statistics: &few_statistics, ..right }),
     ] {
         assert_eq!(launch(wrong), Err(short(what, len, len - 1)));
     }
@@ -95,10 +95,10 @@ fn a_score_is_checked_and_launched() {
         let always = right.always.map_or(directories.address(), |(marks, _)| marks.address());
         let words = right.always.map_or(0, |(_, words)| words);
         let numbers = format!(
-            "3 4 {head_words} {bounds} 512 6 1 0.25 516 {row_pages:#x} {counted} {always:#x} {words}"
+            "3 4 {head_words} {bounds} 512 6 1 0.25 516 64 {row_pages:#x} {counted} {always:#x} {words}"
         );
         let line = format!(
-            "overlapping launch score 12 1 1, 128 1 1, {shared}: {tables} {read} {numbers} {written}"
+            "overlapping launch score 54 1 1, 128 1 1, {shared}: {tables} {read} {numbers} {written}"
         );
         assert_eq!(driver.log(), [line]);
     }
@@ -114,14 +114,14 @@ fn a_selection_is_checked_and_launched() {
     let floats = |len| DeviceBuffer::<f32>::zeroed(&stream, len).unwrap();
     let words = |len| DeviceBuffer::zeroed(&stream, len).unwrap();
     let (entries, no_entries, none) = (entries(2), entries(0), table(0));
-    // Of 6 rows 4 heads: 516 logits in 2 tiles, marks in 17 words, of layer 1 of a request, 7 ids, 5 estimates.
-    let (logits, statistics, keys) = (floats(24 * 516), floats(24 * 4), words(6 * 129));
+    // Of 6 rows 4 heads: 516 logits in 9 tiles of 64, marks in 17 words, of layer 1 of a request, 7 ids, 5 estimates.
+    let (logits, statistics, keys) = (floats(24 * 516), floats(24 * 18), words(6 * 129));
     let (forced, masked, few_marks) = (table(6 * 17), table(6 * 17), table(6 * 17 - 1));
     let (ids, selected, estimated_ids, estimated) = (table(6 * 7), table(6), table(6 * 5), table(6));
     let (row_pages, few_rows) = (table(12), table(11));
     let (few_ids, few_estimates, other) = (table(6 * 7 - 1), table(6 * 5 - 1), table(5));
     let (few_logits, few_statistics, few_keys) =
-        (floats(24 * 516 - 1), floats(24 * 4 - 1), words(6 * 129 - 1));
+        (floats(24 * 516 - 1), floats(24 * 18 - 1), words(6 * 129 - 1));
     let marks = Marks { forced: Some(&forced), masked: Some(&masked), words: 17 };
     let estimates = Estimates { count: 5, share: 0.5, ids: &estimated_ids, estimated: &estimated };
     let right = SelectPartitions {
@@ -191,7 +191,7 @@ fn a_selection_is_checked_and_launched() {
     }
     for (what, len, wrong) in [
         ("select logits", 24 * 516, SelectPartitions { logits: &few_logits, ..right }),
-        ("select statistics", 24 * 4, SelectPartitions { statistics: Some(&few_statistics), ..right }),
+        ("select statistics", 24 * 18, SelectPartitions { statistics: Some(&few_statistics), ..right }),
         ("select forced", 6 * 17, with_marks(Marks { forced: Some(&few_marks), ..marks })),
         ("select masked", 6 * 17, with_marks(Marks { masked: Some(&few_marks), ..marks })),
         ("select estimated ids", 30, with_estimates(Estimates { ids: &few_estimates, ..estimates })),
@@ -211,19 +211,19 @@ fn a_selection_is_checked_and_launched() {
     let line = |statistics: u64, scores: &str, marks: &str, resident: u32, keys: u64, estimates: &str| {
         let shared = select::shared_bytes(resident);
         format!(
-            "overlapping launch select 6 1 1, 1024 1 1, {shared}: {entries:#x} {logits:#x} {statistics:#x} 3 4 516 {scores} {marks} {resident} {keys:#x} 7 {ids:#x} {selected:#x} {estimates}"
+            "overlapping launch select 6 1 1, 512 1 1, {shared}: {entries:#x} {logits:#x} {statistics:#x} 3 4 516 {scores} {marks} {resident} {keys:#x} 7 {ids:#x} {selected:#x} {estimates}"
         )
     };
     let row_pages = row_pages.address();
     let marked = format!("{forced:#x} {masked:#x} 17 17 3 {row_pages:#x} 1 5 0.50");
     let estimates = format!("{estimated_ids:#x} {estimated:#x}");
-    // Softmax, merge, least, top-p: of logarithms the least is one too.
+    // Tile of the softmax, merge, least, top-p: of logarithms the least is one too.
     for (merge, least, scores) in [
-        (GroupMerge::Max, Some(0.5), "1 0 -0.69 0.75"),
-        (GroupMerge::Max, Some(-3.0), "1 0 -inf 0.75"),
-        (GroupMerge::Max, None, "1 0 -inf 0.75"),
-        (GroupMerge::Sum, Some(0.5), "1 1 0.50 0.75"),
-        (GroupMerge::Mean, Some(0.5), "1 2 0.50 0.75"),
+        (GroupMerge::Max, Some(0.5), "64 0 -0.69 0.75"),
+        (GroupMerge::Max, Some(-3.0), "64 0 -inf 0.75"),
+        (GroupMerge::Max, None, "64 0 -inf 0.75"),
+        (GroupMerge::Sum, Some(0.5), "64 1 0.50 0.75"),
+        (GroupMerge::Mean, Some(0.5), "64 2 0.50 0.75"),
     ] {
         launch(SelectPartitions { merge, least, ..right }).unwrap();
         let expected = line(statistics, scores, &marked, 512, keys.address(), &estimates);
@@ -235,7 +235,7 @@ fn a_selection_is_checked_and_launched() {
         (Marks { forced: None, ..marks }, format!("{ids:#x} {masked:#x} 0 17 3 {row_pages:#x} 1 5 0.50")),
     ] {
         launch(with_marks(alone)).unwrap();
-        let expected = line(statistics, "1 0 -0.69 0.75", &expected, 512, keys.address(), &estimates);
+        let expected = line(statistics, "64 0 -0.69 0.75", &expected, 512, keys.address(), &estimates);
         assert_eq!(driver.log(), [expected]);
     }
     // Without what may be left out: what stands in for it is neither read nor written.
@@ -305,6 +305,6 @@ fn a_top_k_is_checked_and_launched() {
         let (scores, keys, shared) = (scores.address(), keys.address(), select::shared_bytes(resident));
         let parameters =
             format!("{scores:#x} {counts:#x} {k:#x} 516 {resident} {keys:#x} 7 {ids:#x} {selected:#x}");
-        assert_eq!(driver.log(), [format!("launch top_k 3 1 1, 1024 1 1, {shared}: {parameters}")]);
+        assert_eq!(driver.log(), [format!("launch top_k 3 1 1, 512 1 1, {shared}: {parameters}")]);
     }
 }

@@ -58,7 +58,7 @@ const BUCKETS: [usize; 2] = [3, 8];
 const BATCH: usize = BUCKETS[BUCKETS.len() - 1];
 const BATCH_ROWS: usize = BATCH * KV_HEADS;
 /// Numbers that `score` hands to `select` beside a row's logits.
-const STATISTICS: usize = GROUP * score::tiles(KEYS as u32) as usize * 2;
+const STATISTICS: usize = GROUP * score::max_tiles(KEYS as u32) as usize * 2;
 /// Words of a row's shares of attention.
 const PARTIALS: usize = SPLITS * partial_words(HEAD_WORDS as u32) as usize;
 /// Replays between looks at all tables and pages.

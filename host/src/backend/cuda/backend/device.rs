@@ -160,7 +160,7 @@ impl Lists {
                 &vec![Entry::default(); if sizes.everything { requests } else { 0 }],
             )?,
             logits: DeviceBuffer::zeroed(stream, scored * stride)?,
-            statistics: DeviceBuffer::zeroed(stream, scored * score::tiles(stride as u32) as usize * 2)?,
+            statistics: DeviceBuffer::zeroed(stream, scored * score::max_tiles(stride as u32) as usize * 2)?,
             keys: DeviceBuffer::zeroed(stream, keys)?,
             scratch: DeviceBuffer::zeroed(stream, rows * sizes.scratch_words)?,
             ids: DeviceBuffer::zeroed(stream, rows * id_stride)?,
@@ -197,7 +197,7 @@ impl Lists {
             let [pages, copies, faults] = [pages, copies, faults].map(|buffer| buffer.part(rows.clone()));
             Ok(Counts { pages: pages?, copies: copies?, faults: faults? })
         });
-        let tiles = score::tiles(stride as u32) as usize;
+        let tiles = score::max_tiles(stride as u32) as usize;
         // Splits share these out among the rows of a launch, so that their length says nothing; the second half has its own.
         let scratch = |buffer: &DeviceBuffer<Word>| {
             let half = buffer.len() / 2;

@@ -90,11 +90,13 @@ impl Gather<'_> {
     /// within the pool; no pool page is named twice; and until it has run nothing writes those arena pages and nothing uses those
     /// pool pages.
     pub unsafe fn launch(&self, kernels: &Kernels, stream: &Stream) -> Result<()> {
+        // Where the launch before it, a block a list, leaves these few a multiprocessor each. Beside more they would come two to one, and lose a quarter of the bus.
+        let overlaps = self.counts.len() + self.blocks as usize <= kernels.multiprocessors as usize;
         // SAFETY: the caller's part.
-        unsafe { self.launch_as(self.variant(kernels), kernels, stream) }
+        unsafe { self.launch_variant(self.variant(kernels), overlaps, kernels, stream) }
     }
 
-    /// The same with a variant of the caller's choice, for benches and tests.
+    /// The same with a variant of the caller's choice, behind all launches before it: for copies of several streams, benches and tests.
     ///
     /// # Errors
     /// Those of [`launch`](Self::launch), and [`UnknownFunction`](DriverError::UnknownFunction) for a variant that the device does
@@ -103,6 +105,17 @@ impl Gather<'_> {
     /// # Safety
     /// As for [`launch`](Self::launch).
     pub unsafe fn launch_as(&self, variant: GatherVariant, kernels: &Kernels, stream: &Stream) -> Result<()> {
+        // SAFETY: the caller's part.
+        unsafe { self.launch_variant(variant, false, kernels, stream) }
+    }
+
+    unsafe fn launch_variant(
+        &self,
+        variant: GatherVariant,
+        overlaps: bool,
+        kernels: &Kernels,
+        stream: &Stream,
+    ) -> Result<()> {
         let lists = self.counts.len();
         check_operand("gather lists", lists as u64, 1..=gather::MAX_LISTS.into())?;
         let capacity = self.copies.len() / lists;
@@ -154,8 +167,8 @@ impl Gather<'_> {
                 (function, (gather_bulk::BLOCK, gather_bulk::shared_bytes(lists)))
             }
         };
-        // Behind the launch before it, not overlapping: beside that one's blocks these few come two to a multiprocessor.
         let shape = LaunchShape::linear(self.blocks, block).with_shared_bytes(shared_bytes);
+        let shape = if overlaps { shape.overlapping() } else { shape };
         // SAFETY: order and types are those of the kernels, of which one has a parameter more; the caller answers for what the lists name.
         unsafe {
             match self.code {

@@ -42,7 +42,8 @@ pub struct Score<'a> {
     pub always: Option<(&'a DeviceBuffer<u32>, u32)>,
     /// `[batch * kv_heads, group, stride]`.
     pub logits: &'a DeviceBuffer<f32>,
-    /// `[batch * kv_heads, group, tiles, 2]`: of each tile the greatest logit, and the sum of e^(logit - greatest).
+    /// `[batch * kv_heads, group, tiles, 2]`: of each tile the greatest logit, and the sum of e^(logit - greatest), for as many tiles as
+    /// [`tile`](score::tile) says.
     pub statistics: &'a DeviceBuffer<f32>,
 }
 
@@ -72,7 +73,8 @@ impl Score<'_> {
         check_multiple("score stride", stride.into(), 4)?;
         let summary_words = head_words << u32::from(self.bounds);
         let rows = self.entries.len() as u64 * u64::from(kv_heads);
-        let tiles = u64::from(score::tiles(stride));
+        let tile = score::tile(rows, stride);
+        let tiles = u64::from(score::tiles(stride, tile));
         check_operand("score batch * kv_heads * tiles", rows * tiles, 0..=i32::MAX as u64)?;
         let heads = rows * u64::from(group);
         check_operand("score batch * kv_heads * group", heads, 0..=most)?;
@@ -94,7 +96,7 @@ impl Score<'_> {
             return Ok(());
         }
         const { assert!(ENTRY_WORDS * size_of::<Word>() == size_of::<Entry>(), "entries are read as words") };
-        let arguments: [Argument; 19] = [
+        let arguments: [Argument; 20] = [
             self.entries.into(),
             self.directories.into(),
             self.summaries.into(),
@@ -108,6 +110,7 @@ impl Score<'_> {
             layer.into(),
             self.scale.into(),
             stride.into(),
+            tile.into(),
             self.row_pages.unwrap_or(self.directories).into(),
             u32::from(self.row_pages.is_some()).into(),
             self.always.map_or(self.directories, |(marks, _)| marks).into(),
