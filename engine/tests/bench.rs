@@ -308,6 +308,18 @@ mod serve {
         ] {
             assert!(drawn.contains(part), "{part:?} is missing in the plot");
         }
+
+        // The same from files alone; what has one name is one.
+        let later = dir.path().join("later.json");
+        let mut report = report;
+        report["points"].as_array_mut().unwrap().remove(0);
+        report["points"][0]["rate"] = 2.0.into();
+        std::fs::write(&later, report.to_string()).unwrap();
+        let later = later.to_str().unwrap();
+        bench(&["serve", "--plot", plot, "--from", earlier, "--from", later]).assert().success().stdout("");
+        let drawn = std::fs::read_to_string(plot).unwrap();
+        assert_eq!(drawn.matches("first, p99").count(), 2, "one line of TTFT, one of TPOT");
+        assert!(drawn.contains("all at once") && !drawn.contains("second, p50"), "{drawn}");
     }
 
     #[test]
@@ -325,6 +337,8 @@ mod serve {
         refused(&["serve", "--", "--max-batch", "0"], &["max-batch", "at least 1"]);
         refused(&["serve", "--", "--no-such-flag"], &["--no-such-flag"]);
         refused(&["serve", "--plot", "x.svg", "--beside", "no/such.json"], &["no/such.json"]);
+        refused(&["serve", "--plot", "x.svg", "--from", "no/such.json"], &["no/such.json"]);
+        refused(&["serve", "--from", "some.json"], &["--plot"]);
         refused(&["serve", "--requests", "1", "--plot", "/no/such/x.svg"], &["/no/such/x.svg"]);
     }
 }

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use plotters::coord::Shift;
+use plotters::element::DashedPathElement;
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 use spinkv::memory::HostFormat;
 
 #[cfg(feature = "serve")]
@@ -24,8 +26,28 @@ struct Panel {
     up: &'static str,
     /// The greatest that `up` can be, where it has a limit.
     most: Option<f64>,
-    lines: Vec<(String, Vec<(f64, f64)>)>,
+    lines: Vec<Line>,
 }
+
+/// A line of a panel.
+struct Line {
+    name: String,
+    /// Lines of one have one colour.
+    subject: usize,
+    /// Of what is worse than the others of its subject.
+    dashed: bool,
+    points: Vec<(f64, f64)>,
+}
+
+/// Lines each of which is a subject of its own.
+fn lines(named: impl Iterator<Item = (String, Vec<(f64, f64)>)>) -> Vec<Line> {
+    let line = |(subject, (name, points))| Line { name, subject, dashed: false, points };
+    named.enumerate().map(line).collect()
+}
+
+/// Beyond all numbers of an axis: what has no rate, since all came at once.
+#[cfg(feature = "serve")]
+const AT_ONCE: f64 = f64::MAX;
 
 /// Draws tokens a second over the batch to `path`: a panel for each context, a line for each method, budget and cache.
 ///
@@ -37,8 +59,8 @@ pub fn throughput(path: &Path, report: &DecodeReport) -> Result<(), String> {
     let contexts = distinct(report.points.iter().map(|point| point.context));
     let panels = contexts.into_iter().map(|context| {
         let of_context = || report.points.iter().filter(|point| point.context == context);
-        let lines = distinct(of_context().map(line)).into_iter().map(|name| {
-            let of_line = of_context().filter(|point| line(point) == name);
+        let named = distinct(of_context().map(subject)).into_iter().map(|name| {
+            let of_line = of_context().filter(|point| subject(point) == name);
             let points = of_line.filter_map(|point| Some((point.batch as f64, speed(point)?))).collect();
             (name, points)
         });
@@ -47,7 +69,7 @@ pub fn throughput(path: &Path, report: &DecodeReport) -> Result<(), String> {
             across: "requests of a step",
             up: if of_all { "tokens/s, worked out for all layers" } else { "tokens/s" },
             most: None,
-            lines: lines.collect(),
+            lines: lines(named),
         }
     });
     draw(path, &panels.collect::<Vec<_>>())
@@ -83,18 +105,18 @@ pub fn ablation(path: &Path, report: &AblationReport) -> Result<(), String> {
         let times = of_cache.filter_map(|point| Some((1.0 + point.buffering, point.step_ms?)));
         (cache_label(cache, host_kv), times.collect())
     });
-    let panel = |up, most, lines: Vec<_>| Panel {
+    let panel = |up, most, lines| Panel {
         title: report.facts.model.clone(),
         across: "slots, in what one step selects",
         up,
         most,
         lines,
     };
-    draw(path, &[panel("hit ratio", Some(1.0), curve.collect()), panel("ms a step", None, steps.collect())])
+    draw(path, &[panel("hit ratio", Some(1.0), lines(curve)), panel("ms a step", None, lines(steps))])
 }
 
-/// Draws throughput, TTFT, TPOT and batch over the rate at which requests arrive to `path`: a line for each report, for times one more, of the slowest
-/// hundredth. What arrived all at once stands at the right edge.
+/// Draws throughput, TTFT, TPOT and batch over the rate at which requests arrive to `path`: a line for each report, for times a dashed one more, of the
+/// slowest hundredth. What arrived all at once stands at the right edge.
 ///
 /// # Errors
 /// What writing the file says, as text.
@@ -104,11 +126,12 @@ pub fn load(path: &Path, reports: &[LoadReport]) -> Result<(), String> {
     let first = reports.first();
     let title = first.map(|report| format!("{}, {} x {}", report.model, report.lengths, report.scale));
     let panel = |up, values: &[(&str, Value)]| {
-        let lines = reports.iter().flat_map(|report| {
-            values.iter().map(move |(of, value)| {
-                let x = |point: &LoadPoint| point.rate.unwrap_or(f64::MAX);
+        let lines = reports.iter().enumerate().flat_map(|(subject, report)| {
+            values.iter().enumerate().map(move |(number, (of, value))| {
+                let x = |point: &LoadPoint| point.rate.unwrap_or(AT_ONCE);
                 let points = report.points.iter().filter_map(|point| Some((x(point), value(point)?)));
-                (format!("{}{of}", report.name), points.collect())
+                let name = format!("{}{of}", report.name);
+                Line { name, subject, dashed: number > 0, points: points.collect() }
             })
         });
         Panel {
@@ -135,7 +158,7 @@ pub fn load(path: &Path, reports: &[LoadReport]) -> Result<(), String> {
 }
 
 /// What a line is of.
-fn line(point: &Point) -> String {
+fn subject(point: &Point) -> String {
     match (&point.budget, point.cache.is_dense()) {
         (_, true) => point.cache.to_string(),
         (budget, _) => {
@@ -164,11 +187,12 @@ fn draw(path: &Path, panels: &[Panel]) -> Result<(), String> {
 
 fn draw_panel(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel) -> Result<(), Failure> {
     let (above, below) = area.split_vertically(PANEL.1);
-    let all = || panel.lines.iter().flat_map(|(_, points)| points);
+    let all = || panel.lines.iter().flat_map(|line| &line.points);
     let widest = all().map(|(x, _)| *x).filter(|x| *x < 1e6).fold(0.0, f64::max);
     let widest = if widest > 0.0 { widest } else { 1.0 };
     // What is beyond all numbers stands apart, at the right edge.
-    let edge = if all().any(|(x, _)| *x >= 1e6) { 1.25 * widest } else { widest };
+    let apart = all().any(|(x, _)| *x >= 1e6);
+    let edge = if apart { 1.25 * widest } else { widest };
     let highest = panel.most.unwrap_or_else(|| all().map(|(_, y)| *y).fold(1e-6, f64::max));
     let body = (FONT, 12).into_font().color(&RGBColor(60, 60, 60));
     let mut chart = ChartBuilder::on(&above)
@@ -183,24 +207,46 @@ fn draw_panel(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel) -> Resul
         .x_desc(panel.across)
         .y_desc(panel.up)
         .axis_desc_style(body.clone())
-        .label_style(body)
+        .label_style(body.clone())
+        .x_label_formatter(&|x| if apart && *x > 1.1 * widest { String::new() } else { short(*x) })
+        .y_label_formatter(&|y| short(*y))
         .x_labels(8)
         .y_labels(6)
         .bold_line_style(RGBColor(225, 225, 225))
         .light_line_style(TRANSPARENT)
         .axis_style(RGBColor(120, 120, 120))
         .draw()?;
-    for (index, (name, points)) in panel.lines.iter().enumerate() {
-        let colour = colour(index);
+    if apart {
+        let grey = RGBColor(225, 225, 225);
+        chart.draw_series([PathElement::new([(edge, 0.0), (edge, 1.05 * highest)], grey)])?;
+        let (x, y) = chart.backend_coord(&(edge, 0.0));
+        let (left, top) = (above.get_pixel_range().0.start, above.get_pixel_range().1.start);
+        let style = body.pos(Pos::new(HPos::Center, VPos::Top));
+        above.draw(&Text::new("all at once", (x - left, y - top + 9), style))?;
+    }
+    for (index, Line { name, subject, dashed, points }) in panel.lines.iter().enumerate() {
+        let colour = colour(*subject);
         let mut points: Vec<_> = points.iter().map(|(x, y)| (x.min(edge), *y)).collect();
         points.sort_by(|a, b| a.0.total_cmp(&b.0));
-        chart.draw_series(LineSeries::new(points.clone(), colour.stroke_width(2)))?;
-        chart.draw_series(points.into_iter().map(|point| Circle::new(point, 3, colour.filled())))?;
-        let y = (LEGEND * index as u32) as i32;
-        below.draw(&PathElement::new([(64, y + 8), (84, y + 8)], colour.stroke_width(2)))?;
+        let (y, style) = ((LEGEND * index as u32) as i32, colour.stroke_width(2));
+        let key = [(64, y + 8), (84, y + 8)];
+        if *dashed {
+            chart.draw_series(DashedLineSeries::new(points.clone(), 5, 4, style))?;
+            chart.draw_series(points.into_iter().map(|point| Circle::new(point, 3, colour)))?;
+            below.draw(&DashedPathElement::new(key, 5, 4, style))?;
+        } else {
+            chart.draw_series(LineSeries::new(points.clone(), style))?;
+            chart.draw_series(points.into_iter().map(|point| Circle::new(point, 3, colour.filled())))?;
+            below.draw(&PathElement::new(key, style))?;
+        }
         below.draw(&Text::new(name.clone(), (90, y), (FONT, 12).into_font().color(&colour)))?;
     }
     Ok(())
+}
+
+/// A number without the digits that an axis' steps have from adding up.
+fn short(number: f64) -> String {
+    ((number * 1e6).round() / 1e6).to_string()
 }
 
 /// Values, each once, in order.

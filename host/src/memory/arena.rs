@@ -28,7 +28,7 @@ pub struct HostPage {
 /// Host memory for the full KV of every request, in slabs of [`SLAB_PAGES`] pages.
 ///
 /// Layer-major: within each extension the slabs of one layer lie side by side, so that what a layer's step misses,
-/// over all requests, lies in a narrow range of addresses. Extensions double, so there are few. Slabs are counted
+/// over all requests, lies in a narrow range of addresses. Extensions double, up to a GiB ahead of need, so there are few. Slabs are counted
 /// by reference: the row that took one, any row that shares it, and every transfer that touches it; the last to
 /// let go frees it.
 #[derive(Debug)]
@@ -41,6 +41,9 @@ pub struct HostArena<M = PlainMemory> {
     vacant: Vec<Vec<SlabId>>,
     used: usize,
 }
+
+/// Bytes that are made ready ahead of need, at most: everybody waits while memory is pinned, some 0.14 s a GiB.
+const MOST_AHEAD_BYTES: u64 = 1 << 30;
 
 #[derive(Clone, Copy, Debug)]
 struct Slab {
@@ -92,9 +95,10 @@ impl<M: HostMemory> HostArena<M> {
                     (format!("{count} KV slabs of one layer"), self.limit_bytes.unwrap_or(u64::MAX));
                 return Err(Error::OutOfHostMemory { what, needed, free, limit });
             }
-            let doubled = missing.max(ready).min(limit / layers - ready);
+            let ahead = ready.min((MOST_AHEAD_BYTES / self.slab_bytes()) as usize / layers);
+            let more = missing.max(ahead).min(limit / layers - ready);
             let quiet = &mut |_| {};
-            self.extend(doubled, quiet).or_else(|_| self.extend(missing, quiet))?;
+            self.extend(more, quiet).or_else(|_| self.extend(missing, quiet))?;
         }
         let vacant = &mut self.vacant[layer];
         let mut taken = vacant.split_off(vacant.len() - count);
@@ -250,4 +254,43 @@ fn check_limit(layout: &HostLayout, count: usize, used: usize, limit: Option<u64
         return Err(Error::OutOfHostMemory { what: format!("{count} KV slabs"), needed, free, limit });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{KvDtype, PageLayout};
+
+    /// Remembers by how many words it grew, and has none.
+    #[derive(Debug, Default)]
+    struct Growth(Vec<usize>);
+
+    impl HostMemory for Growth {
+        fn extend(&mut self, words: usize, _: &mut dyn FnMut(HostProgress)) -> Result<()> {
+            self.0.push(words);
+            Ok(())
+        }
+
+        fn read(&self, _: usize, _: &mut [Word]) {
+            unreachable!("nobody reads");
+        }
+
+        fn write(&mut self, _: usize, _: &[Word]) {
+            unreachable!("nobody writes");
+        }
+    }
+
+    #[test]
+    fn extensions_double_up_to_a_gibibyte_ahead() {
+        // Slabs of 32 KiB: 16,384 of each layer are a GiB.
+        let layout = PageLayout::new(8, 64, KvDtype::Bf16).unwrap();
+        let mut arena = HostArena::new(layout, 2, None, Growth::default());
+        assert_eq!(arena.slab_bytes(), 32 << 10);
+        for count in [1, 2, 1, 16_000, 16_000, 1_000, 50_000] {
+            arena.take(0, count).unwrap();
+        }
+        let words = arena.slab_bytes() as usize / size_of::<Word>();
+        let grown: Vec<_> = arena.memory().0.iter().map(|of| of / words / 2).collect();
+        assert_eq!(grown, [1, 2, 3, 15_998, 16_004, 16_384, 34_612]);
+    }
 }

@@ -31,6 +31,22 @@ pub struct LoadReport {
     pub points: Vec<LoadPoint>,
 }
 
+impl LoadReport {
+    /// One report of each name, in order, with the points of all of that name: of two of one rate, the later.
+    pub fn joined(reports: impl IntoIterator<Item = Self>) -> Vec<Self> {
+        let mut joined: Vec<Self> = Vec::new();
+        for report in reports {
+            let Some(same) = joined.iter_mut().find(|earlier| earlier.name == report.name) else {
+                joined.push(report);
+                continue;
+            };
+            same.points.retain(|point| report.points.iter().all(|later| later.rate != point.rate));
+            same.points.extend(report.points);
+        }
+        joined
+    }
+}
+
 impl fmt::Display for LoadReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, url, model, lengths, scale, sessions, turns, seed, slo, .. } = self;

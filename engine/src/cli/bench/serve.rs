@@ -1,7 +1,7 @@
 use std::cell::RefCell;
 use std::ffi::OsString;
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,7 +35,8 @@ Examples:
   spinkv bench serve --lengths longbench-v2 --scale 0.25 --rates 0.5,1,2 -- --backend cuda --model DIR --max-batch 32
   spinkv bench serve --url http://127.0.0.1:8000 --tokenizer DIR --turns 4 --question 200 --lengths 8k:256 --rates 0.2
   spinkv bench serve --url http://other:8000 --tokenizer DIR --name other --rates 1,2 --json > other.json
-  spinkv bench serve --rates 1,2 --beside other.json --plot both.svg -- --model DIR")]
+  spinkv bench serve --rates 1,2 --beside other.json --plot both.svg -- --model DIR
+  spinkv bench serve --from one.json --from other.json --plot both.svg")]
 pub(super) struct LoadArguments {
     /// An endpoint of OpenAI's API, such as http://127.0.0.1:8000; no TLS [default: a server of its own]
     #[arg(long, value_name = "URL", help_heading = "Server")]
@@ -143,6 +144,10 @@ pub(super) struct LoadArguments {
     /// An earlier --json to draw beside it; may be given more than once
     #[arg(long, value_name = "FILE", requires = "plot", help_heading = "Report")]
     beside: Vec<PathBuf>,
+
+    /// Measure nothing: draw what earlier runs printed with --json, those of one --name as one; may be given more than once
+    #[arg(long, value_name = "FILE", requires = "plot", conflicts_with_all = ["url", "server", "beside", "json"], help_heading = "Report")]
+    from: Vec<PathBuf>,
 }
 
 /// Sessions a second; none: all at once.
@@ -175,6 +180,10 @@ fn milliseconds(text: &str) -> std::result::Result<f64, String> {
 
 /// Runs `spinkv bench serve`.
 pub(super) fn run(arguments: &LoadArguments) -> Result<()> {
+    if let (false, Some(path)) = (arguments.from.is_empty(), &arguments.plot) {
+        let reports = arguments.from.iter().map(earlier).collect::<Result<Vec<_>>>()?;
+        return drawn(path, &LoadReport::joined(reports));
+    }
     let plans = arguments.plans()?;
     let beside = arguments.beside.iter().map(earlier).collect::<Result<Vec<_>>>()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -186,12 +195,16 @@ pub(super) fn run(arguments: &LoadArguments) -> Result<()> {
     if let Some(path) = &arguments.plot {
         let mut reports = vec![report.clone()];
         reports.extend(beside);
-        plot::load(path, &reports).map_err(|reason| Error::Plot { path: path.clone(), reason })?;
+        drawn(path, &reports)?;
     }
     let mut output = Output::default();
     let json = || serde_json::to_string_pretty(&report).expect("a report is plain data") + "\n";
     let _ = output.write(&if arguments.json { json() } else { report.to_string() });
     output.finish()
+}
+
+fn drawn(path: &Path, reports: &[LoadReport]) -> Result<()> {
+    plot::load(path, reports).map_err(|reason| Error::Plot { path: path.to_owned(), reason })
 }
 
 /// An earlier report.
