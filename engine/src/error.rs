@@ -145,6 +145,19 @@ pub enum Error {
         expected: usize,
     },
 
+    /// GPUs that keep the same prompts found different parts of one, as after memory that one of them alone was refused. All have forgotten theirs.
+    #[error(
+        "GPU {rank} has {found} tokens of the prompt, GPU 0 has {expected}; kept prompts are forgotten, the next try computes all of it"
+    )]
+    UnequalPrefixes {
+        /// The GPU's rank.
+        rank: usize,
+        /// Tokens whose pages it has.
+        found: usize,
+        /// Those of rank 0.
+        expected: usize,
+    },
+
     /// A rank did not go on with a step, since another one did not.
     #[error("another GPU of the group did not go on")]
     OtherRank,

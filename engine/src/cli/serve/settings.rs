@@ -150,7 +150,7 @@ impl ServeArguments {
             preempt: self.preempt.unwrap_or(usual.preempt),
             turn: self.turn.map(|turn| at_least("turn", turn, 1)).transpose()?,
         };
-        let prefixes = self.prefixes(backend, gpus, &kv, &limits)?;
+        let prefixes = self.prefixes(backend, &kv, &limits)?;
         let cpu = backend == BackendKind::Cpu;
         if cpu && scheduling.max_batch > STREAMED_TOKENS {
             return Err(Error::InvalidSetting {
@@ -211,18 +211,12 @@ impl ServeArguments {
     fn prefixes(
         &self,
         backend: BackendKind,
-        gpus: usize,
         kv: &KvConfig,
         limits: &MemoryLimits,
     ) -> Result<Option<PrefixLimit>> {
         let limit = match self.prefix_mib {
             Some(0) => return Ok(None),
-            Some(_) if gpus > 1 => {
-                let what = "share prompts' pages over several GPUs";
-                return Err(Error::UnsupportedByBackend { backend: "cuda", what });
-            }
             Some(mib) => Some(mib.saturating_mul(1 << 20)),
-            None if gpus > 1 => return Ok(None),
             // A GPU's host memory has a limit of its own.
             None if limits.host_bytes.is_some() || backend != BackendKind::Cpu => None,
             None => Some(PREFIX_BYTES),

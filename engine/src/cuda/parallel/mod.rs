@@ -119,17 +119,17 @@ impl TensorParallel {
         })
     }
 
-    /// Keeps the pages of prompts for others that begin alike, as [`CudaBackend::share_prefixes`].
+    /// Keeps the pages of prompts for others that begin alike, as [`CudaBackend::share_prefixes`]: `limit` bytes of them over all GPUs. Each has its heads' part of the
+    /// same prompts, since all are asked the same, in the same order.
     ///
     /// # Errors
-    /// As there; [`Error::UnsupportedByBackend`] over several GPUs, each of which would share by itself.
+    /// As there.
     pub fn share_prefixes(&mut self, limit: Option<u64>) -> Result<()> {
-        let [model] = &mut *self.models else {
-            let what = "share prompts' pages over several GPUs";
-            return Err(Error::UnsupportedByBackend { backend: "cuda", what });
-        };
-        let model = model.get_mut().unwrap_or_else(PoisonError::into_inner);
-        Ok(model.pipeline_mut().backend_mut().share_prefixes(limit)?)
+        let each = limit.map(|limit| limit / self.models.len() as u64);
+        self.models.iter_mut().try_for_each(|model| {
+            let model = model.get_mut().unwrap_or_else(PoisonError::into_inner);
+            Ok(model.pipeline_mut().backend_mut().share_prefixes(each)?)
+        })
     }
 
     /// The whole model's dimensions.

@@ -102,6 +102,13 @@ impl Runner for TensorParallel {
 
     fn begin_prompt(&mut self, request: RequestId, tokens: &[u32]) -> Result<ParallelPrompt> {
         let prompts = self.on_ranks(|_, model| model.begin_prompt(request, tokens))?;
+        let expected = prompts[0].cached_tokens();
+        let other = prompts.iter().position(|prompt| prompt.cached_tokens() != expected);
+        if let Some(rank) = other {
+            // From here on they are alike again; the request cannot be, and is its caller's to release.
+            self.models.iter().for_each(|model| lock(model).pipeline_mut().backend_mut().clear_prefixes());
+            return Err(Error::UnequalPrefixes { rank, found: prompts[rank].cached_tokens(), expected });
+        }
         Ok(ParallelPrompt(prompts.into_iter().map(Mutex::new).collect()))
     }
 
@@ -157,12 +164,15 @@ impl Runner for TensorParallel {
     }
 
     fn cached_tokens(&self, prompt: &ParallelPrompt) -> usize {
-        // Of several GPUs none shares prompts.
+        // Of all ranks, or the prompt would not have begun.
         lock(&self.models[0]).cached_tokens(&lock(&prompt.0[0]))
     }
 
+    /// Blocks and tokens are those of rank 0, since all keep the same; bytes are all ranks'.
     fn prefixes(&self) -> Option<PrefixUsage> {
-        lock(&self.models[0]).prefixes()
+        let mut usages = self.models.iter().filter_map(|model| lock(model).prefixes());
+        let first = usages.next()?;
+        Some(PrefixUsage { bytes: first.bytes + usages.map(|usage| usage.bytes).sum::<u64>(), ..first })
     }
 
     fn counters(&mut self) -> Result<Counters> {

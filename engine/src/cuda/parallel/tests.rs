@@ -162,6 +162,65 @@ fn who_breaks_off_or_is_refused_leaves_all_ranks_alike() {
 }
 
 #[test]
+fn prompts_that_begin_alike_share_each_rank_s_pages() {
+    let driver = driver();
+    let nccl = driver.nccl();
+    let mut model = model(nccl);
+    model.share_prefixes(Some(1 << 20)).unwrap();
+    // Blocks of 16 pages of 8 tokens.
+    let (whole, rest) = (prompt(300), 300 - 256);
+    let cached = |model: &mut TensorParallel| -> Result<(RequestId, usize)> {
+        let request = model.admit(400)?;
+        let mut prompt = match model.begin_prompt(request, &whole) {
+            Ok(prompt) => prompt,
+            Err(error) => {
+                model.release(request);
+                return Err(error);
+            }
+        };
+        let cached = model.cached_tokens(&prompt);
+        while model.prompt_layer(&mut prompt, &mut go)?.is_none() {}
+        Ok((request, cached))
+    };
+    let (first, found) = cached(&mut model).unwrap();
+    assert_eq!(found, 0);
+    nccl.log();
+    let (second, found) = cached(&mut model).unwrap();
+    assert_eq!(found, 256);
+    assert_eq!(nccl.log(), vec![format!("sum {}", rest * HIDDEN); 2 * LAYERS], "the rest alone is computed");
+    let of_rank = |model: &TensorParallel, rank: usize| lock(&model.models[rank]).prefixes().unwrap();
+    let usage = Runner::prefixes(&model).unwrap();
+    assert_eq!((usage.blocks, usage.cached_tokens, usage.prompt_tokens), (2, 256, 600));
+    assert_eq!(usage.bytes, of_rank(&model, 0).bytes + of_rank(&model, 1).bytes);
+    assert_eq!(step(&mut model, &[first, second]).unwrap().len(), 2);
+    model.release(second);
+
+    // What one rank alone has forgotten: nobody goes on with it, and all are alike again.
+    lock(&model.models[1]).pipeline_mut().backend_mut().clear_prefixes();
+    let unequal = cached(&mut model).unwrap_err();
+    assert!(matches!(unequal, Error::UnequalPrefixes { rank: 1, found: 0, expected: 256 }), "{unequal}");
+    assert_eq!([0, 1].map(|rank| of_rank(&model, rank).blocks), [0, 0]);
+    let (third, found) = cached(&mut model).unwrap();
+    assert_eq!(found, 0);
+    model.release(third);
+    let (fourth, found) = cached(&mut model).unwrap();
+    assert_eq!(found, 256);
+    step(&mut model, &[first, fourth]).unwrap();
+    model.release(first);
+    model.release(fourth);
+    assert!(!is_empty(&model), "blocks are kept");
+    model.models.iter().for_each(|model| lock(model).pipeline_mut().backend_mut().clear_prefixes());
+    assert!(is_empty(&model));
+
+    // A limit is that of all together: half of it is too little for the second block.
+    let block = usage.bytes / 2 / usage.blocks as u64;
+    model.share_prefixes(Some(2 * 2 * block - 1)).unwrap();
+    let (request, _) = cached(&mut model).unwrap();
+    assert_eq!(Runner::prefixes(&model).unwrap().blocks, 1);
+    model.release(request);
+}
+
+#[test]
 fn a_rank_that_fails_in_the_middle_fails_the_model_and_nobody_waits() {
     let driver = driver();
     let nccl = driver.nccl();
