@@ -151,7 +151,7 @@ impl<T: Value> GlobalMut<T> {
 }
 
 impl<T: Value> Global<T> {
-    /// Asks for the line of element `index`, so that it is in the L2 when somebody reads it. PTX: `prefetch.global.L2`.
+    /// Asks for the line of element `index`, so that it is in the L2 when somebody reads it. Under the emulator a load whose value is dropped. PTX: `prefetch.global.L2`.
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     #[inline(always)]
     pub unsafe fn prefetch(self, index: usize) {

@@ -206,6 +206,8 @@ impl Layer {
             if let Some(index) = index {
                 index.launch(&self.kernels, &self.stream)?;
             }
+            // Select reads summaries before what is directly ahead of it has ended, which in a step is Offload.
+            self.stream.synchronize()?;
             if let Some(select) = select {
                 select.launch(&self.kernels, &self.stream, |_| Ok(()))?;
             }

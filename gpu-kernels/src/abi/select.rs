@@ -6,10 +6,10 @@ pub const LEAST_BLOCK: u32 = 512;
 /// The most threads of a block.
 pub const MAX_BLOCK: u32 = 1024;
 
-/// Threads of a block of a launch for `rows` rows of up to `stride` scores. A multiprocessor has registers for [`MAX_BLOCK`] threads: two rows of small blocks,
-/// which all rows have to be if there are more than multiprocessors; or one large one, which long rows go faster by.
-pub const fn block(rows: u64, stride: u32, multiprocessors: u32) -> u32 {
-    if rows > multiprocessors as u64 || stride <= 4 * LEAST_BLOCK { LEAST_BLOCK } else { MAX_BLOCK }
+/// Threads of a block for rows of up to `stride` scores. A multiprocessor has registers for [`MAX_BLOCK`] threads: two rows of small blocks, where `two_fit` by their
+/// shared memory and are wanted, since there are more rows than multiprocessors; or one large one, which long rows go faster by.
+pub const fn block(stride: u32, two_fit: bool) -> u32 {
+    if two_fit || stride <= 4 * LEAST_BLOCK { LEAST_BLOCK } else { MAX_BLOCK }
 }
 
 /// Scores or keys of a word.

@@ -22,7 +22,7 @@ use crate::chain::chain;
 /// | `device_words` | words of a GPU page, at least `page_words`: a host page is the end of it, and what is before that is not touched | |
 /// | `arrived` | `[lists]`, 0 before: words of each list's pages that are there. Counted if `counted` is 1, else not touched | device |
 ///
-/// A launch that was made to overlap begins once all blocks of this one run; by `arrived` it learns which rows are complete.
+/// A launch that was made to overlap begins once all blocks of this one run, behind the end of all before it; by `arrived` it learns which rows are complete.
 ///
 /// The lists should ascend in `host_page`: the result does not depend on it, but address translation towards the host does (random
 /// reads of small pages over more than a few hundred MiB at a time lose most of their bandwidth), and the kernel sweeps the lists

@@ -16,7 +16,7 @@ use super::block::exclusive_scan;
 use crate::abi::WARP;
 use crate::abi::select::{FORCED_KEY, KEYS_A_QUAD, LEAST_BLOCK, MASKED_KEY, MAX_BLOCK};
 
-/// Bins of a digit: 11 bits, of the last digit 10.
+/// Bins of a digit: 11 bits; the last has as many as are left.
 pub const BINS: u32 = 2048;
 
 /// Words of four bins, one of each of the first threads.

@@ -3,12 +3,16 @@ use cuda_std::shared;
 use cuda_std::warp::{warp_max, warp_sum};
 
 use super::order::{Keys, Scratch, Span, Walk, clear_bins, descend, key_of, list, score_of};
-use crate::abi::score::tiles;
-use crate::abi::select::{FORCED_KEY, KEYS_A_QUAD, MASKED_KEY, MERGE_MAX, MERGE_MEAN, WEIGHT_OF_ONE};
+use crate::abi::score::{MAX_GROUP, tile};
+use crate::abi::select::{
+    FORCED_KEY, KEYS_A_QUAD, LEAST_BLOCK, MASKED_KEY, MERGE_MAX, MERGE_MEAN, WEIGHT_OF_ONE,
+};
 use crate::abi::{Entry, WARP};
 use crate::chain::chain;
 use crate::ragged::RowPartitions;
 use crate::softmax::{exp, ln, shift_of};
+
+const _: () = assert!(MAX_GROUP * WARP <= LEAST_BLOCK, "each head has a warp");
 
 /// Selects partitions by their logits: the query heads of each KV head are merged, and the greatest scores win.
 ///
@@ -18,7 +22,7 @@ use crate::softmax::{exp, ln, shift_of};
 /// | `logits`, `statistics` | as `score` writes them; `logits` as words of 16 bytes | |
 /// | `kv_heads`, `group` | 1 to 16 query heads of a KV head | |
 /// | `stride` | a multiple of 4 | |
-/// | `tile` | partitions of a tile of `statistics`, or 0 | each head's logits go through a softmax over the row's partitions first. 0: they are merged as they are, and `statistics` are not read |
+/// | `tiles` | tiles of a row in `statistics`, as `score` was given them, or 0 | each head's logits go through a softmax over the row's partitions first. 0: they are merged as they are, and `statistics` are not read |
 /// | `merge` | [`MERGE_MAX`], [`MERGE_SUM`](crate::abi::select::MERGE_SUM), [`MERGE_MEAN`] | how the heads' scores become one |
 /// | `least` | negative infinity for none | only partitions with at least this score are selected. With a softmax the greatest is taken of logarithms, and this is one too |
 /// | `top_p` | 1 for all | only the fewest partitions whose scores reach this part of the sum of the scores |
@@ -51,7 +55,7 @@ pub unsafe fn select(
     kv_heads: u32,
     group: u32,
     stride: u32,
-    tile: u32,
+    tiles: u32,
     merge: u32,
     least: f32,
     top_p: f32,
@@ -85,7 +89,7 @@ pub unsafe fn select(
         quads,
     };
     // Scores are logarithms where only their order matters: small ones stay apart.
-    let softmax = tile != 0;
+    let softmax = tiles != 0;
     let logarithmic = softmax && merge == MERGE_MAX;
     let by_weight = top_p < 1.0;
     let by_score = least != f32::NEG_INFINITY;
@@ -100,9 +104,9 @@ pub unsafe fn select(
     let mut words = five(quad, 0);
     let head = thread::thread_idx_x() / WARP;
     if softmax && head < group && partitions > 0 {
-        let tiles = tiles(stride, tile) as usize;
-        let of_head = ((row * group + head) as usize * tiles) * 2;
-        let offset = -log_sum(statistics.slice(of_head, 2 * tiles), partitions.div_ceil(tile));
+        let of_head = (row * group + head) as usize * tiles as usize * 2;
+        let written = partitions.div_ceil(tile(partitions, tiles));
+        let offset = -log_sum(statistics.slice(of_head, 2 * tiles as usize), written);
         if warp::lane_id() == 0 {
             Scratch::offsets().store(head as usize, offset);
         }

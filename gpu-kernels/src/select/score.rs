@@ -5,7 +5,7 @@ use cuda_std::prelude::*;
 use cuda_std::warp::{FULL_MASK, WARP_SIZE, warp_shuffle_idx, warp_shuffle_xor};
 use cuda_std::{Rows, shared, shared_layout};
 
-use crate::abi::score::{BLOCK, CHUNK_WORDS, MAX_GROUP, SCRATCH_BYTES, STAGES, tiles};
+use crate::abi::score::{BLOCK, CHUNK_WORDS, MAX_GROUP, SCRATCH_BYTES, STAGES, TILE_UNIT, tile};
 use crate::abi::{Entry, WARP};
 use crate::chain::chain;
 use crate::ragged::RowPartitions;
@@ -18,6 +18,7 @@ const ROWS: u32 = 16;
 /// Words of a summary in a chunk: four a lane, of each of two rows.
 const CHUNK: u32 = CHUNK_WORDS;
 const WARPS: u32 = BLOCK / WARP;
+const _: () = assert!(TILE_UNIT == WARPS * ROWS && TILE_UNIT.is_multiple_of(32), "whole words of marks");
 
 shared_layout! {
     /// What the warps have in flight, and what they share. The queries follow it.
@@ -52,7 +53,7 @@ const _: () = assert!(Scratch::BYTES == SCRATCH_BYTES as usize, "as the host has
 /// | `layer` | | whose summaries |
 /// | `scale` | | factor of the logits: 1 / sqrt(head dim) |
 /// | `stride` | a multiple of 4 | room for a row's logits |
-/// | `tile` | a multiple of [`LEAST_TILE`](crate::abi::score::LEAST_TILE), at most [`MAX_TILE`](crate::abi::score::MAX_TILE) | partitions of a tile |
+/// | `tiles` | at least `stride / ` [`MAX_TILE`](crate::abi::score::MAX_TILE) | tiles of a row, of [`tile`] partitions each |
 /// | `row_pages`, `counted` | `[rows of all requests, 2]`, at [`first_marks`](Entry::first_marks); 0 or 1 | 1: rows have partitions of their own number: as many as pages, before their last run in the layers below [`new_partitions`](Entry::new_partitions), else after it. 0: not read |
 /// | `always`, `mark_words` | `[rows of all requests, mark_words]`, as `forced` of [`select`](super::select()); 0 words if there are none, which are not read then | partitions that are read in any case: they have logits, but no part in the statistics |
 /// | `logits` | `[batch * kv_heads, group, stride]` | of partition `first_partition + i` at `i` |
@@ -76,7 +77,7 @@ const _: () = assert!(Scratch::BYTES == SCRATCH_BYTES as usize, "as the host has
 /// For bounds, `max(q * least, q * greatest)` is `min(q, 0) * least + max(q, 0) * greatest`: a dot product of twice the length.
 ///
 /// # Launch
-/// `batch * kv_heads *` [`tiles`] blocks of [`BLOCK`] threads, with
+/// `batch * kv_heads * tiles` blocks of [`BLOCK`] threads, with
 /// [`shared_bytes`](crate::abi::score::shared_bytes) of shared memory.
 ///
 /// # Safety
@@ -97,7 +98,7 @@ pub unsafe fn score(
     layer: u32,
     scale: f32,
     stride: u32,
-    tile: u32,
+    tiles: u32,
     row_pages: Global<u32>,
     counted: u32,
     always: Global<u32>,
@@ -105,12 +106,12 @@ pub unsafe fn score(
     logits: GlobalMut<f32>,
     statistics: GlobalMut<f32>,
 ) {
-    let tiles = tiles(stride, tile);
     let (row, of_row) = (thread::block_idx_x() / tiles, thread::block_idx_x() % tiles);
     let entry = Entry::load(entries, row / kv_heads);
-    let first = of_row * tile;
     let partitions =
         RowPartitions { row_pages, counted }.of(&entry, layer, layer * kv_heads + row % kv_heads);
+    let tile = tile(partitions, tiles);
+    let first = of_row * tile;
     if entry.tokens == 0 || first >= partitions {
         chain();
         return;

@@ -708,13 +708,13 @@ fn parameters(log: &[String], kernel: &str) -> Vec<String> {
 #[test]
 fn kernels_are_told_how_partitions_and_pages_relate_and_how_they_are_scored() {
     let driver = driver();
-    // Partitions of a page and pages of a partition, bounds, factor, softmax.
+    // Partitions of a page and pages of a partition, bounds, factor, tiles of the softmax.
     for (method, page_tokens, sharing, scores) in [
-        (shadowkv(), 8, ["1", "1"], ["0", "0.12", "64"]),
+        (shadowkv(), 8, ["1", "1"], ["0", "0.12", "1"]),
         (quest(), 8, ["1", "2"], ["1", "1.00", "0"]),
         (quest(), 16, ["1", "1"], ["1", "1.00", "0"]),
-        (token_topk(), 8, ["8", "1"], ["0", "0.12", "64"]),
-        (token_topk(), 16, ["16", "1"], ["0", "0.12", "64"]),
+        (token_topk(), 8, ["8", "1"], ["0", "0.12", "3"]),
+        (token_topk(), 16, ["16", "1"], ["0", "0.12", "3"]),
     ] {
         let mut run = Run::with_pages(&driver, page_tokens, method, &limits(1));
         let request = run.pipeline.admit(200).unwrap();

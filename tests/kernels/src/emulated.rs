@@ -145,7 +145,7 @@ impl ScoreCase {
             [self.kv_heads, self.group, self.head_words, self.segment_partitions, self.layer, self.stride];
         let [kv_heads, group, head_words, segment_partitions, layer, stride] = sizes.map(|size| size as u32);
         let request_rows = self.layers as u32 * kv_heads;
-        let blocks = (self.rows() * self.tiles()) as u32;
+        let blocks = self.rows() as u32 * self.tiles;
         let shared = abi::score::shared_bytes(head_words << u32::from(self.bounds));
         let launch = Launch::new(blocks, abi::score::BLOCK).shared(shared as usize);
         launch.seed(schedule).run(|| {
@@ -165,7 +165,7 @@ impl ScoreCase {
                     layer,
                     self.scale,
                     stride,
-                    self.tile,
+                    self.tiles,
                     row_pages.view(),
                     u32::from(!self.row_pages.is_empty()),
                     always.view(),
@@ -374,7 +374,7 @@ impl SelectCase {
                     kv_heads,
                     group,
                     stride,
-                    if self.softmax { self.tile } else { 0 },
+                    if self.softmax { self.tiles } else { 0 },
                     self.merge_code(),
                     self.least,
                     self.top_p,

@@ -6,7 +6,7 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use spinkv::backend::cpu::bound;
-use spinkv_kernels::abi::score::{LEAST_TILE, MAX_GROUP, tile, tiles};
+use spinkv_kernels::abi::score::{MAX_GROUP, TILE_UNIT, tile, tiles};
 use spinkv_kernels::abi::{Entry, WORD_ELEMENTS};
 
 use super::{WILD, pick};
@@ -43,8 +43,8 @@ pub struct ScoreCase {
     pub scale: f32,
     /// Room for a row's logits.
     pub stride: usize,
-    /// Partitions of a tile.
-    pub tile: u32,
+    /// Tiles of a row.
+    pub tiles: u32,
     /// `[rows of all requests, 2]`: how many partitions rows have, before and after a run. Empty where the entries say it.
     pub row_pages: Vec<u32>,
     /// `[rows of all requests, mark_words]`: bits of partitions that are read in any case. Empty for none.
@@ -102,9 +102,10 @@ impl ScoreCase {
             row_pages: Vec::new(),
             always: Vec::new(),
             mark_words: 0,
-            tile: LEAST_TILE * pick(rng, &[1, 2, 4, 8]),
+            tiles: 0,
             stride: (lengths.iter().max().unwrap() + rng.random_range(0..20)).max(1).next_multiple_of(4),
         };
+        case.tiles = (case.stride as u32).div_ceil(TILE_UNIT * pick(rng, &[1, 2, 3, 4, 8]));
         for &partitions in lengths {
             let first_partition = rng.random_range(0..2 * segment_partitions);
             let end = first_partition + partitions;
@@ -171,12 +172,7 @@ impl ScoreCase {
 
     /// The same with the tiles that its launch on a GPU has.
     pub fn tiled_as_launched(self) -> Self {
-        Self { tile: tile(self.rows() as u64, self.stride as u32), ..self }
-    }
-
-    /// Tiles of a row.
-    pub fn tiles(&self) -> usize {
-        tiles(self.stride as u32, self.tile) as usize
+        Self { tiles: tiles(self.rows() as u64, self.stride as u32), ..self }
     }
 
     /// Words of a summary.
@@ -231,7 +227,7 @@ impl ScoreCase {
 
     /// The statistics before the launch.
     pub fn statistics(&self) -> Vec<f32> {
-        vec![POISON; self.rows() * self.group * self.tiles() * 2]
+        vec![POISON; self.rows() * self.group * self.tiles as usize * 2]
     }
 
     /// Whether logits and statistics are right.
@@ -249,7 +245,7 @@ impl ScoreCase {
         let head_dim = self.head_words * WORD_ELEMENTS;
         let summaries = bytemuck::cast_slice::<_, bf16>(&self.summaries).to_f32_vec();
         let queries = bytemuck::cast_slice::<_, bf16>(&self.queries).to_f32_vec();
-        let tiles = self.tiles();
+        let tiles = self.tiles as usize;
         for row in 0..self.rows() {
             let (request, head) = (row / self.kv_heads, row % self.kv_heads);
             let partitions = self.partitions(request, head);
@@ -270,9 +266,10 @@ impl ScoreCase {
                         ));
                     }
                 }
+                let width = tile(partitions as u32, self.tiles) as usize;
                 for tile in 0..tiles {
-                    let first = (tile * self.tile as usize).min(partitions);
-                    let of_tile = first..partitions.min(first + self.tile as usize);
+                    let first = (tile * width).min(partitions);
+                    let of_tile = first..partitions.min(first + width);
                     let any = !of_tile.is_empty();
                     let counted = of_tile.filter(|at| !self.is_always(request, head, *at));
                     let of_tile: Vec<f32> = counted.map(|at| found[at]).collect();

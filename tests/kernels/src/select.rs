@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 use spinkv::backend::cpu::{Wish, choose, merge_heads};
 use spinkv::pipeline::GroupMerge;
 use spinkv_kernels::abi::Entry;
-use spinkv_kernels::abi::score::{LEAST_TILE, tile, tiles};
+use spinkv_kernels::abi::score::{TILE_UNIT, tile, tiles};
 use spinkv_kernels::abi::select::{MERGE_MAX, MERGE_MEAN, MERGE_SUM, WEIGHT_OF_ONE};
 
 use super::top_k::{LENGTHS, compare, scores};
@@ -27,8 +27,8 @@ pub struct SelectCase {
     pub group: usize,
     /// Room for a row's logits.
     pub stride: usize,
-    /// Partitions of a tile.
-    pub tile: u32,
+    /// Tiles of a row.
+    pub tiles: u32,
     /// Whether the logits go through a softmax.
     pub softmax: bool,
     /// How heads are merged.
@@ -173,7 +173,7 @@ impl SelectCase {
             kv_heads,
             group,
             stride,
-            tile: LEAST_TILE * pick(rng, &[1, 2, 4, 8]),
+            tiles: (stride as u32).div_ceil(TILE_UNIT * pick(rng, &[1, 2, 3, 4, 8])),
             softmax,
             merge: [GroupMerge::Max, GroupMerge::Sum, GroupMerge::Mean][rng.random_range(0..3)],
             least: if rng.random_bool(0.2) { rng.random_range(-1.0..1.0) } else { f32::NEG_INFINITY },
@@ -201,20 +201,22 @@ impl SelectCase {
 
     /// The same with the tiles that its launch on a GPU has.
     pub fn tiled_as_launched(mut self) -> Self {
-        self.tile = tile(self.rows() as u64, self.stride as u32);
+        self.tiles = tiles(self.rows() as u64, self.stride as u32);
         self.statistics = self.statistics_of_logits();
         self
     }
 
     /// What `score` would write beside the logits; NaN for tiles that it leaves out.
     fn statistics_of_logits(&self) -> Vec<f32> {
-        let tiles = tiles(self.stride as u32, self.tile) as usize;
+        let tiles = self.tiles as usize;
         let mut statistics = vec![f32::NAN; self.rows() * self.group * tiles * 2];
         for row in 0..self.rows() {
             for head in 0..self.group {
                 let of_head = row * self.group + head;
                 let logits = &self.logits[of_head * self.stride..][..self.partitions(row)];
-                for (tile, logits) in logits.chunks(self.tile as usize).enumerate() {
+                for (tile, logits) in
+                    logits.chunks(tile(logits.len().max(1) as u32, self.tiles) as usize).enumerate()
+                {
                     let greatest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                     let sum: f64 = logits.iter().map(|logit| f64::from(logit - greatest).exp()).sum();
                     statistics[(of_head * tiles + tile) * 2] = greatest;

@@ -122,7 +122,8 @@ pub unsafe fn resolve(
     let pages = pages.slice((block * list_capacity) as usize, list_capacity as usize);
     let copies = copies.slice((block * list_capacity) as usize, list_capacity as usize);
     let scratch = Scratch::carve(slot_capacity, segment_capacity, list_capacity);
-    slots::read(&row, &scratch);
+    let end = row.entry.first_partition + row.entry.partitions;
+    slots::read(&row, &scratch, end.div_ceil(page_partitions) * partition_pages);
     // The launch before writes the ids, and nothing of what was read so far.
     chain();
     let id_count = id_counts.load(block as usize);

@@ -3,7 +3,7 @@ use cuda_std::{Shared, shared, thread};
 
 use super::row::{Row, is_on_host};
 use crate::abi::resolve::BLOCK;
-use crate::abi::{SLOT_HELD, SLOT_PINNED, SLOT_STAMP, WARP, host_page};
+use crate::abi::{SEGMENT_KEYS, SLOT_HELD, SLOT_PINNED, SLOT_STAMP, WARP, host_page};
 use crate::block::Exchange;
 
 /// Warps of a block.
@@ -156,9 +156,10 @@ pub(super) fn older(ages: u32, age: u32) -> u32 {
     (ages + (0x7f - age) * ONES) & HELD
 }
 
-/// Reads the row's directory and its slots' bytes, old stamps clamped, and clears the rest of the scratch. No barrier follows.
+/// Reads the row's directory and its slots' bytes, old stamps clamped, and clears the rest of the scratch. What else is read of the first `keys` keys is asked
+/// for. No barrier follows.
 #[inline(always)]
-pub(super) unsafe fn read(row: &Row, scratch: &Scratch) {
+pub(super) unsafe fn read(row: &Row, scratch: &Scratch, keys: u32) {
     let (thread, words) = (thread::thread_idx_x(), row.entry.slots / 4);
     let mut word = thread;
     while word < words {
@@ -170,7 +171,9 @@ pub(super) unsafe fn read(row: &Row, scratch: &Scratch) {
     while segment < row.segments() {
         let at = row.directories.load((row.entry.directory + segment) as usize);
         scratch.directory.store(segment as usize, at);
-        row.prefetch_segment(at);
+        if segment * SEGMENT_KEYS < keys {
+            row.prefetch_segment(at);
+        }
         segment += BLOCK;
     }
     let mut bits = thread;

@@ -9,6 +9,8 @@
 //! - takes nothing that changes from step to step from the host: tokens, partitions and limits are in the [`Entry`]s, in device memory. What it is
 //!   given, buffers and numbers, is the same at every replay;
 //! - passes over entries of 0 tokens, which fill a batch up;
+//! - lets no launch go before its own end (`launch_dependents`) in a kernel that writes what the launch directly behind it reads, but for `score`'s queries: see
+//!   [`Score::launch`];
 //! - writes nothing of its own while it launches: a prompt's launches run beside those of a step. Scratch comes with the stage.
 //!
 //! A kernel of the method's own comes from its own PTX, by [`Module::from_ptx`](super::driver::Module::from_ptx), and is launched by

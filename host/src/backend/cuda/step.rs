@@ -362,7 +362,7 @@ impl LayerStep<'_> {
                 Some(bus) => {
                     bus.ready.record(stream)?;
                     bus.stream.wait(bus.ready)?;
-                    self.gather.launch_as(self.gather.variant(kernels), kernels, bus.stream)?;
+                    self.gather.launch_behind(kernels, bus.stream)?;
                     bus.fetched.record(bus.stream)?;
                     stream.wait(bus.fetched)?;
                 }

@@ -282,8 +282,8 @@ fn a_gate_scores_with_one_query_a_row() {
         assert_eq!(score[3], query[15], "gate queries are what is scored");
         // KV heads, group, words of a gate key, bounds; a factor of 1 / 4.
         assert_eq!((&score[4..8], &*score[11]), (["2", "1", "2", "0"].map(str::to_owned).as_slice(), "0.25"));
-        // Group, tile of the softmax, the greatest, the logarithm of the threshold.
-        assert_eq!((&*select[4], &*select[6], &*select[7], &*select[8]), ("1", "64", "0", least));
+        // Group, tiles of the softmax, the greatest, the logarithm of the threshold.
+        assert_eq!((&*select[4], &*select[6], &*select[7], &*select[8]), ("1", "1", "0", least));
         let key = parameters(&log, "gate_key_step");
         assert_eq!(
             (&*key[10], &*key[14], &*key[16], &*query[11]),

@@ -95,7 +95,7 @@ fn a_score_is_checked_and_launched() {
         let always = right.always.map_or(directories.address(), |(marks, _)| marks.address());
         let words = right.always.map_or(0, |(_, words)| words);
         let numbers = format!(
-            "3 4 {head_words} {bounds} 512 6 1 0.25 516 64 {row_pages:#x} {counted} {always:#x} {words}"
+            "3 4 {head_words} {bounds} 512 6 1 0.25 516 9 {row_pages:#x} {counted} {always:#x} {words}"
         );
         let line = format!(
             "overlapping launch score 54 1 1, 128 1 1, {shared}: {tables} {read} {numbers} {written}"
@@ -217,13 +217,13 @@ fn a_selection_is_checked_and_launched() {
     let row_pages = row_pages.address();
     let marked = format!("{forced:#x} {masked:#x} 17 17 3 {row_pages:#x} 1 5 0.50");
     let estimates = format!("{estimated_ids:#x} {estimated:#x}");
-    // Tile of the softmax, merge, least, top-p: of logarithms the least is one too.
+    // Tiles of the softmax, merge, least, top-p: of logarithms the least is one too.
     for (merge, least, scores) in [
-        (GroupMerge::Max, Some(0.5), "64 0 -0.69 0.75"),
-        (GroupMerge::Max, Some(-3.0), "64 0 -inf 0.75"),
-        (GroupMerge::Max, None, "64 0 -inf 0.75"),
-        (GroupMerge::Sum, Some(0.5), "64 1 0.50 0.75"),
-        (GroupMerge::Mean, Some(0.5), "64 2 0.50 0.75"),
+        (GroupMerge::Max, Some(0.5), "9 0 -0.69 0.75"),
+        (GroupMerge::Max, Some(-3.0), "9 0 -inf 0.75"),
+        (GroupMerge::Max, None, "9 0 -inf 0.75"),
+        (GroupMerge::Sum, Some(0.5), "9 1 0.50 0.75"),
+        (GroupMerge::Mean, Some(0.5), "9 2 0.50 0.75"),
     ] {
         launch(SelectPartitions { merge, least, ..right }).unwrap();
         let expected = line(statistics, scores, &marked, 512, keys.address(), &estimates);
@@ -235,7 +235,7 @@ fn a_selection_is_checked_and_launched() {
         (Marks { forced: None, ..marks }, format!("{ids:#x} {masked:#x} 0 17 3 {row_pages:#x} 1 5 0.50")),
     ] {
         launch(with_marks(alone)).unwrap();
-        let expected = line(statistics, "64 0 -0.69 0.75", &expected, 512, keys.address(), &estimates);
+        let expected = line(statistics, "9 0 -0.69 0.75", &expected, 512, keys.address(), &estimates);
         assert_eq!(driver.log(), [expected]);
     }
     // Without what may be left out: what stands in for it is neither read nor written.
@@ -306,5 +306,39 @@ fn a_top_k_is_checked_and_launched() {
         let parameters =
             format!("{scores:#x} {counts:#x} {k:#x} 516 {resident} {keys:#x} 7 {ids:#x} {selected:#x}");
         assert_eq!(driver.log(), [format!("launch top_k 3 1 1, 512 1 1, {shared}: {parameters}")]);
+    }
+}
+
+/// Small blocks where two rows are to be on a multiprocessor at a time, and fit; of short rows always.
+#[test]
+fn blocks_are_as_large_as_rows_leave_room_for() {
+    let driver = driver();
+    let (context, stream) = driver.open();
+    let kernels = Kernels::load(&context).unwrap();
+    let table = |len| DeviceBuffer::<u32>::zeroed(&stream, len).unwrap();
+    for (rows, stride, resident, block) in [
+        (133, 2052, 2052, 512),
+        (132, 2052, 2052, 1024),
+        (133, 2052, 40_000, 1024),
+        (132, 2048, 2048, 512),
+        (133, 2048, 40_000, 512),
+    ] {
+        let (counts, k, selected) = (table(rows), table(rows), table(rows));
+        let top_k = TopK {
+            scores: &DeviceBuffer::zeroed(&stream, rows * stride as usize).unwrap(),
+            counts: &counts,
+            k: &k,
+            stride,
+            resident,
+            keys: &DeviceBuffer::zeroed(&stream, 1).unwrap(),
+            capacity: 1,
+            ids: &table(rows),
+            selected: &selected,
+        };
+        driver.log();
+        // SAFETY: the stand-in's kernels touch nothing.
+        unsafe { top_k.launch(&kernels, &stream) }.unwrap();
+        let log = driver.log();
+        assert!(log[0].starts_with(&format!("launch top_k {rows} 1 1, {block} 1 1, ")), "{log:?}");
     }
 }

@@ -35,6 +35,8 @@ struct Request {
     rows: Vec<Row>,
     /// Where its tables begin; they lie in an order of their own.
     segments: Vec<u32>,
+    /// How many of them its directory has, since its context has not come further.
+    known: u32,
     directory: u32,
     first_slot: u32,
     slot_stride: u32,
@@ -66,11 +68,13 @@ impl Batch {
             let sinks = rng.random_range(0..=2) * partition_pages;
             let ring = 4 * partition_pages;
             let slot_stride = (size.slots as u32 + rng.random_range(0..40)).next_multiple_of(4);
+            let end = sinks + partition_pages * rng.random_range(0..=(keys - sinks) / 2 / partition_pages);
             let request = Request {
+                known: rng.random_range(end.div_ceil(SEGMENT_KEYS).max(1)..=segments),
                 clock: StepClock(rng.random()),
                 sinks,
                 ring,
-                end: sinks + partition_pages * rng.random_range(0..=(keys - sinks) / 2 / partition_pages),
+                end,
                 rows: (0..rows).map(|_| batch.row(rng, sinks + ring)).collect(),
                 segments: numbers.split_off(numbers.len() - segments as usize),
                 directory: 2 + number * segments,
@@ -172,7 +176,8 @@ impl Batch {
                 (0..rows).for_each(|_| lists.add(&[], &[], NO_FAULT, list_capacity));
                 continue;
             };
-            let entry = self.requests[number].begin(rng, self.partition_pages, self.keys);
+            let entry =
+                self.requests[number].begin(rng, self.partition_pages, self.page_partitions, self.keys);
             for head in 0..self.size.kv_heads {
                 let row = layer * self.size.kv_heads + head;
                 let selected = self.select(rng, &entry, number, list_capacity);
@@ -261,10 +266,10 @@ struct Selection {
 
 impl Request {
     /// The next step begins.
-    fn begin(&mut self, rng: &mut ChaCha8Rng, unit: u32, keys: u32) -> Entry {
+    fn begin(&mut self, rng: &mut ChaCha8Rng, unit: u32, page_partitions: u32, keys: u32) -> Entry {
         self.clock.tick();
         let leaving = if rng.random_bool(0.3) { unit * rng.random_range(1..=2) } else { 0 };
-        let leaving = if self.end + leaving > keys { 0 } else { leaving };
+        let leaving = if self.end + leaving > self.known * SEGMENT_KEYS { 0 } else { leaving };
         self.end += leaving;
         Entry {
             tokens: 1 + rng.random_range(0..1000),
@@ -280,9 +285,9 @@ impl Request {
             slab_stride: keys / SLAB_PAGES,
             leaving_key: self.end - leaving,
             leaving,
+            first_partition: self.sinks / unit * page_partitions,
+            partitions: (self.end - self.sinks) / unit * page_partitions,
             // None of the kernel's business.
-            first_partition: WILD,
-            partitions: WILD,
             limit: WILD,
             new_partition: WILD,
             new_partitions: WILD,
@@ -294,7 +299,8 @@ impl Request {
     fn write(&self, tables: &mut Tables) {
         let rows = self.rows.len();
         let directory = self.directory as usize;
-        tables.directories[directory..directory + self.segments.len()].copy_from_slice(&self.segments);
+        let known = self.known as usize;
+        tables.directories[directory..directory + known].copy_from_slice(&self.segments[..known]);
         for (number, row) in self.rows.iter().enumerate() {
             let first = self.first_slot as usize + number * self.slot_stride as usize;
             let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut tables.states);

@@ -96,7 +96,19 @@ impl Gather<'_> {
         unsafe { self.launch_variant(self.variant(kernels), overlaps, kernels, stream) }
     }
 
-    /// The same with a variant of the caller's choice, behind all launches before it: for copies of several streams, benches and tests.
+    /// The same, not begun before all ahead of it has ended: where copies of several streams meet.
+    ///
+    /// # Errors
+    /// Those of [`launch`](Self::launch).
+    ///
+    /// # Safety
+    /// As for [`launch`](Self::launch).
+    pub unsafe fn launch_behind(&self, kernels: &Kernels, stream: &Stream) -> Result<()> {
+        // SAFETY: the caller's part.
+        unsafe { self.launch_variant(self.variant(kernels), false, kernels, stream) }
+    }
+
+    /// [`launch_behind`](Self::launch_behind) with a variant of the caller's choice, for benches and tests.
     ///
     /// # Errors
     /// Those of [`launch`](Self::launch), and [`UnknownFunction`](DriverError::UnknownFunction) for a variant that the device does

@@ -205,6 +205,14 @@ impl Kernels {
         stride.next_multiple_of(4).min(room / 4 * 4).min(abi::select::MAX_RESIDENT)
     }
 
+    /// Threads of a block of `select` and `top_k` for `rows` rows of up to `stride` scores, of which `resident` are in shared memory.
+    fn select_block(&self, rows: usize, stride: u32, resident: u32) -> u32 {
+        // A block may have nearly all that a multiprocessor has.
+        let shared = self.select.shared_limit().min(self.top_k.shared_limit());
+        let fit = abi::select::shared_bytes(resident) <= shared / 2;
+        abi::select::block(stride, fit && rows > self.multiprocessors as usize)
+    }
+
     /// Into how many blocks [`Attend`] should split each of `units` (rows, twice as many for groups of more than 8) of up to `tokens`
     /// tokens.
     pub fn attend_splits(&self, units: u32, tokens: u32) -> u32 {

@@ -102,7 +102,7 @@ impl Resolve<'_> {
     ///
     /// # Safety
     /// When the launch runs, entries, ids and tables are as the kernel's contract says, and nothing else uses tables or lists until it
-    /// has run.
+    /// has run. A launch directly ahead of it that lets it go before its own end may write ids, how many they are, and host tables, and nothing else of what it reads.
     pub unsafe fn launch(&self, kernels: &Kernels, stream: &Stream) -> Result<()> {
         let Self { kv_heads, layer, slot_capacity, segment_capacity, tables, .. } = *self;
         let any = 1..=u64::from(u32::MAX);

@@ -43,7 +43,7 @@ pub struct Score<'a> {
     /// `[batch * kv_heads, group, stride]`.
     pub logits: &'a DeviceBuffer<f32>,
     /// `[batch * kv_heads, group, tiles, 2]`: of each tile the greatest logit, and the sum of e^(logit - greatest), for as many tiles as
-    /// [`tile`](score::tile) says.
+    /// [`tiles`](score::tiles) says.
     pub statistics: &'a DeviceBuffer<f32>,
 }
 
@@ -58,7 +58,8 @@ impl Score<'_> {
     ///
     /// # Safety
     /// When the launch runs, no entry has more than `stride` partitions, and the directories name segments that exist for all of
-    /// them; until it has run nothing writes what it reads, and nothing uses what it writes.
+    /// them; until it has run nothing writes what it reads, and nothing uses what it writes. A launch directly ahead of it on the stream that lets it go before its
+    /// own end (`launch_dependents`, as all of a decode step's stages do) may write the queries, and nothing else of what it reads.
     pub unsafe fn launch(&self, kernels: &Kernels, stream: &Stream) -> Result<()> {
         let Self { kv_heads, group, head_words, segment_partitions, request_rows, layer, stride, .. } = *self;
         let most = u64::from(u32::MAX);
@@ -73,8 +74,8 @@ impl Score<'_> {
         check_multiple("score stride", stride.into(), 4)?;
         let summary_words = head_words << u32::from(self.bounds);
         let rows = self.entries.len() as u64 * u64::from(kv_heads);
-        let tile = score::tile(rows, stride);
-        let tiles = u64::from(score::tiles(stride, tile));
+        let of_row = score::tiles(rows, stride);
+        let tiles = u64::from(of_row);
         check_operand("score batch * kv_heads * tiles", rows * tiles, 0..=i32::MAX as u64)?;
         let heads = rows * u64::from(group);
         check_operand("score batch * kv_heads * group", heads, 0..=most)?;
@@ -110,7 +111,7 @@ impl Score<'_> {
             layer.into(),
             self.scale.into(),
             stride.into(),
-            tile.into(),
+            of_row.into(),
             self.row_pages.unwrap_or(self.directories).into(),
             u32::from(self.row_pages.is_some()).into(),
             self.always.map_or(self.directories, |(marks, _)| marks).into(),

@@ -16,7 +16,7 @@ pub struct SelectPartitions<'a> {
     pub entries: &'a DeviceBuffer<Entry>,
     /// `[batch * kv_heads, group, stride]`.
     pub logits: &'a DeviceBuffer<f32>,
-    /// Those of [`Score`](super::Score), for a softmax of each head over the row's partitions; `None` to merge logits as they
+    /// Those of one [`Score`](super::Score) of as many entries and KV heads and the same stride, for a softmax of each head over the row's partitions; `None` to merge logits as they
     /// are.
     pub statistics: Option<&'a DeviceBuffer<f32>>,
     /// KV heads.
@@ -89,9 +89,10 @@ impl SelectPartitions<'_> {
     ///
     /// # Safety
     /// When the launch runs, no entry has more than `stride` partitions, their marks are in the tables, and with `top_p` below 1 the positive scores of a row add up
-    /// to at most 32; until it has run nothing writes what it reads, and nothing uses what it writes.
+    /// to at most 32; until it has run nothing writes what it reads, and nothing uses what it writes. A launch directly ahead of it that lets it go before its own end
+    /// may write logits, statistics and marks, and nothing else of what it reads.
     pub unsafe fn launch(&self, kernels: &Kernels, stream: &Stream) -> Result<()> {
-        use spinkv_kernels::abi::score::{MAX_GROUP, tile, tiles};
+        use spinkv_kernels::abi::score::{MAX_GROUP, tiles};
 
         let Self { kv_heads, group, stride, resident, capacity, .. } = *self;
         let most = u64::from(u32::MAX);
@@ -107,13 +108,13 @@ impl SelectPartitions<'_> {
         }
         let rows = self.entries.len() as u64 * u64::from(kv_heads);
         check_operand("select batch * kv_heads", rows, 0..=u64::from(i32::MAX as u32 / MAX_GROUP))?;
-        let tile = tile(rows, stride);
+        let tiles = tiles(rows, stride);
         let rows = rows as usize;
         check_length("select selected", rows, self.selected.len())?;
         let heads = rows * group as usize;
         check_range("select logits", 0, heads * stride as usize, self.logits.len())?;
         if let Some(statistics) = self.statistics {
-            check_range("select statistics", 0, heads * tiles(stride, tile) as usize * 2, statistics.len())?;
+            check_range("select statistics", 0, heads * tiles as usize * 2, statistics.len())?;
         }
         let first_row = self.first_row;
         if let Some(Marks { forced, masked, words }) = self.marks {
@@ -168,7 +169,7 @@ impl SelectPartitions<'_> {
             kv_heads.into(),
             group.into(),
             stride.into(),
-            self.statistics.map_or(0, |_| tile).into(),
+            self.statistics.map_or(0, |_| tiles).into(),
             merge.into(),
             least.into(),
             self.top_p.into(),
@@ -189,10 +190,9 @@ impl SelectPartitions<'_> {
             self.estimates.map_or(self.ids, |estimates| estimates.ids).into(),
             self.estimates.map_or(self.selected, |estimates| estimates.estimated).into(),
         ];
-        let shape =
-            LaunchShape::linear(rows as u32, select::block(rows as u64, stride, kernels.multiprocessors))
-                .with_shared_bytes(select::shared_bytes(resident))
-                .overlapping();
+        let shape = LaunchShape::linear(rows as u32, kernels.select_block(rows, stride, resident))
+            .with_shared_bytes(select::shared_bytes(resident))
+            .overlapping();
         // SAFETY: order and types are the kernel's; the caller answers for the entries and the scores.
         unsafe { launch_with(&kernels.select, &shape, stream, arguments) }
     }

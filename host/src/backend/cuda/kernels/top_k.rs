@@ -67,9 +67,8 @@ impl TopK<'_> {
             self.ids.into(),
             self.selected.into(),
         ];
-        let shape =
-            LaunchShape::linear(rows as u32, select::block(rows as u64, stride, kernels.multiprocessors))
-                .with_shared_bytes(select::shared_bytes(resident));
+        let shape = LaunchShape::linear(rows as u32, kernels.select_block(rows, stride, resident))
+            .with_shared_bytes(select::shared_bytes(resident));
         // SAFETY: order and types are the kernel's; the caller answers for the counts.
         unsafe { launch_with(&kernels.top_k, &shape, stream, arguments) }
     }
