@@ -95,7 +95,9 @@ impl Batch {
         let mut physical: Vec<u32> = (0..(rows * SLOTS) as u32).collect();
         physical.shuffle(&mut rng);
         let context_tokens = 8 * keys as u32;
-        let entry = |request| Entry { tokens: context_tokens, ring_pages: 1, ..shape.entry(request) };
+        let partitions = keys as u32;
+        let entry =
+            |request| Entry { tokens: context_tokens, partitions, ring_pages: 1, ..shape.entry(request) };
         let entries: Vec<_> = (0..requests).map(entry).collect();
         let stream = &bench.stream;
         let zeroed = |len| DeviceBuffer::zeroed(stream, len);

@@ -19,10 +19,15 @@ const FONT: &str = "Helvetica, Arial, sans-serif";
 
 type Failure = Box<dyn std::error::Error>;
 
+/// From here on a number stands for what has none, as a cache of all pages, and is drawn at the right edge.
+const BEYOND: f64 = 1e6;
+
 /// A panel: lines over one axis.
 struct Panel {
     title: String,
     across: &'static str,
+    /// What stands at the right edge, if anything does.
+    beyond: &'static str,
     up: &'static str,
     /// The greatest that `up` can be, where it has a limit.
     most: Option<f64>,
@@ -45,10 +50,6 @@ fn lines(named: impl Iterator<Item = (String, Vec<(f64, f64)>)>) -> Vec<Line> {
     named.enumerate().map(line).collect()
 }
 
-/// Beyond all numbers of an axis: what has no rate, since all came at once.
-#[cfg(feature = "serve")]
-const AT_ONCE: f64 = f64::MAX;
-
 /// Draws tokens a second over the batch to `path`: a panel for each context, a line for each method, budget and cache.
 ///
 /// # Errors
@@ -67,6 +68,7 @@ pub fn throughput(path: &Path, report: &DecodeReport) -> Result<(), String> {
         Panel {
             title: format!("{}, {context} tokens", report.facts.model),
             across: "requests of a step",
+            beyond: "",
             up: if of_all { "tokens/s, worked out for all layers" } else { "tokens/s" },
             most: None,
             lines: lines(named),
@@ -108,6 +110,7 @@ pub fn ablation(path: &Path, report: &AblationReport) -> Result<(), String> {
     let panel = |up, most, lines| Panel {
         title: report.facts.model.clone(),
         across: "slots, in what one step selects",
+        beyond: "all",
         up,
         most,
         lines,
@@ -128,7 +131,7 @@ pub fn load(path: &Path, reports: &[LoadReport]) -> Result<(), String> {
     let panel = |up, values: &[(&str, Value)]| {
         let lines = reports.iter().enumerate().flat_map(|(subject, report)| {
             values.iter().enumerate().map(move |(number, (of, value))| {
-                let x = |point: &LoadPoint| point.rate.unwrap_or(AT_ONCE);
+                let x = |point: &LoadPoint| point.rate.unwrap_or(f64::INFINITY);
                 let points = report.points.iter().filter_map(|point| Some((x(point), value(point)?)));
                 let name = format!("{}{of}", report.name);
                 Line { name, subject, dashed: number > 0, points: points.collect() }
@@ -137,6 +140,7 @@ pub fn load(path: &Path, reports: &[LoadReport]) -> Result<(), String> {
         Panel {
             title: title.clone().unwrap_or_default(),
             across: "sessions that arrive a second",
+            beyond: "all at once",
             up,
             most: None,
             lines: lines.collect(),
@@ -188,10 +192,10 @@ fn draw(path: &Path, panels: &[Panel]) -> Result<(), String> {
 fn draw_panel(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel) -> Result<(), Failure> {
     let (above, below) = area.split_vertically(PANEL.1);
     let all = || panel.lines.iter().flat_map(|line| &line.points);
-    let widest = all().map(|(x, _)| *x).filter(|x| *x < 1e6).fold(0.0, f64::max);
+    let widest = all().map(|(x, _)| *x).filter(|x| *x < BEYOND).fold(0.0, f64::max);
     let widest = if widest > 0.0 { widest } else { 1.0 };
     // What is beyond all numbers stands apart, at the right edge.
-    let apart = all().any(|(x, _)| *x >= 1e6);
+    let apart = all().any(|(x, _)| *x >= BEYOND);
     let edge = if apart { 1.25 * widest } else { widest };
     let highest = panel.most.unwrap_or_else(|| all().map(|(_, y)| *y).fold(1e-6, f64::max));
     let body = (FONT, 12).into_font().color(&RGBColor(60, 60, 60));
@@ -222,7 +226,7 @@ fn draw_panel(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel) -> Resul
         let (x, y) = chart.backend_coord(&(edge, 0.0));
         let (left, top) = (above.get_pixel_range().0.start, above.get_pixel_range().1.start);
         let style = body.pos(Pos::new(HPos::Center, VPos::Top));
-        above.draw(&Text::new("all at once", (x - left, y - top + 9), style))?;
+        above.draw(&Text::new(panel.beyond, (x - left, y - top + 9), style))?;
     }
     for (index, Line { name, subject, dashed, points }) in panel.lines.iter().enumerate() {
         let colour = colour(*subject);

@@ -113,10 +113,7 @@ impl TensorParallel {
             let what = "overlap halves of a batch over several GPUs";
             return Err(Error::UnsupportedByBackend { backend: "cuda", what });
         }
-        let mut models = self.models.iter_mut();
-        models.try_for_each(|model| {
-            model.get_mut().unwrap_or_else(PoisonError::into_inner).set_overlap(overlap)
-        })
+        self.models.iter().try_for_each(|model| lock(model).set_overlap(overlap))
     }
 
     /// Keeps the pages of prompts for others that begin alike, as [`CudaBackend::share_prefixes`]: `limit` bytes of them over all GPUs. Each has its heads' part of the
@@ -126,10 +123,15 @@ impl TensorParallel {
     /// As there.
     pub fn share_prefixes(&mut self, limit: Option<u64>) -> Result<()> {
         let each = limit.map(|limit| limit / self.models.len() as u64);
-        self.models.iter_mut().try_for_each(|model| {
-            let model = model.get_mut().unwrap_or_else(PoisonError::into_inner);
-            Ok(model.pipeline_mut().backend_mut().share_prefixes(each)?)
-        })
+        for model in &self.models {
+            lock(model).pipeline_mut().backend_mut().share_prefixes(each)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets all that is kept of prompts, as [`CudaBackend::clear_prefixes`].
+    fn clear_prefixes(&self) {
+        self.models.iter().for_each(|model| lock(model).pipeline_mut().backend_mut().clear_prefixes());
     }
 
     /// The whole model's dimensions.

@@ -106,7 +106,7 @@ impl Runner for TensorParallel {
         let other = prompts.iter().position(|prompt| prompt.cached_tokens() != expected);
         if let Some(rank) = other {
             // From here on they are alike again; the request cannot be, and is its caller's to release.
-            self.models.iter().for_each(|model| lock(model).pipeline_mut().backend_mut().clear_prefixes());
+            self.clear_prefixes();
             return Err(Error::UnequalPrefixes { rank, found: prompts[rank].cached_tokens(), expected });
         }
         Ok(ParallelPrompt(prompts.into_iter().map(Mutex::new).collect()))

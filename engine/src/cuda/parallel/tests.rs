@@ -209,7 +209,7 @@ fn prompts_that_begin_alike_share_each_rank_s_pages() {
     model.release(first);
     model.release(fourth);
     assert!(!is_empty(&model), "blocks are kept");
-    model.models.iter().for_each(|model| lock(model).pipeline_mut().backend_mut().clear_prefixes());
+    model.clear_prefixes();
     assert!(is_empty(&model));
 
     // A limit is that of all together: half of it is too little for the second block.

@@ -369,13 +369,7 @@ fn parked(machine: &Machine) -> Outcome {
         let limits = CudaLimits { gpu_pages: Some(pages), buffering: 5.0, ..limits(4, 420) };
         let mut run = Run::new(machine, shape, 8, method, &limits)?;
         let own = |seed| sequence(shape, Style::Random, 420, machine.seed + seed);
-        let first = run.start(own(1), 300)?;
-        let second = run.start(own(2), 200)?;
-        let full = run.start(own(3), 250);
-        ensure(
-            matches!(full, Err(run::Wrong::Refused(Error::OutOfGpuPages { .. }))),
-            "a third finds no room",
-        )?;
+        let [first, second] = two(&mut run, own)?;
         for round in 0..4 {
             for _ in 0..6 {
                 run.step(&[first, second])?;
@@ -390,6 +384,14 @@ fn parked(machine: &Machine) -> Outcome {
         run.ensure_empty()?;
     }
     Ok(())
+}
+
+/// Two requests, beside which a third finds no room.
+fn two(run: &mut Run<'_>, own: impl Fn(u64) -> Sequence) -> Result<[RequestId; 2], libtest_mimic::Failed> {
+    let both = [run.start(own(1), 300)?, run.start(own(2), 200)?];
+    let full = run.start(own(3), 250);
+    ensure(matches!(full, Err(run::Wrong::Refused(Error::OutOfGpuPages { .. }))), "a third finds no room")?;
+    Ok(both)
 }
 
 /// The second of two requests is parked while a third runs in the room that it leaves, and goes on when that has ended.
@@ -423,13 +425,7 @@ fn parked_wholes(machine: &Machine) -> Outcome {
             let limits = CudaLimits { gpu_pages: Some(plan.gpu_pages() * 5 / 2), ..limits(4, 420) };
             let mut run = Run::new(machine, shape, page_tokens, method, &limits)?;
             let own = |seed| sequence(shape, Style::Random, 420, machine.seed + 100 * number as u64 + seed);
-            let first = run.start(own(1), 300)?;
-            let second = run.start(own(2), 200)?;
-            let full = run.start(own(3), 250);
-            ensure(
-                matches!(full, Err(run::Wrong::Refused(Error::OutOfGpuPages { .. }))),
-                "a third finds no room",
-            )?;
+            let [first, second] = two(&mut run, own)?;
             for round in 0..6 {
                 // The newest page is complete when it is parked, or holds any number of tokens.
                 for _ in 0..5 + round % 4 {
